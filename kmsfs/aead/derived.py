@@ -1,0 +1,46 @@
+"""Derived-key AES-256-GCM with a key commitment: how KMS keys encrypt (security.md section 5).
+
+Each message gets its own key from 16 random bytes, so no counter bounds the KMS key's use, and 32 committed
+bytes are compared before anything is opened: a ciphertext is valid under one key only.
+"""
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from kmsfs.aead.kdf import equal, kbkdf
+from kmsfs.aead.nonces import Rng, draw
+from kmsfs.errors import AuthenticationFailed
+
+LABEL = b"kmsfs/kms/v1"
+SALT_BYTES = 16
+COMMITMENT_BYTES = 32
+BODY_OVERHEAD_BYTES = SALT_BYTES + 12 + COMMITMENT_BYTES + 16
+
+
+def seal_derived(key: bytes, rng: Rng, head: bytes, plain: bytes, context: bytes) -> bytes:
+    """Return salt 16 ‖ nonce 12 ‖ commitment 32 ‖ ciphertext ‖ tag 16.
+
+    `head` and everything before the ciphertext are authenticated together with `context`.
+    """
+    salt = rng(SALT_BYTES)
+    derived = kbkdf(key, LABEL, head + salt, 64)
+    nonce = draw(rng, 1)
+    prefix = salt + nonce + derived[32:]
+    return prefix + AESGCM(derived[:32]).encrypt(nonce, plain, head + prefix + context)
+
+
+def open_derived(key: bytes, head: bytes, body: bytes, context: bytes) -> bytes:
+    """Return the plaintext of what `seal_derived` made.
+
+    Raises:
+        AuthenticationFailed: if the key, the commitment, the bytes or the context are not right.
+    """
+    if len(body) < BODY_OVERHEAD_BYTES:
+        raise AuthenticationFailed("sealed bytes are too short")
+    derived = kbkdf(key, LABEL, head + body[:SALT_BYTES], 64)
+    if not equal(derived[32:], body[28:60]):
+        raise AuthenticationFailed("key commitment does not match")
+    try:
+        return AESGCM(derived[:32]).decrypt(body[16:28], body[60:], head + body[:60] + context)
+    except InvalidTag as error:
+        raise AuthenticationFailed("authentication tag does not match") from error

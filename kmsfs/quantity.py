@@ -1,0 +1,49 @@
+"""Sizes, times and limits as named constants, and the offset types that keep the two sides apart."""
+
+from typing import NewType
+
+PlainOffset = NewType("PlainOffset", int)
+"""A byte offset in what the user reads and writes."""
+CipherOffset = NewType("CipherOffset", int)
+"""A byte offset in the backing file."""
+ChunkIndex = NewType("ChunkIndex", int)
+"""Number of a chunk in a file, from 0."""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+BLOCK_BYTES = 4096
+"""Unit of allocation in a KF1 file, and the size of a header slot and of a node."""
+DEFAULT_CHUNK_LOG2 = 14
+"""16 KiB chunks: below this AES-GCM's call cost shows, above it only amplification grows."""
+
+MAX_FRAME_BYTES = 256 * KIB
+"""Largest ordinary socket frame."""
+MAX_BATCH_FRAME_BYTES = MIB
+"""Largest frame either side ever accepts; only batch operations need more than MAX_FRAME_BYTES."""
+
+KMS_PLAINTEXT_MAX_BYTES = 4096
+"""AWS KMS: Encrypt takes at most 4,096 bytes under a symmetric key."""
+CONTEXT_MAX_BYTES = 8 * KIB
+CONTEXT_MAX_PAIRS = 64
+POLICY_MAX_BYTES = 32 * KIB
+
+STANDARD_VALUE_MAX_BYTES = 4 * KIB
+ADVANCED_VALUE_MAX_BYTES = 8 * KIB
+PARAMETER_NAME_MAX_CHARS = 1011
+PARAMETER_LEVELS_MAX = 15
+PARAMETER_VERSIONS_KEPT = 100
+
+LEASE_SECONDS = 10.0
+"""Without a heartbeat of the watch stream for this long, cached data keys are unusable."""
+HEARTBEAT_SECONDS = 3.0
+CACHE_IDLE_SECONDS = 300.0
+CACHE_AGE_SECONDS = 900.0
+CACHE_ENTRIES = 10_000
+
+CHUNK_WRITES_PER_EPOCH_LOG2 = 24
+"""Random 96-bit nonces: 2^24 seals under one chunk key keep the collision risk at 2^-49."""
+MAP_WRITES_LIMIT = 1 << 30
+STATE_SEALS_LIMIT = 1 << 30
+
+NS_PER_SECOND = 1_000_000_000
