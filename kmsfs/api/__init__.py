@@ -1,0 +1,1 @@
+"""The operations of kmsd, each declared once; server, client, CLI, docs and tests derive from here."""

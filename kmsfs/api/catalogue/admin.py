@@ -1,0 +1,42 @@
+"""kmsfs's own operations: status, watch stream, volume sessions."""
+
+from kmsfs import errors
+from kmsfs.api.operation import ENABLED, Operation, Resource
+from kmsfs.api.shapes import admin
+from kmsfs.api.shapes.keys import Empty
+
+_VOLUME = (
+    errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied, errors.KeyDisabled, errors.KeyInvalidState,
+    errors.VolumeBusy, errors.IncorrectKey,
+)  # fmt: skip
+
+ADMIN_OPERATIONS = (
+    Operation(
+        "GetStatus", "kmsfs", "kmsfs:GetStatus", Empty, admin.StatusResponse,
+        "Tell who answers and how the caller is seen.",
+    ),
+    Operation(
+        "Watch", "kmsfs", "kms:DescribeKey", admin.WatchRequest, admin.WatchResponse,
+        "Push an event whenever one of these keys, its policy or its grants change.",
+        streams=True, audit=("key_ids",), errors=(errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied),
+    ),
+    Operation(
+        "OpenVolumeSession", "kmsfs", "kms:Decrypt", admin.OpenVolumeSessionRequest,
+        admin.OpenVolumeSessionResponse,
+        "Take a volume's writer lease and a new session number.",
+        resource=Resource.VOLUME, resource_field="key_id", key_states=ENABLED, mutates=True,
+        audit=("key_id", "volume_id", "read_only", "resume"), errors=_VOLUME,
+    ),
+    Operation(
+        "CloseVolumeSession", "kmsfs", "kms:Decrypt", admin.CloseVolumeSessionRequest, Empty,
+        "End a volume session cleanly and give its lease back.",
+        resource=Resource.VOLUME, resource_field="key_id", mutates=True,
+        audit=("key_id", "volume_id", "session"), errors=_VOLUME,
+    ),
+    Operation(
+        "HealVolume", "kmsfs", "kms:Decrypt", admin.HealVolumeRequest, Empty,
+        "Record that every file of unclean sessions was recovered.",
+        resource=Resource.VOLUME, resource_field="key_id", key_states=ENABLED, mutates=True,
+        audit=("key_id", "volume_id", "session", "healed_sessions"), errors=_VOLUME,
+    ),
+)  # fmt: skip

@@ -1,0 +1,39 @@
+"""All operations by name, and what is derived from them."""
+
+from kmsfs.api.catalogue.admin import ADMIN_OPERATIONS
+from kmsfs.api.catalogue.crypto import CRYPTO_OPERATIONS
+from kmsfs.api.catalogue.grants import GRANT_OPERATIONS
+from kmsfs.api.catalogue.keys import KEY_OPERATIONS
+from kmsfs.api.catalogue.parameters import PARAMETER_OPERATIONS
+from kmsfs.api.operation import Operation
+from kmsfs.errors import UnknownOperation
+
+OPERATIONS: dict[str, Operation] = {
+    operation.name: operation
+    for operation in (
+        *KEY_OPERATIONS,
+        *CRYPTO_OPERATIONS,
+        *GRANT_OPERATIONS,
+        *PARAMETER_OPERATIONS,
+        *ADMIN_OPERATIONS,
+    )
+}
+
+KMS_ACTIONS: frozenset[str] = frozenset(
+    {operation.action for operation in OPERATIONS.values() if operation.action.startswith("kms:")}
+    - {"kms:ReEncrypt"}
+    | {"kms:ReEncryptFrom", "kms:ReEncryptTo"}
+)
+"""Action names that a key policy may speak of."""
+
+
+def find(name: str) -> Operation:
+    """Return the operation with this name.
+
+    Raises:
+        UnknownOperation: if there is none.
+    """
+    try:
+        return OPERATIONS[name]
+    except KeyError:
+        raise UnknownOperation(f"Unknown operation {name[:64]!r}", hint="see docs/reference/operations.md") from None

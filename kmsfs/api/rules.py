@@ -1,0 +1,60 @@
+"""Rules across the fields of one request, referred to by the declarations."""
+
+from typing import Any
+
+from kmsfs.api.shapes.crypto import GenerateDataKeyRequest, GenerateRandomRequest
+from kmsfs.api.shapes.grants import CreateGrantRequest, RetireGrantRequest
+from kmsfs.api.shapes.keys import CreateKeyRequest
+from kmsfs.errors import ShapeError
+from kmsfs.formats.context import canonical
+
+
+def one_key_size(request: GenerateDataKeyRequest) -> None:
+    """KeySpec xor NumberOfBytes, with AWS's text."""
+    if (request.key_spec is None) == (request.number_of_bytes is None):
+        raise ShapeError("Please specify either number of bytes or key spec.")
+
+
+def needs_number_of_bytes(request: GenerateRandomRequest) -> None:
+    """AWS's model calls NumberOfBytes optional; the service does not."""
+    if request.number_of_bytes is None:
+        raise ShapeError("NumberOfBytes is required.")
+
+
+def contexts_fit(*fields: str) -> Any:
+    """Return a rule that every encryption context in `fields` is within its limits."""
+
+    def rule(request: Any) -> None:
+        for name in fields:
+            value = getattr(request, name)
+            for context in value if isinstance(value, list) else (value,):
+                if context:
+                    canonical(context)
+
+    return rule
+
+
+def one_grant_constraint(request: CreateGrantRequest) -> None:
+    """EncryptionContextEquals xor EncryptionContextSubset."""
+    constraints = request.constraints
+    if constraints is None:
+        return
+    both = (constraints.encryption_context_equals, constraints.encryption_context_subset)
+    if None not in both:
+        raise ShapeError("A grant has EncryptionContextEquals or EncryptionContextSubset, not both.")
+    for context in both:
+        if context:
+            canonical(context)
+
+
+def token_or_id(request: RetireGrantRequest) -> None:
+    """A grant is named by its token, or by key and grant id."""
+    by_id = request.key_id is not None and request.grant_id is not None
+    if (request.grant_token is not None) == by_id:
+        raise ShapeError("Name the grant by GrantToken, or by KeyId and GrantId.")
+
+
+def one_key_spec(request: CreateKeyRequest) -> None:
+    """KeySpec and CustomerMasterKeySpec are two names of one field."""
+    if request.customer_master_key_spec not in (None, request.key_spec):
+        raise ShapeError("KeySpec and CustomerMasterKeySpec do not agree.")

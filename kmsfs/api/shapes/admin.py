@@ -1,0 +1,70 @@
+"""Shapes of kmsfs's own operations: status, watch stream, volume sessions."""
+
+from typing import Annotated
+
+from msgspec import Meta, field
+
+from kmsfs.api.operation import Shape
+from kmsfs.api.shapes.common import KeyIdText
+
+VolumeIdText = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+
+
+class StatusResponse(Shape):
+    """Who answers, and as whom it sees the caller."""
+
+    version: str
+    account: str
+    principal: str
+    pid: int
+    state_directory: str
+    root_key_source: str
+    uptime_seconds: float
+    keys: int = field(default=-1)
+    private: bool = field(default=False)
+
+
+class WatchRequest(Shape):
+    """Which keys to be told about."""
+
+    key_ids: Annotated[list[KeyIdText], Meta(min_length=1, max_length=64)]
+
+
+class WatchResponse(Shape):
+    """The stream has begun; events and heartbeats follow under the same request id."""
+
+    heartbeat_seconds: float
+    lease_seconds: float
+
+
+class OpenVolumeSessionRequest(Shape):
+    """Ask for the volume's lease; `resume` names the session that a reconnecting mount holds."""
+
+    key_id: KeyIdText
+    volume_id: VolumeIdText
+    read_only: bool = False
+    resume: Annotated[int, Meta(ge=1)] | None = None
+
+
+class OpenVolumeSessionResponse(Shape):
+    """The session number and the sessions that did not end cleanly."""
+
+    session: int
+    unclean_sessions: list[int]
+
+
+class CloseVolumeSessionRequest(Shape):
+    """End a session cleanly: everything it committed is durable."""
+
+    key_id: KeyIdText
+    volume_id: VolumeIdText
+    session: Annotated[int, Meta(ge=1)]
+
+
+class HealVolumeRequest(Shape):
+    """Say that recovery has run over every file: these sessions are unclean no more."""
+
+    key_id: KeyIdText
+    volume_id: VolumeIdText
+    session: Annotated[int, Meta(ge=1)]
+    healed_sessions: Annotated[list[int], Meta(min_length=1, max_length=4096)]

@@ -1,0 +1,191 @@
+"""Shapes of key, alias and policy operations."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from kmsfs.api.operation import Shape
+from kmsfs.api.shapes.common import AliasText, Description, KeyIdText, Limit, Marker, PolicyText, Seconds
+
+
+class Empty(Shape):
+    """No fields."""
+
+
+class Tag(Shape):
+    """A tag of a key."""
+
+    tag_key: Annotated[str, Meta(min_length=1, max_length=128)]
+    tag_value: Annotated[str, Meta(max_length=256)]
+
+
+class CreateKeyRequest(Shape):
+    """Policy, description and kind of the new key."""
+
+    policy: PolicyText | None = None
+    description: Description = ""
+    key_usage: Literal["ENCRYPT_DECRYPT"] = "ENCRYPT_DECRYPT"
+    key_spec: Literal["SYMMETRIC_DEFAULT"] = "SYMMETRIC_DEFAULT"
+    customer_master_key_spec: Literal["SYMMETRIC_DEFAULT"] | None = None
+    origin: Literal["AWS_KMS"] = "AWS_KMS"
+    bypass_policy_lockout_safety_check: bool = False
+    multi_region: Literal[False] = False
+
+
+class KeyMetadata(Shape):
+    """What DescribeKey tells of a key."""
+
+    aws_account_id: str = field(name="AWSAccountId")
+    key_id: str
+    arn: str
+    creation_date: Seconds
+    enabled: bool
+    description: str
+    key_usage: str
+    key_state: str
+    deletion_date: Seconds | None = None
+    origin: str
+    key_manager: str
+    customer_master_key_spec: str
+    key_spec: str
+    encryption_algorithms: list[str]
+    multi_region: bool
+    current_key_material_id: str
+
+
+class KeyMetadataResponse(Shape):
+    """A key's metadata."""
+
+    key_metadata: KeyMetadata
+
+
+class DescribeKeyRequest(Shape):
+    """Which key."""
+
+    key_id: KeyIdText
+    grant_tokens: Annotated[list[str], Meta(max_length=10)] = []
+
+
+class KeyIdRequest(Shape):
+    """Which key, by id or ARN."""
+
+    key_id: KeyIdText
+
+
+class ListKeysRequest(Shape):
+    """A page of keys."""
+
+    limit: Limit = 100
+    marker: Marker | None = None
+
+
+class KeyListEntry(Shape):
+    """A key in a list."""
+
+    key_id: str
+    key_arn: str
+
+
+class ListKeysResponse(Shape):
+    """A page of keys that the caller may describe."""
+
+    keys: list[KeyListEntry]
+    next_marker: str | None = None
+    truncated: bool = field(default=False)
+
+
+class UpdateKeyDescriptionRequest(Shape):
+    """A new description."""
+
+    key_id: KeyIdText
+    description: Description
+
+
+class ScheduleKeyDeletionRequest(Shape):
+    """When to delete the key: after 7 to 30 days."""
+
+    key_id: KeyIdText
+    pending_window_in_days: Annotated[int, Meta(ge=7, le=30)] = 30
+
+
+class ScheduleKeyDeletionResponse(Shape):
+    """When the key will be deleted."""
+
+    key_id: str
+    deletion_date: Seconds
+    key_state: str
+    pending_window_in_days: int
+
+
+class KeyIdResponse(Shape):
+    """The key's ARN."""
+
+    key_id: str
+
+
+class RotateKeyOnDemandRequest(Shape):
+    """Which key."""
+
+    key_id: KeyIdText
+
+
+class AliasRequest(Shape):
+    """An alias and the key it is to name."""
+
+    alias_name: AliasText
+    target_key_id: KeyIdText
+
+
+class DeleteAliasRequest(Shape):
+    """Which alias."""
+
+    alias_name: AliasText
+
+
+class ListAliasesRequest(Shape):
+    """A page of aliases, of one key or of all."""
+
+    key_id: KeyIdText | None = None
+    limit: Limit = 50
+    marker: Marker | None = None
+
+
+class AliasEntry(Shape):
+    """An alias in a list."""
+
+    alias_name: str
+    alias_arn: str
+    target_key_id: str
+    creation_date: Seconds
+    last_updated_date: Seconds
+
+
+class ListAliasesResponse(Shape):
+    """A page of aliases of keys that the caller may describe."""
+
+    aliases: list[AliasEntry]
+    next_marker: str | None = None
+    truncated: bool = field(default=False)
+
+
+class PutKeyPolicyRequest(Shape):
+    """A new key policy."""
+
+    key_id: KeyIdText
+    policy_name: Literal["default"] = "default"
+    policy: PolicyText
+    bypass_policy_lockout_safety_check: bool = False
+
+
+class GetKeyPolicyRequest(Shape):
+    """Which key's policy."""
+
+    key_id: KeyIdText
+    policy_name: Literal["default"] = "default"
+
+
+class GetKeyPolicyResponse(Shape):
+    """The key policy as text."""
+
+    policy: str
+    policy_name: str

@@ -1,0 +1,183 @@
+"""Shapes of the parameter operations (bounds: botocore ssm/2014-11-06)."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from kmsfs.api.operation import Shape
+from kmsfs.api.shapes.common import Seconds
+
+Name = Annotated[str, Meta(min_length=1, max_length=2048)]
+ParameterType = Literal["String", "StringList", "SecureString"]
+Tier = Literal["Standard", "Advanced", "Intelligent-Tiering"]
+NextToken = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class PutParameterRequest(Shape):
+    """A new parameter or a new version of one."""
+
+    name: Name
+    value: str
+    type: ParameterType | None = None
+    description: Annotated[str, Meta(max_length=1024)] | None = None
+    key_id: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    overwrite: bool = False
+    allowed_pattern: Annotated[str, Meta(max_length=1024)] | None = None
+    tier: Tier | None = None
+    data_type: Literal["text"] = "text"
+
+
+class PutParameterResponse(Shape):
+    """The new version's number."""
+
+    version: int
+    tier: str
+
+
+class GetParameterRequest(Shape):
+    """A name or selector `name:version`."""
+
+    name: Name
+    with_decryption: bool = False
+
+
+class Parameter(Shape):
+    """A parameter's value and facts."""
+
+    name: str
+    type: str
+    value: str
+    version: int
+    selector: str | None = None
+    last_modified_date: Seconds
+    arn: str = field(name="ARN")
+    data_type: str = field(default="")
+
+
+class GetParameterResponse(Shape):
+    """One parameter."""
+
+    parameter: Parameter
+
+
+class GetParametersRequest(Shape):
+    """Up to ten names or selectors."""
+
+    names: Annotated[list[Name], Meta(min_length=1, max_length=10)]
+    with_decryption: bool = False
+
+
+class GetParametersResponse(Shape):
+    """The parameters found, and the names that were not."""
+
+    parameters: list[Parameter]
+    invalid_parameters: list[str]
+
+
+class StringFilter(Shape):
+    """A filter: Key, Option, Values."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=132)]
+    option: Annotated[str, Meta(min_length=1, max_length=10)] | None = None
+    values: Annotated[list[str], Meta(max_length=50)] = []
+
+
+class GetParametersByPathRequest(Shape):
+    """A path and how to walk below it."""
+
+    path: Name
+    recursive: bool = False
+    parameter_filters: list[StringFilter] = []
+    with_decryption: bool = False
+    max_results: Annotated[int, Meta(ge=1, le=10)] = 10
+    next_token: NextToken | None = None
+
+
+class GetParametersByPathResponse(Shape):
+    """A page of parameters."""
+
+    parameters: list[Parameter]
+    next_token: str | None = None
+
+
+class GetParameterHistoryRequest(Shape):
+    """Whose versions."""
+
+    name: Name
+    with_decryption: bool = False
+    max_results: Annotated[int, Meta(ge=1, le=50)] = 50
+    next_token: NextToken | None = None
+
+
+class ParameterHistory(Shape):
+    """One version."""
+
+    name: str
+    type: str
+    key_id: str | None = None
+    last_modified_date: Seconds
+    last_modified_user: str
+    description: str | None = None
+    value: str
+    allowed_pattern: str | None = None
+    version: int
+    labels: list[str]
+    tier: str
+    data_type: str
+
+
+class GetParameterHistoryResponse(Shape):
+    """A page of versions, oldest first."""
+
+    parameters: list[ParameterHistory]
+    next_token: str | None = None
+
+
+class DescribeParametersRequest(Shape):
+    """A page of descriptions."""
+
+    parameter_filters: list[StringFilter] = []
+    max_results: Annotated[int, Meta(ge=1, le=50)] = 50
+    next_token: NextToken | None = None
+
+
+class ParameterMetadata(Shape):
+    """A parameter without its value."""
+
+    name: str
+    arn: str = field(name="ARN")
+    type: str
+    key_id: str | None = None
+    last_modified_date: Seconds
+    last_modified_user: str
+    description: str | None = None
+    allowed_pattern: str | None = None
+    version: int
+    tier: str
+    data_type: str
+
+
+class DescribeParametersResponse(Shape):
+    """A page of descriptions."""
+
+    parameters: list[ParameterMetadata]
+    next_token: str | None = None
+
+
+class DeleteParameterRequest(Shape):
+    """Which parameter."""
+
+    name: Name
+
+
+class DeleteParametersRequest(Shape):
+    """Up to ten names."""
+
+    names: Annotated[list[Name], Meta(min_length=1, max_length=10)]
+
+
+class DeleteParametersResponse(Shape):
+    """What was deleted, and the names that were not there."""
+
+    deleted_parameters: list[str]
+    invalid_parameters: list[str]

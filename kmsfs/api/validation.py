@@ -1,0 +1,89 @@
+"""Turn a map from the wire into a typed request, answering AWS's texts where it does not fit."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from kmsfs.api.operation import Operation, Shape
+from kmsfs.errors import ShapeError
+
+_AT = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
+_STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
+_BOUND = re.compile(r"Expected `(?P<kind>\w+)`(?P<length> of length)? (?P<op><=|>=|<|>) (?P<bound>-?\d+)")
+_WORDS = {"<=": "less than or equal to", ">=": "greater than or equal to"}
+
+
+def decode(operation: Operation, parameters: dict[str, Any]) -> Shape:
+    """Return the typed request of `operation`.
+
+    Raises:
+        ShapeError: if a field is missing, unknown, mistyped or out of bounds, or a rule across fields breaks.
+    """
+    try:
+        request = msgspec.convert(parameters, operation.request, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise _explain(operation, parameters, str(error)) from None
+    for rule in operation.rules:
+        rule(request)
+    return request
+
+
+def _explain(operation: Operation, parameters: dict[str, Any], text: str) -> ShapeError:
+    found = _AT.search(text)
+    path = found["path"] if found else ""
+    reason = text[: found.start()] if found else text
+    missing = re.match(r"Object missing required field `(\w+)`", reason)
+    if missing:
+        name = f"{path}.{missing[1]}".lstrip(".")
+        return ShapeError(
+            f"1 validation error detected: Value null at '{_member(name)}' failed to satisfy constraint: "
+            "Member must not be null"
+        )
+    unknown = re.match(r"Object contains unknown field `(.*)`", reason)
+    if unknown:
+        return ShapeError(f"Unknown parameter in input: {unknown[1][:64]!r} of {operation.name}")
+    constraint = _constraint(reason)
+    if constraint is None:
+        return ShapeError(f"{reason} at '{_member(path.lstrip('.'))}'")
+    top = re.split(r"[.\[]", path.lstrip("."))[0]
+    shown = "Value"
+    value = _value_at(parameters, path)
+    if top not in operation.secret and not isinstance(value, (bytes, dict, list)):
+        shown = f"Value '{str(value)[:256]}'"
+    return ShapeError(
+        f"1 validation error detected: {shown} at '{_member(path.lstrip('.'))}' failed to satisfy constraint: "
+        f"{constraint}"
+    )
+
+
+def _constraint(reason: str) -> str | None:
+    bound = _BOUND.match(reason)
+    if bound and bound["op"] in _WORDS:
+        what = "length" if bound["length"] else "value"
+        return f"Member must have {what} {_WORDS[bound['op']]} {bound['bound']}"
+    pattern = re.match(r"Expected `str` matching regex (.*)", reason)
+    if pattern:
+        return f"Member must satisfy regular expression pattern: {pattern[1].strip(chr(39) + chr(34))}"
+    if reason.startswith("Invalid enum value"):
+        return "Member must satisfy enum value set"
+    return None
+
+
+def _member(path: str) -> str:
+    """AWS's spelling of a path: lower camel case, list positions from 1."""
+    text = _STEP.sub(
+        lambda step: "." + step["name"] if step["name"] else f".{int(step['index'] or 0) + 1}.member",
+        path if path.startswith("[") else "." + path,
+    )
+    return ".".join(part[:1].lower() + part[1:] for part in text.strip(".").split("."))
+
+
+def _value_at(parameters: Any, path: str) -> Any:
+    value = parameters
+    for step in _STEP.finditer(path):
+        try:
+            value = value[step["name"]] if step["name"] else value[int(step["index"] or 0)]
+        except (KeyError, IndexError, TypeError):
+            return b""
+    return value
