@@ -10,7 +10,7 @@ import msgspec
 from kmsfs.errors import KmsfsError
 
 
-class Shape(msgspec.Struct, rename="pascal", forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class Shape(msgspec.Struct, rename="pascal", forbid_unknown_fields=True, omit_defaults=True):
     """Base of every request and response: wire names in Pascal case, unknown fields refused."""
 
 

@@ -10,7 +10,7 @@ from kmsfs.api.shapes.common import KeyIdText
 VolumeIdText = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
 
 
-class StatusResponse(Shape):
+class StatusResponse(Shape, kw_only=True):
     """Who answers, and as whom it sees the caller."""
 
     version: str
@@ -24,20 +24,20 @@ class StatusResponse(Shape):
     private: bool = field(default=False)
 
 
-class WatchRequest(Shape):
+class WatchRequest(Shape, kw_only=True):
     """Which keys to be told about."""
 
     key_ids: Annotated[list[KeyIdText], Meta(min_length=1, max_length=64)]
 
 
-class WatchResponse(Shape):
+class WatchResponse(Shape, kw_only=True):
     """The stream has begun; events and heartbeats follow under the same request id."""
 
     heartbeat_seconds: float
     lease_seconds: float
 
 
-class OpenVolumeSessionRequest(Shape):
+class OpenVolumeSessionRequest(Shape, kw_only=True):
     """Ask for the volume's lease; `resume` names the session that a reconnecting mount holds."""
 
     key_id: KeyIdText
@@ -46,14 +46,14 @@ class OpenVolumeSessionRequest(Shape):
     resume: Annotated[int, Meta(ge=1)] | None = None
 
 
-class OpenVolumeSessionResponse(Shape):
+class OpenVolumeSessionResponse(Shape, kw_only=True):
     """The session number and the sessions that did not end cleanly."""
 
     session: int
     unclean_sessions: list[int]
 
 
-class CloseVolumeSessionRequest(Shape):
+class CloseVolumeSessionRequest(Shape, kw_only=True):
     """End a session cleanly: everything it committed is durable."""
 
     key_id: KeyIdText
@@ -61,7 +61,7 @@ class CloseVolumeSessionRequest(Shape):
     session: Annotated[int, Meta(ge=1)]
 
 
-class HealVolumeRequest(Shape):
+class HealVolumeRequest(Shape, kw_only=True):
     """Say that recovery has run over every file: these sessions are unclean no more."""
 
     key_id: KeyIdText

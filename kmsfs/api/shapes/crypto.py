@@ -19,7 +19,7 @@ from kmsfs.api.shapes.common import (
 BATCH_MAX = 512
 
 
-class EncryptRequest(Shape):
+class EncryptRequest(Shape, kw_only=True):
     """At most 4,096 bytes to encrypt."""
 
     key_id: KeyIdText
@@ -30,7 +30,7 @@ class EncryptRequest(Shape):
     dry_run: bool = False
 
 
-class EncryptResponse(Shape):
+class EncryptResponse(Shape, kw_only=True):
     """The ciphertext blob."""
 
     ciphertext_blob: bytes
@@ -38,7 +38,7 @@ class EncryptResponse(Shape):
     encryption_algorithm: str = field(default="")
 
 
-class DecryptRequest(Shape):
+class DecryptRequest(Shape, kw_only=True):
     """A ciphertext blob and the context it was made with."""
 
     ciphertext_blob: Blob
@@ -49,7 +49,7 @@ class DecryptRequest(Shape):
     dry_run: bool = False
 
 
-class DecryptResponse(Shape):
+class DecryptResponse(Shape, kw_only=True):
     """The plaintext."""
 
     key_id: str
@@ -58,7 +58,7 @@ class DecryptResponse(Shape):
     key_material_id: str | None = None
 
 
-class ReEncryptRequest(Shape):
+class ReEncryptRequest(Shape, kw_only=True):
     """A ciphertext blob to move under another key or context."""
 
     ciphertext_blob: Blob
@@ -72,7 +72,7 @@ class ReEncryptRequest(Shape):
     dry_run: bool = False
 
 
-class ReEncryptResponse(Shape):
+class ReEncryptResponse(Shape, kw_only=True):
     """The new ciphertext blob."""
 
     ciphertext_blob: bytes
@@ -82,7 +82,7 @@ class ReEncryptResponse(Shape):
     destination_encryption_algorithm: str = field(default="")
 
 
-class GenerateDataKeyRequest(Shape):
+class GenerateDataKeyRequest(Shape, kw_only=True):
     """Size of the data key: KeySpec or NumberOfBytes, exactly one."""
 
     key_id: KeyIdText
@@ -93,7 +93,7 @@ class GenerateDataKeyRequest(Shape):
     dry_run: bool = False
 
 
-class GenerateDataKeyResponse(Shape):
+class GenerateDataKeyResponse(Shape, kw_only=True):
     """A fresh data key, in plaintext and wrapped."""
 
     ciphertext_blob: bytes
@@ -102,7 +102,7 @@ class GenerateDataKeyResponse(Shape):
     key_material_id: str | None = None
 
 
-class GenerateDataKeyWithoutPlaintextResponse(Shape):
+class GenerateDataKeyWithoutPlaintextResponse(Shape, kw_only=True):
     """A fresh wrapped data key."""
 
     ciphertext_blob: bytes
@@ -110,19 +110,19 @@ class GenerateDataKeyWithoutPlaintextResponse(Shape):
     key_material_id: str | None = None
 
 
-class GenerateRandomRequest(Shape):
+class GenerateRandomRequest(Shape, kw_only=True):
     """How many bytes."""
 
     number_of_bytes: NumberOfBytes | None = None
 
 
-class GenerateRandomResponse(Shape):
+class GenerateRandomResponse(Shape, kw_only=True):
     """Random bytes."""
 
     plaintext: bytes
 
 
-class GenerateDataKeyBatchRequest(Shape):
+class GenerateDataKeyBatchRequest(Shape, kw_only=True):
     """One 32-byte data key per encryption context, each authorised and audited on its own."""
 
     key_id: KeyIdText
@@ -130,35 +130,35 @@ class GenerateDataKeyBatchRequest(Shape):
     grant_tokens: GrantTokens = []
 
 
-class BatchedKey(Shape):
+class BatchedKey(Shape, kw_only=True):
     """One data key of a batch."""
 
     ciphertext_blob: bytes
     plaintext: bytes
 
 
-class GenerateDataKeyBatchResponse(Shape):
+class GenerateDataKeyBatchResponse(Shape, kw_only=True):
     """The data keys, in the order of the contexts."""
 
     key_id: str
     data_keys: list[BatchedKey]
 
 
-class DecryptItem(Shape):
+class DecryptItem(Shape, kw_only=True):
     """One blob of a batch."""
 
     ciphertext_blob: Blob
     encryption_context: Context = {}
 
 
-class DecryptBatchRequest(Shape):
+class DecryptBatchRequest(Shape, kw_only=True):
     """Blobs to decrypt, each authorised and audited on its own."""
 
     items: Annotated[list[DecryptItem], Meta(min_length=1, max_length=BATCH_MAX)]
     grant_tokens: GrantTokens = []
 
 
-class DecryptedItem(Shape):
+class DecryptedItem(Shape, kw_only=True):
     """The plaintext of one blob, or why there is none."""
 
     plaintext: bytes | None = None
@@ -166,7 +166,7 @@ class DecryptedItem(Shape):
     error_code: str | None = None
 
 
-class DecryptBatchResponse(Shape):
+class DecryptBatchResponse(Shape, kw_only=True):
     """One answer per blob, in order."""
 
     items: list[DecryptedItem]

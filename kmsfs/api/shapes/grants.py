@@ -21,14 +21,14 @@ from kmsfs.api.shapes.common import (
 GrantName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[a-zA-Z0-9:/_-]+$")]
 
 
-class GrantConstraints(Shape):
+class GrantConstraints(Shape, kw_only=True):
     """Encryption context that a cryptographic call must carry: exactly, or at least."""
 
     encryption_context_subset: Context | None = None
     encryption_context_equals: Context | None = None
 
 
-class CreateGrantRequest(Shape):
+class CreateGrantRequest(Shape, kw_only=True):
     """Who may do what with the key, and who may retire the grant."""
 
     key_id: KeyIdText
@@ -41,14 +41,14 @@ class CreateGrantRequest(Shape):
     dry_run: bool = False
 
 
-class CreateGrantResponse(Shape):
+class CreateGrantResponse(Shape, kw_only=True):
     """The grant's id and a token that makes it usable at once."""
 
     grant_token: str
     grant_id: str
 
 
-class ListGrantsRequest(Shape):
+class ListGrantsRequest(Shape, kw_only=True):
     """A page of a key's grants."""
 
     key_id: KeyIdText
@@ -58,7 +58,7 @@ class ListGrantsRequest(Shape):
     grantee_principal: PrincipalText | None = None
 
 
-class ListRetirableGrantsRequest(Shape):
+class ListRetirableGrantsRequest(Shape, kw_only=True):
     """A page of the grants that a principal may retire."""
 
     retiring_principal: PrincipalText
@@ -66,7 +66,7 @@ class ListRetirableGrantsRequest(Shape):
     marker: Marker | None = None
 
 
-class GrantEntry(Shape):
+class GrantEntry(Shape, kw_only=True):
     """A grant in a list."""
 
     key_id: str
@@ -80,7 +80,7 @@ class GrantEntry(Shape):
     constraints: GrantConstraints | None = None
 
 
-class ListGrantsResponse(Shape):
+class ListGrantsResponse(Shape, kw_only=True):
     """A page of grants."""
 
     grants: list[GrantEntry]
@@ -88,7 +88,7 @@ class ListGrantsResponse(Shape):
     truncated: bool = field(default=False)
 
 
-class RetireGrantRequest(Shape):
+class RetireGrantRequest(Shape, kw_only=True):
     """The grant by token, or by key and id."""
 
     grant_token: GrantTokenText | None = None
@@ -97,7 +97,7 @@ class RetireGrantRequest(Shape):
     dry_run: bool = False
 
 
-class RevokeGrantRequest(Shape):
+class RevokeGrantRequest(Shape, kw_only=True):
     """The grant by key and id."""
 
     key_id: KeyIdText

@@ -8,18 +8,18 @@ from kmsfs.api.operation import Shape
 from kmsfs.api.shapes.common import AliasText, Description, KeyIdText, Limit, Marker, PolicyText, Seconds
 
 
-class Empty(Shape):
+class Empty(Shape, kw_only=True):
     """No fields."""
 
 
-class Tag(Shape):
+class Tag(Shape, kw_only=True):
     """A tag of a key."""
 
     tag_key: Annotated[str, Meta(min_length=1, max_length=128)]
     tag_value: Annotated[str, Meta(max_length=256)]
 
 
-class CreateKeyRequest(Shape):
+class CreateKeyRequest(Shape, kw_only=True):
     """Policy, description and kind of the new key."""
 
     policy: PolicyText | None = None
@@ -32,7 +32,7 @@ class CreateKeyRequest(Shape):
     multi_region: Literal[False] = False
 
 
-class KeyMetadata(Shape):
+class KeyMetadata(Shape, kw_only=True):
     """What DescribeKey tells of a key."""
 
     aws_account_id: str = field(name="AWSAccountId")
@@ -53,40 +53,40 @@ class KeyMetadata(Shape):
     current_key_material_id: str
 
 
-class KeyMetadataResponse(Shape):
+class KeyMetadataResponse(Shape, kw_only=True):
     """A key's metadata."""
 
     key_metadata: KeyMetadata
 
 
-class DescribeKeyRequest(Shape):
+class DescribeKeyRequest(Shape, kw_only=True):
     """Which key."""
 
     key_id: KeyIdText
     grant_tokens: Annotated[list[str], Meta(max_length=10)] = []
 
 
-class KeyIdRequest(Shape):
+class KeyIdRequest(Shape, kw_only=True):
     """Which key, by id or ARN."""
 
     key_id: KeyIdText
 
 
-class ListKeysRequest(Shape):
+class ListKeysRequest(Shape, kw_only=True):
     """A page of keys."""
 
     limit: Limit = 100
     marker: Marker | None = None
 
 
-class KeyListEntry(Shape):
+class KeyListEntry(Shape, kw_only=True):
     """A key in a list."""
 
     key_id: str
     key_arn: str
 
 
-class ListKeysResponse(Shape):
+class ListKeysResponse(Shape, kw_only=True):
     """A page of keys that the caller may describe."""
 
     keys: list[KeyListEntry]
@@ -94,21 +94,21 @@ class ListKeysResponse(Shape):
     truncated: bool = field(default=False)
 
 
-class UpdateKeyDescriptionRequest(Shape):
+class UpdateKeyDescriptionRequest(Shape, kw_only=True):
     """A new description."""
 
     key_id: KeyIdText
     description: Description
 
 
-class ScheduleKeyDeletionRequest(Shape):
+class ScheduleKeyDeletionRequest(Shape, kw_only=True):
     """When to delete the key: after 7 to 30 days."""
 
     key_id: KeyIdText
     pending_window_in_days: Annotated[int, Meta(ge=7, le=30)] = 30
 
 
-class ScheduleKeyDeletionResponse(Shape):
+class ScheduleKeyDeletionResponse(Shape, kw_only=True):
     """When the key will be deleted."""
 
     key_id: str
@@ -117,32 +117,32 @@ class ScheduleKeyDeletionResponse(Shape):
     pending_window_in_days: int
 
 
-class KeyIdResponse(Shape):
+class KeyIdResponse(Shape, kw_only=True):
     """The key's ARN."""
 
     key_id: str
 
 
-class RotateKeyOnDemandRequest(Shape):
+class RotateKeyOnDemandRequest(Shape, kw_only=True):
     """Which key."""
 
     key_id: KeyIdText
 
 
-class AliasRequest(Shape):
+class AliasRequest(Shape, kw_only=True):
     """An alias and the key it is to name."""
 
     alias_name: AliasText
     target_key_id: KeyIdText
 
 
-class DeleteAliasRequest(Shape):
+class DeleteAliasRequest(Shape, kw_only=True):
     """Which alias."""
 
     alias_name: AliasText
 
 
-class ListAliasesRequest(Shape):
+class ListAliasesRequest(Shape, kw_only=True):
     """A page of aliases, of one key or of all."""
 
     key_id: KeyIdText | None = None
@@ -150,7 +150,7 @@ class ListAliasesRequest(Shape):
     marker: Marker | None = None
 
 
-class AliasEntry(Shape):
+class AliasEntry(Shape, kw_only=True):
     """An alias in a list."""
 
     alias_name: str
@@ -160,7 +160,7 @@ class AliasEntry(Shape):
     last_updated_date: Seconds
 
 
-class ListAliasesResponse(Shape):
+class ListAliasesResponse(Shape, kw_only=True):
     """A page of aliases of keys that the caller may describe."""
 
     aliases: list[AliasEntry]
@@ -168,7 +168,7 @@ class ListAliasesResponse(Shape):
     truncated: bool = field(default=False)
 
 
-class PutKeyPolicyRequest(Shape):
+class PutKeyPolicyRequest(Shape, kw_only=True):
     """A new key policy."""
 
     key_id: KeyIdText
@@ -177,14 +177,14 @@ class PutKeyPolicyRequest(Shape):
     bypass_policy_lockout_safety_check: bool = False
 
 
-class GetKeyPolicyRequest(Shape):
+class GetKeyPolicyRequest(Shape, kw_only=True):
     """Which key's policy."""
 
     key_id: KeyIdText
     policy_name: Literal["default"] = "default"
 
 
-class GetKeyPolicyResponse(Shape):
+class GetKeyPolicyResponse(Shape, kw_only=True):
     """The key policy as text."""
 
     policy: str

@@ -13,7 +13,7 @@ Tier = Literal["Standard", "Advanced", "Intelligent-Tiering"]
 NextToken = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
-class PutParameterRequest(Shape):
+class PutParameterRequest(Shape, kw_only=True):
     """A new parameter or a new version of one."""
 
     name: Name
@@ -27,21 +27,21 @@ class PutParameterRequest(Shape):
     data_type: Literal["text"] = "text"
 
 
-class PutParameterResponse(Shape):
+class PutParameterResponse(Shape, kw_only=True):
     """The new version's number."""
 
     version: int
     tier: str
 
 
-class GetParameterRequest(Shape):
+class GetParameterRequest(Shape, kw_only=True):
     """A name or selector `name:version`."""
 
     name: Name
     with_decryption: bool = False
 
 
-class Parameter(Shape):
+class Parameter(Shape, kw_only=True):
     """A parameter's value and facts."""
 
     name: str
@@ -54,27 +54,27 @@ class Parameter(Shape):
     data_type: str = field(default="")
 
 
-class GetParameterResponse(Shape):
+class GetParameterResponse(Shape, kw_only=True):
     """One parameter."""
 
     parameter: Parameter
 
 
-class GetParametersRequest(Shape):
+class GetParametersRequest(Shape, kw_only=True):
     """Up to ten names or selectors."""
 
     names: Annotated[list[Name], Meta(min_length=1, max_length=10)]
     with_decryption: bool = False
 
 
-class GetParametersResponse(Shape):
+class GetParametersResponse(Shape, kw_only=True):
     """The parameters found, and the names that were not."""
 
     parameters: list[Parameter]
     invalid_parameters: list[str]
 
 
-class StringFilter(Shape):
+class StringFilter(Shape, kw_only=True):
     """A filter: Key, Option, Values."""
 
     key: Annotated[str, Meta(min_length=1, max_length=132)]
@@ -82,7 +82,7 @@ class StringFilter(Shape):
     values: Annotated[list[str], Meta(max_length=50)] = []
 
 
-class GetParametersByPathRequest(Shape):
+class GetParametersByPathRequest(Shape, kw_only=True):
     """A path and how to walk below it."""
 
     path: Name
@@ -93,14 +93,14 @@ class GetParametersByPathRequest(Shape):
     next_token: NextToken | None = None
 
 
-class GetParametersByPathResponse(Shape):
+class GetParametersByPathResponse(Shape, kw_only=True):
     """A page of parameters."""
 
     parameters: list[Parameter]
     next_token: str | None = None
 
 
-class GetParameterHistoryRequest(Shape):
+class GetParameterHistoryRequest(Shape, kw_only=True):
     """Whose versions."""
 
     name: Name
@@ -109,7 +109,7 @@ class GetParameterHistoryRequest(Shape):
     next_token: NextToken | None = None
 
 
-class ParameterHistory(Shape):
+class ParameterHistory(Shape, kw_only=True):
     """One version."""
 
     name: str
@@ -126,14 +126,14 @@ class ParameterHistory(Shape):
     data_type: str
 
 
-class GetParameterHistoryResponse(Shape):
+class GetParameterHistoryResponse(Shape, kw_only=True):
     """A page of versions, oldest first."""
 
     parameters: list[ParameterHistory]
     next_token: str | None = None
 
 
-class DescribeParametersRequest(Shape):
+class DescribeParametersRequest(Shape, kw_only=True):
     """A page of descriptions."""
 
     parameter_filters: list[StringFilter] = []
@@ -141,7 +141,7 @@ class DescribeParametersRequest(Shape):
     next_token: NextToken | None = None
 
 
-class ParameterMetadata(Shape):
+class ParameterMetadata(Shape, kw_only=True):
     """A parameter without its value."""
 
     name: str
@@ -157,26 +157,26 @@ class ParameterMetadata(Shape):
     data_type: str
 
 
-class DescribeParametersResponse(Shape):
+class DescribeParametersResponse(Shape, kw_only=True):
     """A page of descriptions."""
 
     parameters: list[ParameterMetadata]
     next_token: str | None = None
 
 
-class DeleteParameterRequest(Shape):
+class DeleteParameterRequest(Shape, kw_only=True):
     """Which parameter."""
 
     name: Name
 
 
-class DeleteParametersRequest(Shape):
+class DeleteParametersRequest(Shape, kw_only=True):
     """Up to ten names."""
 
     names: Annotated[list[Name], Meta(min_length=1, max_length=10)]
 
 
-class DeleteParametersResponse(Shape):
+class DeleteParametersResponse(Shape, kw_only=True):
     """What was deleted, and the names that were not there."""
 
     deleted_parameters: list[str]
