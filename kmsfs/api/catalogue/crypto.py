@@ -66,6 +66,6 @@ CRYPTO_OPERATIONS = (
     Operation(
         "DecryptBatch", "kmsfs", "kms:Decrypt", crypto.DecryptBatchRequest, crypto.DecryptBatchResponse,
         "Decrypt several blobs; each is authorised and answered on its own.",
-        cryptographic=True, secret=("Items",), errors=_OPEN,
+        key_states=ENABLED, cryptographic=True, secret=("Items",), errors=_OPEN,
     ),
 )  # fmt: skip

@@ -1,0 +1,118 @@
+"""The `kmsd` command: init, serve, recover, verify-audit."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kmsd.app import Daemon
+from kmsd.audit.journal import verify_log
+from kmsd.config import SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
+from kmsd.realm import initialise, open_realm, recover
+from kmsd.root.keyring import SealType
+from kmsd.root.recovery import parse_recovery_code
+from kmsd.server.listen import activated_socket, bind_socket
+from kmsfs.aead.selfcheck import run_self_check
+from kmsfs.errors import KmsfsError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The key daemon of kmsfs."
+)
+State = Annotated[Path, typer.Option("--state", envvar="KMSD_STATE", help="Folder of the daemon's state.")]
+Socket = Annotated[Path, typer.Option("--socket", envvar="KMSD_SOCKET", help="Unix socket to listen on.")]
+Passphrase = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="File with the passphrase, `-` for standard input.")
+]
+
+
+@app.command()
+def init(
+    state: State = SYSTEM_STATE,
+    source: Annotated[str, typer.Option(help="Root key source: keyfile, passphrase or credential.")] = "keyfile",
+    passphrase_file: Passphrase = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make a realm and print its recovery code, once."""
+    seal_types = {kind.name.lower(): kind for kind in SealType}
+    if source not in seal_types:
+        raise typer.BadParameter(f"--source is one of {', '.join(seal_types)}")
+    made = initialise(Config(state, SYSTEM_SOCKET), seal_types[source], passphrase_file)
+    if as_json:
+        document = {"recovery_code": made.recovery_code, "audit_verification_key": made.audit_verification_key}
+        print(json.dumps({"state": os.fspath(state), **document}))
+        return
+    print(f"Made a realm in {state}. Both lines below are shown once and stored nowhere: keep them elsewhere.")
+    print(f"  recovery code           {made.recovery_code}")
+    print(f"  audit verification key  {made.audit_verification_key}")
+
+
+@app.command()
+def serve(
+    state: State = SYSTEM_STATE,
+    socket: Socket = SYSTEM_SOCKET,
+    passphrase_file: Passphrase = None,
+    socket_mode: Annotated[str, typer.Option(help="Octal mode of the socket.")] = "0660",
+    administrator: Annotated[list[int] | None, typer.Option(help="uid that may read every parameter.")] = None,
+    *,
+    private: Annotated[bool, typer.Option(help="Serve this user only, with a 0600 socket.")] = False,
+    accept_rollback: Annotated[bool, typer.Option(help="Start on a restored, older state; audited.")] = False,
+) -> None:
+    """Serve a realm on a Unix socket (or the one systemd passes) until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="kmsd: %(message)s", stream=sys.stderr)
+    administrators = (*(administrator or ()), *((os.getuid(),) if private else ()))
+    mode = 0o600 if private else int(socket_mode, 8)
+    config = Config(state, socket, mode, accept_rollback, private, administrators)
+    lock_memory_and_dumps()
+    run_self_check()
+    realm = open_realm(config, passphrase_file)
+    listener = activated_socket()
+    bound = listener is None
+    listener = listener or bind_socket(config.socket, config.socket_mode)
+    try:
+        Daemon(config, realm).serve(listener)
+    finally:
+        if bound:
+            config.socket.unlink(missing_ok=True)
+
+
+@app.command("recover")
+def recover_command(
+    state: State = SYSTEM_STATE,
+    code_file: Annotated[Path, typer.Option(help="File with the recovery code, `-` for standard input.")] = Path("-"),
+) -> None:
+    """Give a realm a new keyfile from its recovery code."""
+    text = sys.stdin.readline() if os.fspath(code_file) == "-" else code_file.read_text(encoding="utf-8")
+    recover(Config(state, SYSTEM_SOCKET), parse_recovery_code(text))
+    print(f"The realm in {state} opens with {state / 'root.key'} again.")
+
+
+@app.command("verify-audit")
+def verify_audit(
+    log: Annotated[Path, typer.Argument(help="The audit log, audit.jsonl.")],
+    key_file: Annotated[Path, typer.Option(help="File with the audit verification key, `-` for standard input.")],
+) -> None:
+    """Check an audit log from its first record with the key that `init` printed."""
+    text = sys.stdin.readline() if os.fspath(key_file) == "-" else key_file.read_text(encoding="ascii")
+    print(f"{verify_log(log, bytes.fromhex(text.strip()))} records, chain unbroken")
+
+
+def main() -> None:
+    """Run a command; a known failure becomes one line and its exit code."""
+    command: Callable[[], None] = app
+    try:
+        command()
+    except KmsfsError as error:
+        print(f"kmsd: {error.detail}", file=sys.stderr)
+        if error.hint:
+            print(f"kmsd: hint: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

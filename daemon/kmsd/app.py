@@ -1,0 +1,162 @@
+"""The composition root: the only place where rooms meet."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import uvloop
+
+from kmsd.audit.journal import Journal
+from kmsd.config import Config
+from kmsd.dispatch.authorise import Authoriser
+from kmsd.dispatch.batch import BatchService
+from kmsd.dispatch.bindings import bind_handlers
+from kmsd.dispatch.pipeline import Pipeline
+from kmsd.dispatch.status import AdminService, DaemonFacts
+from kmsd.grants.service import GrantService
+from kmsd.grants.tokens import GrantTokens
+from kmsd.keys.crypto import CryptoService
+from kmsd.keys.material import MaterialVault
+from kmsd.keys.registry import KeyRegistry, KmsKey
+from kmsd.keys.service import KeyService
+from kmsd.parameters.service import ParameterService
+from kmsd.realm import OpenRealm
+from kmsd.server.notify import notify, watchdog_seconds
+from kmsd.server.session import ServerState, Session
+from kmsd.store.anchor import Anchor
+from kmsd.store.database import SealedStore
+from kmsd.store.sealing import RowSealer
+from kmsd.volumes.service import VolumeService
+from kmsfs.aead.kdf import Label, derive
+from kmsfs.errors import AuditUnavailable, KmsfsError
+from kmsfs.ids import account_of_realm, uid_principal
+from kmsfs.quantity import HEARTBEAT_SECONDS
+
+_AUDIT_SYNC_SECONDS = 0.2
+_ANCHOR_SECONDS = 10.0
+_PURGE_SECONDS = 60.0
+
+
+class Daemon:
+    """A running key daemon over one open realm."""
+
+    def __init__(self, config: Config, realm: OpenRealm) -> None:
+        keyring = realm.keyring
+        domain_keys = keyring.domain_keys
+        oldest = domain_keys[min(domain_keys)].reveal()
+        self._config = config
+        self._account = account_of_realm(keyring.realm_id)
+        self._store = SealedStore(config.database, RowSealer(domain_keys, os.urandom))
+        self._anchor = Anchor(config.anchor, realm.anchor_key)
+        self._anchor.check(self._store, accept_rollback=config.accept_rollback)
+        self._journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom)
+        vault = MaterialVault(keyring.realm_id, domain_keys, os.urandom)
+        self._registry = KeyRegistry(self._account, self._store, vault)
+        prefix, numbers = os.urandom(6).hex(), itertools.count(1)
+        self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}")
+        self._state = ServerState(self._pipeline, self._account, time.time)
+        self._keys = KeyService(self._registry)
+        self._assemble(GrantTokens(derive(oldest, Label.DOMAIN_TOKEN)), realm)
+
+    def _assemble(self, tokens: GrantTokens, realm: OpenRealm) -> None:
+        config, registry, pipeline = self._config, self._registry, self._pipeline
+        grants = GrantService(registry, tokens, os.urandom)
+        authoriser = Authoriser(registry, grants, tokens)
+        crypto = CryptoService(os.urandom)
+        administrators = frozenset(uid_principal(self._account, uid) for uid in config.administrators)
+        parameters = ParameterService(self._account, self._store, pipeline, os.urandom, administrators)
+        volumes = VolumeService(self._store, _boot_id(), time.time())
+        facts = DaemonFacts(
+            os.getpid(), os.fspath(config.state), realm.keyring.seal_type.name.lower(), time.time(), config.private
+        )
+        admin = AdminService(facts, registry, authoriser, time.time)
+        batches = BatchService(pipeline, authoriser, crypto)
+        pipeline.bind(authoriser, bind_handlers(self._keys, crypto, grants, parameters, volumes, batches, admin))
+        registry.listeners.append(self._push_change)
+        self._state.on_lost = volumes.connection_lost
+
+    def serve(self, listener: socket.socket) -> None:
+        """Serve until SIGTERM or SIGINT; then close cleanly."""
+        uvloop.run(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        server = await loop.create_unix_server(lambda: Session(self._state), sock=listener)
+        self._record("DaemonStarted")
+        tasks = [
+            asyncio.create_task(self._every(seconds, action))
+            for seconds, action in (
+                (HEARTBEAT_SECONDS, self._heartbeat),
+                (_AUDIT_SYNC_SECONDS, self._sync_audit),
+                (_ANCHOR_SECONDS, self._checkpoint),
+                (_PURGE_SECONDS, self._purge),
+            )
+        ]
+        beat = watchdog_seconds()
+        if beat is not None:
+            tasks.append(asyncio.create_task(self._every(beat, self._alive)))
+        notify("READY=1\nSTATUS=serving")
+        await stop.wait()
+        notify("STOPPING=1")
+        for task in tasks:
+            task.cancel()
+        server.close()
+        for session in list(self._state.sessions):
+            session.push(None, {"kind": "closing"})
+        self._close()
+
+    async def _every(self, seconds: float, action: "object") -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            if callable(action):
+                action()
+
+    def _heartbeat(self) -> None:
+        for session in list(self._state.sessions):
+            session.push(None, {"kind": "heartbeat"})
+
+    def _sync_audit(self) -> None:
+        if self._journal.needs_sync:
+            with contextlib.suppress(AuditUnavailable):
+                self._journal.sync()
+
+    def _checkpoint(self) -> None:
+        with contextlib.suppress(KmsfsError):
+            self._anchor.write(self._store)
+            self._journal.checkpoint()
+
+    def _purge(self) -> None:
+        for arn in self._keys.purge_due(time.time()):
+            self._record("DeleteKey", key=arn)
+
+    def _alive(self) -> None:
+        self._journal.flush()
+        notify("WATCHDOG=1")
+
+    def _push_change(self, key: KmsKey, event: str) -> None:
+        message = {"kind": event, "key": key.arn, "generation": key.generation, "state": key.state.value}
+        for session in list(self._state.sessions):
+            session.push(key.key_id, message)
+
+    def _record(self, name: str, **fields: str) -> None:
+        record = {"ts": round(time.time(), 3), "req": "-", "uid": os.getuid(), "op": name, "res": "ok", **fields}
+        self._journal.append(record)
+        self._journal.sync()
+
+    def _close(self) -> None:
+        self._record("DaemonStopped")
+        self._anchor.write(self._store)
+        self._journal.close()
+        self._store.close()
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

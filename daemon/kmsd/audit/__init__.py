@@ -1,0 +1,1 @@
+"""The audit log: every call leaves a record before it is answered."""

@@ -1,0 +1,189 @@
+"""The append-only, hash-chained, forward-secure audit journal (docs/formats/audit-v1.md).
+
+A record is in the file before its call is answered; if it cannot be written, nothing is answered.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from kmsd.store.files import write_atomically
+from kmsfs.aead.gcm import GcmKey
+from kmsfs.aead.kdf import equal, hmac_sha256, sha256
+from kmsfs.aead.nonces import Rng
+from kmsfs.errors import AuditChainBroken, AuditUnavailable, AuthenticationFailed, BadFrame
+from kmsfs.formats.audit import GENESIS, encode_line, encode_unsealed, parse_line
+from kmsfs.formats.packing import pack, unpack
+
+SYNC_EVERY_RECORDS = 256
+MAC_BYTES = 16
+_STATE_AAD = b"kmsfs/audit-state/v1"
+
+
+def evolve(key: bytes) -> bytes:
+    """Return the next sealing key; the old one cannot be computed back."""
+    return sha256(b"kmsfs/audit" + key)
+
+
+class Chain:
+    """Where the chain stands: next sequence number, last hash, present sealing key."""
+
+    __slots__ = ("key", "previous", "sequence")
+
+    def __init__(self, sequence: int, previous: str, key: bytes) -> None:
+        self.sequence = sequence
+        self.previous = previous
+        self.key = key
+
+    def seal(self, record: dict[str, Any]) -> bytes:
+        """Add chain fields to a record, advance, and return its line."""
+        record["seq"] = self.sequence
+        record["prev"] = self.previous
+        digest = sha256(b"\0" + encode_unsealed(record))
+        line = encode_line(record, hmac_sha256(self.key, digest)[:MAC_BYTES])
+        self._advance(digest)
+        return line
+
+    def check(self, line: bytes) -> None:
+        """Verify the next line and advance.
+
+        Raises:
+            AuditChainBroken: if the line is changed, missing, moved or not sealed by this chain.
+        """
+        record, unsealed, mac = parse_line(line)
+        digest = sha256(b"\0" + unsealed)
+        if record["seq"] != self.sequence or record["prev"] != self.previous:
+            raise AuditChainBroken(f"audit record {self.sequence} is missing or was changed")
+        if not equal(hmac_sha256(self.key, digest)[:MAC_BYTES], mac):
+            raise AuditChainBroken(f"audit record {self.sequence} is not sealed by this log's key")
+        self._advance(digest)
+
+    def _advance(self, digest: bytes) -> None:
+        self.previous = digest.hex()
+        self.sequence += 1
+        self.key = evolve(self.key)
+
+
+class Journal:
+    """The open journal of one realm. Used from one thread, but for `sync`, which may run in another."""
+
+    def __init__(self, directory: Path, state_key: bytes, rng: Rng, *, first_key: bytes | None = None) -> None:
+        self._log_path = directory / "audit.jsonl"
+        self._state_path = directory / "audit.state"
+        self._state_cipher = GcmKey(state_key)
+        self._rng = rng
+        self._pending: list[bytes] = []
+        self._unsynced = 0
+        if first_key is not None:
+            self._chain = Chain(0, GENESIS, first_key)
+            self._save_state()
+        else:
+            self._chain = self._load_state()
+        self._descriptor = os.open(
+            self._log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        self._recover(self._chain.sequence)
+
+    @property
+    def needs_sync(self) -> bool:
+        """Whether records wait for fdatasync."""
+        return self._unsynced > 0
+
+    @property
+    def overdue(self) -> bool:
+        """Whether so many records wait that the next sync should not."""
+        return self._unsynced >= SYNC_EVERY_RECORDS
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Seal a record and queue it for `flush`."""
+        self._pending.append(self._chain.seal(record))
+
+    def flush(self) -> None:
+        """Write queued records to the file; must return before their calls are answered.
+
+        Raises:
+            AuditUnavailable: if the file cannot take them; they stay queued and are tried again.
+        """
+        if not self._pending:
+            return
+        data = b"".join(self._pending)
+        size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        try:
+            written = os.write(self._descriptor, data)
+            if written != len(data):
+                os.ftruncate(self._descriptor, size)
+                raise AuditUnavailable("the audit log's disk is full", hint="free space; until then nothing is answered")
+        except OSError as error:
+            raise AuditUnavailable(
+                f"the audit log cannot be written: {error.strerror}", hint="free space; until then nothing is answered"
+            ) from error
+        self._unsynced += len(self._pending)
+        self._pending.clear()
+
+    def sync(self) -> None:
+        """Make written records durable and remember how far the chain got.
+
+        Raises:
+            AuditUnavailable: if the disk refuses.
+        """
+        self.flush()
+        self._unsynced = 0
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise AuditUnavailable(f"the audit log cannot be synced: {error.strerror}") from error
+
+    def checkpoint(self) -> None:
+        """Sync, then replace the stored sealing key with the present one, so that past records cannot be resealed."""
+        self.sync()
+        self._save_state()
+
+    def close(self) -> None:
+        """Checkpoint and close."""
+        self.checkpoint()
+        os.close(self._descriptor)
+
+    def _save_state(self) -> None:
+        plain = pack({"seq": self._chain.sequence, "prev": self._chain.previous, "key": self._chain.key})
+        write_atomically(self._state_path, self._state_cipher.seal(self._rng, plain, _STATE_AAD), mode=0o600)
+
+    def _load_state(self) -> Chain:
+        try:
+            state = unpack(self._state_cipher.open(self._state_path.read_bytes(), _STATE_AAD))
+            return Chain(state["seq"], state["prev"], state["key"])
+        except (OSError, AuthenticationFailed, BadFrame, KeyError) as error:
+            raise AuditChainBroken(
+                f"the audit state {self._state_path} is missing or damaged", hint="restore it from a backup"
+            ) from error
+
+    def _recover(self, stored: int) -> None:
+        """Follow the chain from the stored point to the end of the log; drop a torn last line."""
+        found = offset = 0
+        with open(self._descriptor, "rb", closefd=False) as stream:
+            stream.seek(0)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    os.ftruncate(self._descriptor, offset)
+                    break
+                offset += len(line)
+                found += 1
+                if found > stored:
+                    self._chain.check(line)
+        if found < stored:
+            raise AuditChainBroken(
+                f"the audit log has {found} records, {stored} were written: its end was cut off",
+                hint="restore the audit log from a backup",
+            )
+
+
+def verify_log(path: Path, first_key: bytes) -> int:
+    """Check a whole log from its first key; return the number of records.
+
+    Raises:
+        AuditChainBroken: naming the first record that is wrong.
+    """
+    chain = Chain(0, GENESIS, first_key)
+    with path.open("rb") as stream:
+        for line in stream:
+            chain.check(line)
+    return chain.sequence

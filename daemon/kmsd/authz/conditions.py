@@ -1,0 +1,144 @@
+"""Condition blocks of a policy: operators and values, as the IAM reference defines them.
+
+Source: IAM user guide, "IAM JSON policy elements: Condition operators" and "Single-valued vs. multivalued
+context keys". A key that the request does not have fails a plain operator, and passes a negated one or one with
+IfExists.
+"""
+
+import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from kmsd.authz.wildcard import matches
+from kmsfs.errors import MalformedPolicy
+
+RequestValues = Mapping[str, str | list[str]]
+"""Condition keys of a request; a list is a multivalued key."""
+
+_Test = Callable[[str, str], bool]
+
+
+def _number(text: str) -> float:
+    return float(text)
+
+
+def _date(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def _numeric(compare: Callable[[float, float], bool], read: Callable[[str], float]) -> _Test:
+    def test(actual: str, wanted: str) -> bool:
+        try:
+            return compare(read(actual), read(wanted))
+        except ValueError:
+            return False
+
+    return test
+
+
+def _equal(actual: str, wanted: str) -> bool:
+    return actual == wanted
+
+
+def _equal_any_case(actual: str, wanted: str) -> bool:
+    return actual.casefold() == wanted.casefold()
+
+
+def _like(actual: str, wanted: str) -> bool:
+    return matches(wanted, actual)
+
+
+_POSITIVE: dict[str, _Test] = {
+    "StringEquals": _equal,
+    "StringEqualsIgnoreCase": _equal_any_case,
+    "StringLike": _like,
+    "ArnEquals": _like,
+    "ArnLike": _like,
+    "Bool": _equal_any_case,
+}
+_NEGATIVE: dict[str, _Test] = {
+    "StringNotEquals": _equal,
+    "StringNotEqualsIgnoreCase": _equal_any_case,
+    "StringNotLike": _like,
+    "ArnNotEquals": _like,
+    "ArnNotLike": _like,
+}
+for _prefix, _read in (("Numeric", _number), ("Date", _date)):
+    _POSITIVE[f"{_prefix}Equals"] = _numeric(lambda a, b: a == b, _read)
+    _NEGATIVE[f"{_prefix}NotEquals"] = _numeric(lambda a, b: a == b, _read)
+    _POSITIVE[f"{_prefix}LessThan"] = _numeric(lambda a, b: a < b, _read)
+    _POSITIVE[f"{_prefix}LessThanEquals"] = _numeric(lambda a, b: a <= b, _read)
+    _POSITIVE[f"{_prefix}GreaterThan"] = _numeric(lambda a, b: a > b, _read)
+    _POSITIVE[f"{_prefix}GreaterThanEquals"] = _numeric(lambda a, b: a >= b, _read)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One operator on one key with its values (any of which may match)."""
+
+    operator: str
+    key: str
+    values: tuple[str, ...]
+    qualifier: str
+    if_exists: bool
+
+    def holds(self, request: RequestValues) -> bool:
+        """Evaluate against a request."""
+        actual = request.get(self.key)
+        if self.operator == "Null":
+            return any((actual is None) == (value.lower() == "true") for value in self.values)
+        if actual is None:
+            return self.if_exists or self.qualifier == "ForAllValues" or self.operator in _NEGATIVE
+        values = actual if isinstance(actual, list) else [actual]
+        if self.qualifier == "ForAllValues":
+            return all(self._one(value) for value in values)
+        if self.operator in _NEGATIVE and self.qualifier != "ForAnyValue":
+            return all(self._one(value) for value in values)
+        return any(self._one(value) for value in values)
+
+    def _one(self, actual: str) -> bool:
+        negative = _NEGATIVE.get(self.operator)
+        if negative:
+            return not any(negative(actual, value) for value in self.values)
+        test = _POSITIVE[self.operator]
+        return any(test(actual, value) for value in self.values)
+
+
+def parse_conditions(block: object) -> tuple[Condition, ...]:
+    """Read a Condition element.
+
+    Raises:
+        MalformedPolicy: if it is not one, or an operator is unknown.
+    """
+    if not isinstance(block, dict):
+        raise MalformedPolicy("Condition must be an object")
+    found = []
+    for operator, keys in block.items():
+        qualifier, _, rest = operator.rpartition(":")
+        base = rest.removesuffix("IfExists")
+        if qualifier not in ("", "ForAllValues", "ForAnyValue") or not _known(base, rest):
+            raise MalformedPolicy(f"unknown condition operator {operator[:64]!r}")
+        if not isinstance(keys, dict) or not keys:
+            raise MalformedPolicy(f"condition operator {operator} needs an object of keys")
+        found += [Condition(base, key, _values(key, raw), qualifier, base != rest) for key, raw in keys.items()]
+    return tuple(found)
+
+
+def _known(base: str, rest: str) -> bool:
+    return base in _POSITIVE or base in _NEGATIVE or (base == "Null" and rest == "Null")
+
+
+def _values(key: str, raw: object) -> tuple[str, ...]:
+    items = raw if isinstance(raw, list) else [raw]
+    texts = []
+    for item in items:
+        if isinstance(item, bool):
+            texts.append("true" if item else "false")
+        elif isinstance(item, (str, int, float)):
+            texts.append(str(item))
+        else:
+            raise MalformedPolicy(f"condition key {key[:64]!r} has a value that is no string")
+    return tuple(texts)

@@ -1,0 +1,66 @@
+"""Where a daemon keeps its state and how it is reached."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmsd.root.keyring import SealType
+from kmsd.root.sources import RootSource
+
+SYSTEM_STATE = Path("/var/lib/kmsd")
+SYSTEM_SOCKET = Path("/run/kmsd/kmsd.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one daemon."""
+
+    state: Path
+    socket: Path
+    socket_mode: int = 0o660
+    accept_rollback: bool = False
+    private: bool = False
+    administrators: tuple[int, ...] = ()
+
+    @property
+    def keyring(self) -> Path:
+        """The wrapped domain keys."""
+        return self.state / "keyring.kms"
+
+    @property
+    def database(self) -> Path:
+        """The sealed store."""
+        return self.state / "state.db"
+
+    @property
+    def keyfile(self) -> Path:
+        """The default root key."""
+        return self.state / "root.key"
+
+    @property
+    def audit(self) -> Path:
+        """The folder of the audit log."""
+        return self.state / "audit"
+
+    @property
+    def anchor(self) -> Path:
+        """The anti-rollback anchor: in another folder, so that restoring the state folder is noticed."""
+        return self.state.with_name(self.state.name + "-anchor") / "anchor.kms"
+
+    def source(self, seal_type: SealType, passphrase_file: Path | None) -> RootSource:
+        """Return the root key source of this daemon."""
+        return RootSource(seal_type, self.keyfile, passphrase_file)
+
+
+def lock_memory_and_dumps() -> None:
+    """Forbid core dumps and reading this process's memory; best effort where the kernel refuses."""
+    import ctypes
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    pr_set_dumpable = 4
+    if os.environ.get("KMSFS_DEBUG_DUMPABLE") != "1":
+        libc.prctl(pr_set_dumpable, 0, 0, 0, 0)
+    mcl_current, mcl_future, mcl_onfault = 1, 2, 4
+    libc.mlockall(mcl_current | mcl_future | mcl_onfault)

@@ -1,0 +1,1 @@
+"""From a decoded frame to an answer: find, decode, authorise, act, audit."""

@@ -1,0 +1,171 @@
+"""Find what a call acts on, and ask the one evaluator whether it may."""
+
+from typing import Any
+
+from kmsd.authz.decide import Question, decide
+from kmsd.dispatch.call import Call
+from kmsd.grants.service import GrantService
+from kmsd.grants.tokens import GrantTokens
+from kmsd.keys.lifecycle import check_state
+from kmsd.keys.registry import KeyRegistry, KmsKey
+from kmsfs.api.operation import Resource
+from kmsfs.errors import AccessDenied, AliasNotFound, IncorrectKey, InvalidCiphertext
+from kmsfs.formats.blob import BlobType, parse_blob
+from kmsfs.ids import alias_arn, check_alias
+
+VOLUME_PURPOSE = "volume-root"
+
+
+class Authoriser:
+    """Resolves keys and decides, in AWS's order: found, authorised, state."""
+
+    def __init__(self, registry: KeyRegistry, grants: GrantService, tokens: GrantTokens) -> None:
+        self._registry = registry
+        self._grants = grants
+        self._tokens = tokens
+        self._by_resource = {
+            Resource.KEY: self._on_key,
+            Resource.VOLUME: self._on_volume,
+            Resource.CIPHERTEXT: self._on_ciphertext,
+            Resource.REENCRYPT: self._on_re_encrypt,
+            Resource.ALIAS: self._on_alias,
+            Resource.GRANT: self._on_grant,
+        }
+
+    def authorise(self, call: Call) -> None:
+        """Let the call pass, with its key, blob and source key resolved.
+
+        Raises:
+            KeyNotFound, AliasNotFound, InvalidArn: if what it names is not there.
+            InvalidCiphertext, IncorrectKey: if its blob names no key, or another than KeyId.
+            InvalidGrantToken: if a grant token is not ours.
+            AccessDenied: if the evaluator says no.
+            KeyDisabled, KeyInvalidState: if the key's state does not allow it.
+        """
+        for token in getattr(call.request, "grant_tokens", ()):
+            self._tokens.read(token)
+        check = self._by_resource.get(call.operation.resource)
+        if check is not None:
+            check(call)
+
+    def require(
+        self, call: Call, key: KmsKey, action: str, context: dict[str, str], values: dict[str, Any] | None = None
+    ) -> None:
+        """Ask the evaluator about one action on one key.
+
+        Raises:
+            AccessDenied: if the answer is no; the reason goes to the audit record only.
+        """
+        question = Question(action, key.arn, context, call.via, call.now, values or {})
+        decision = decide(call.caller, question, key.policy, key.grants_for(call.caller))
+        call.decided_by = decision.by
+        if not decision.allowed:
+            call.key = call.key or key
+            raise AccessDenied(
+                f"User: {call.caller.principal} is not authorized to perform: {action} on resource: {key.arn}"
+            )
+
+    def _on_key(self, call: Call) -> None:
+        request = call.request
+        key = self._registry.find(getattr(request, call.operation.resource_field))
+        call.key = key
+        contexts = getattr(request, "encryption_contexts", None)
+        if contexts is None:
+            context = getattr(request, "encryption_context", None)
+            values = None if call.operation.cryptographic else _values(call)
+            self.require(call, key, call.operation.action, context or {}, values)
+        else:
+            for context in contexts:
+                self.require(call, key, call.operation.action, context)
+        check_state(call.operation, key.state, key.arn)
+
+    def _on_volume(self, call: Call) -> None:
+        key = self._registry.find(call.request.key_id)
+        call.key = key
+        context = {"kmsfs:volume": call.request.volume_id, "kmsfs:purpose": VOLUME_PURPOSE}
+        self.require(call, key, call.operation.action, context)
+        check_state(call.operation, key.state, key.arn)
+
+    def _on_ciphertext(self, call: Call) -> None:
+        request = call.request
+        key = self.key_of_blob(call, request.ciphertext_blob)
+        if request.key_id is not None and self._registry.find(request.key_id) is not key:
+            raise IncorrectKey(
+                "The key ID in the request does not identify a CMK that can perform this operation."
+            )
+        call.key = key
+        self.require(call, key, call.operation.action, request.encryption_context)
+        check_state(call.operation, key.state, key.arn)
+
+    def key_of_blob(self, call: Call, data: bytes) -> KmsKey:
+        """Parse a blob into `call.blob` and return the key it names.
+
+        Raises:
+            InvalidCiphertext: if it is no blob, or names no key of ours.
+        """
+        blob = parse_blob(data)
+        key = self._registry.keys.get(blob.key_id) if blob.kind is BlobType.KMS_CIPHERTEXT else None
+        if key is None:
+            raise InvalidCiphertext(evidence="blob of no key here")
+        call.blob = blob
+        return key
+
+    def _on_re_encrypt(self, call: Call) -> None:
+        request = call.request
+        source = self.key_of_blob(call, request.ciphertext_blob)
+        if request.source_key_id is not None and self._registry.find(request.source_key_id) is not source:
+            raise IncorrectKey(
+                "The key ID in the request does not identify a CMK that can perform this operation."
+            )
+        destination = self._registry.find(request.destination_key_id)
+        call.source, call.key = source, destination
+        self.require(call, source, "kms:ReEncryptFrom", request.source_encryption_context)
+        self.require(call, destination, "kms:ReEncryptTo", request.destination_encryption_context)
+        check_state(call.operation, source.state, source.arn)
+        check_state(call.operation, destination.state, destination.arn)
+
+    def _on_alias(self, call: Call) -> None:
+        name = check_alias(call.request.alias_name)
+        alias = self._registry.aliases.get(name)
+        if alias is None and call.operation.name != "CreateAlias":
+            raise AliasNotFound(f"Alias {alias_arn(self._registry.account, name)} is not found.")
+        target = getattr(call.request, "target_key_id", None)
+        keys = [self._registry.find(target)] if target is not None else []
+        if alias is not None and call.operation.name != "CreateAlias":
+            keys.append(self._registry.keys[alias.key_id])
+        call.key = keys[0]
+        for key in keys:
+            self.require(call, key, call.operation.action, {})
+        check_state(call.operation, call.key.state, call.key.arn)
+
+    def _on_grant(self, call: Call) -> None:
+        key_id, grant_id = self._grants.named_grant(call.request)
+        key = self._registry.keys[key_id]
+        call.key = key
+        grant = key.grants[grant_id]
+        principals = call.caller.principals
+        if grant.retiring in principals or ("RetireGrant" in grant.operations and grant.grantee in principals):
+            call.decided_by = f"grant:{grant_id}"
+            return
+        self.require(call, key, call.operation.action, {})
+
+
+def _values(call: Call) -> dict[str, Any]:
+    """Condition keys that only some management operations have."""
+    request = call.request
+    if call.operation.name == "CreateGrant":
+        values: dict[str, Any] = {
+            "kms:GrantOperations": list(request.operations),
+            "kms:GranteePrincipal": request.grantee_principal,
+        }
+        if request.retiring_principal is not None:
+            values["kms:RetiringPrincipal"] = request.retiring_principal
+        if request.constraints is not None:
+            equals = request.constraints.encryption_context_equals is not None
+            values["kms:GrantConstraintType"] = "EncryptionContextEquals" if equals else "EncryptionContextSubset"
+        return values
+    if call.operation.name == "PutKeyPolicy":
+        return {"kms:BypassPolicyLockoutSafetyCheck": str(request.bypass_policy_lockout_safety_check).lower()}
+    if call.operation.name == "ScheduleKeyDeletion":
+        return {"kms:ScheduleKeyDeletionPendingWindowInDays": str(request.pending_window_in_days)}
+    return {}

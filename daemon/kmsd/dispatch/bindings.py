@@ -1,0 +1,65 @@
+"""Operation to handler: one line each; the pipeline checks at start that none is missing."""
+
+from kmsd.dispatch.batch import BatchService
+from kmsd.dispatch.call import Handler
+from kmsd.dispatch.status import AdminService
+from kmsd.grants.service import GrantService
+from kmsd.keys.crypto import CryptoService
+from kmsd.keys.service import KeyService
+from kmsd.parameters.service import ParameterService
+from kmsd.volumes.service import VolumeService
+
+
+def bind_handlers(
+    keys: KeyService,
+    crypto: CryptoService,
+    grants: GrantService,
+    parameters: ParameterService,
+    volumes: VolumeService,
+    batches: BatchService,
+    admin: AdminService,
+) -> dict[str, Handler]:
+    """Return the handler of every operation by its name."""
+    return {
+        "CreateKey": keys.create_key,
+        "DescribeKey": keys.describe_key,
+        "ListKeys": keys.list_keys,
+        "UpdateKeyDescription": keys.update_key_description,
+        "EnableKey": keys.enable_key,
+        "DisableKey": keys.disable_key,
+        "ScheduleKeyDeletion": keys.schedule_key_deletion,
+        "CancelKeyDeletion": keys.cancel_key_deletion,
+        "RotateKeyOnDemand": keys.rotate_key_on_demand,
+        "PutKeyPolicy": keys.put_key_policy,
+        "GetKeyPolicy": keys.get_key_policy,
+        "CreateAlias": keys.create_alias,
+        "UpdateAlias": keys.update_alias,
+        "DeleteAlias": keys.delete_alias,
+        "ListAliases": keys.list_aliases,
+        "Encrypt": crypto.encrypt,
+        "Decrypt": crypto.decrypt,
+        "ReEncrypt": crypto.re_encrypt,
+        "GenerateDataKey": crypto.generate_data_key,
+        "GenerateDataKeyWithoutPlaintext": crypto.generate_data_key_without_plaintext,
+        "GenerateRandom": crypto.generate_random,
+        "GenerateDataKeyBatch": batches.generate_data_key_batch,
+        "DecryptBatch": batches.decrypt_batch,
+        "CreateGrant": grants.create_grant,
+        "ListGrants": grants.list_grants,
+        "ListRetirableGrants": grants.list_retirable_grants,
+        "RetireGrant": grants.retire_grant,
+        "RevokeGrant": grants.revoke_grant,
+        "PutParameter": parameters.put_parameter,
+        "GetParameter": parameters.get_parameter,
+        "GetParameters": parameters.get_parameters,
+        "GetParametersByPath": parameters.get_parameters_by_path,
+        "GetParameterHistory": parameters.get_parameter_history,
+        "DescribeParameters": parameters.describe_parameters,
+        "DeleteParameter": parameters.delete_parameter,
+        "DeleteParameters": parameters.delete_parameters,
+        "OpenVolumeSession": volumes.open_session,
+        "CloseVolumeSession": volumes.close_session,
+        "HealVolume": volumes.heal,
+        "GetStatus": admin.get_status,
+        "Watch": admin.watch,
+    }

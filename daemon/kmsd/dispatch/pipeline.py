@@ -1,0 +1,140 @@
+"""The pipeline of every call: find, decode, authorise, state, act, audit, encode."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from kmsd.audit.journal import Journal
+from kmsd.audit.record import context_of, request_fields
+from kmsd.authz.principal import Caller
+from kmsd.dispatch.authorise import Authoriser
+from kmsd.dispatch.call import Call, Handler
+from kmsfs.api.operation import Operation, Shape
+from kmsfs.api.registry import OPERATIONS, find
+from kmsfs.api.validation import decode
+from kmsfs.errors import AccessDenied, DryRunSucceeded, InvariantBroken, KmsfsError
+from kmsfs.formats.frame import Request
+
+_LOG = logging.getLogger("kmsd")
+ALWAYS_ANSWERED = frozenset({"DisableKey", "GetStatus"})
+"""What stays available when the audit log cannot be written: stopping a key, and seeing what is wrong."""
+
+
+class Pipeline:
+    """Runs calls. `clock` gives seconds since the epoch, `new_call_id` a fresh id per outside call."""
+
+    def __init__(self, journal: Journal, clock: Callable[[], float], new_call_id: Callable[[], str]) -> None:
+        self.journal = journal
+        self._clock = clock
+        self._new_call_id = new_call_id
+        self._handlers: Mapping[str, Handler] = {}
+        self._authoriser: Authoriser | None = None
+        self._used_keys: set[str] = set()
+        self.sync_wanted = False
+
+    def bind(self, authoriser: Authoriser, handlers: Mapping[str, Handler]) -> None:
+        """Give every operation its handler.
+
+        Raises:
+            InvariantBroken: if an operation has none, or a handler has no operation.
+        """
+        if handlers.keys() != OPERATIONS.keys():
+            raise InvariantBroken(f"handlers and operations differ: {handlers.keys() ^ OPERATIONS.keys()}")
+        self._authoriser = authoriser
+        self._handlers = handlers
+
+    def run(self, caller: Caller, frame: Request, connection_id: int) -> tuple[Any, Call]:
+        """Run one frame's operation; return (plain response, call).
+
+        Raises:
+            KmsfsError: the operation's own failure, already recorded for the audit log.
+        """
+        call = Call(
+            _UNKNOWN, None, caller, self._new_call_id(), self._clock(), connection_id=connection_id,
+            context_uid=frame.context_uid,
+        )  # fmt: skip
+        try:
+            call.operation = find(frame.operation)
+        except KmsfsError as error:
+            self._record(call, error, {"operation": frame.operation})
+            raise
+        response = self._run(call, frame.parameters)
+        return msgspec.to_builtins(response, builtin_types=(bytes,)), call
+
+    def internal(self, outer: Call, operation_name: str, parameters: dict[str, Any], via: str) -> Any:
+        """Run another operation in the same caller's name, through a service, under the same call id."""
+        call = Call(
+            OPERATIONS[operation_name], None, outer.caller, outer.call_id, outer.now, via=via,
+            connection_id=outer.connection_id, context_uid=outer.context_uid,
+        )  # fmt: skip
+        return self._run(call, parameters)
+
+    def record_item(self, call: Call, operation_name: str, context: dict[str, str], error: str | None) -> None:
+        """Record one item of a batch as the operation it stands for."""
+        record = self._base(call, error)
+        record["op"] = operation_name
+        if context:
+            record["ec"] = context
+        self.journal.append(record)
+
+    def _run(self, call: Call, parameters: dict[str, Any]) -> Shape:
+        try:
+            if call.operation.mutates and call.operation.name not in ALWAYS_ANSWERED:
+                self.journal.flush()
+            call.request = decode(call.operation, parameters)
+            if self._authoriser is None:
+                raise InvariantBroken("the pipeline is not bound")
+            self._authoriser.authorise(call)
+            if getattr(call.request, "dry_run", False):
+                raise DryRunSucceeded("The request would have succeeded, but the DryRun option is set.")
+            response = self._handlers[call.operation.name](call)
+        except KmsfsError as error:
+            self._record(call, error)
+            raise
+        except Exception as error:
+            _LOG.exception("call %s of %s failed", call.call_id, call.operation.name)
+            broken = InvariantBroken("internal error", evidence=repr(error))
+            self._record(call, broken)
+            raise broken from error
+        self._record(call, None)
+        return response
+
+    def _record(self, call: Call, error: KmsfsError | None, extra: dict[str, Any] | None = None) -> None:
+        record = self._base(call, error.code if error is not None else None)
+        context = context_of(call.operation, call.request)
+        if context:
+            record["ec"] = context
+        fields = extra or request_fields(call.operation, call.request)
+        if fields:
+            record["params"] = msgspec.to_builtins(fields)
+        if error is not None and error.evidence:
+            record["why"] = error.evidence
+        self.journal.append(record)
+        if call.operation.mutates or isinstance(error, AccessDenied):
+            self.sync_wanted = True
+        if call.key is not None and call.key.key_id not in self._used_keys:
+            self._used_keys.add(call.key.key_id)
+            self.sync_wanted = True
+
+    def _base(self, call: Call, error: str | None) -> dict[str, Any]:
+        caller = call.caller
+        record: dict[str, Any] = {
+            "ts": round(call.now, 3), "req": call.call_id, "uid": caller.uid, "gid": caller.gid, "pid": caller.pid,
+            "op": call.operation.name, "res": "ok" if error is None else "error",
+        }  # fmt: skip
+        if error is not None:
+            record["err"] = error
+        if call.key is not None:
+            record["key"] = call.key.arn
+        if call.decided_by:
+            record["by"] = call.decided_by
+        if call.via is not None:
+            record["svc"] = call.via
+        if call.context_uid is not None:
+            record["ctx_uid"] = call.context_uid
+        return record
+
+
+_UNKNOWN = Operation("Unknown", "kmsfs", "kmsfs:Unknown", Shape, Shape, "A name that is no operation.")

@@ -1,0 +1,1 @@
+"""Grants: rules that bound them, and the operations on them."""

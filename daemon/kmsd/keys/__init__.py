@@ -1,0 +1,1 @@
+"""KMS keys: their states, their material, and the operations on them."""

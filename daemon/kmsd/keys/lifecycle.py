@@ -1,0 +1,22 @@
+"""The key state machine, pure: which state allows what, and AWS's words when it does not."""
+
+from kmsfs.api.operation import KeyState, Operation
+from kmsfs.errors import KeyDisabled, KeyInvalidState
+
+SECONDS_PER_DAY = 86_400
+ROTATIONS_MAX = 25
+
+
+def check_state(operation: Operation, state: KeyState, key_arn: str) -> None:
+    """Let the call pass if the declaration allows this state.
+
+    Raises:
+        KeyDisabled: if the key is disabled.
+        KeyInvalidState: if it is pending deletion, or not pending where that is needed.
+    """
+    if state in operation.key_states:
+        return
+    if state is KeyState.DISABLED and not operation.key_states <= {KeyState.PENDING_DELETION}:
+        raise KeyDisabled(f"{key_arn} is disabled.", hint="kmsfs key enable KEY")
+    words = "pending deletion" if state is KeyState.PENDING_DELETION else "not pending deletion"
+    raise KeyInvalidState(f"{key_arn} is {words}.")

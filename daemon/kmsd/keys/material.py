@@ -1,0 +1,69 @@
+"""Key material: make it, wrap it at rest, and encrypt under it in ciphertext blobs."""
+
+import uuid
+
+from kmsfs.aead.derived import open_derived, seal_derived
+from kmsfs.aead.kdf import Label, derive, sha256
+from kmsfs.aead.nonces import Rng
+from kmsfs.errors import AuthenticationFailed, CorruptStore, InvalidCiphertext
+from kmsfs.formats.blob import Blob, BlobType, make_head, parse_blob
+from kmsfs.formats.context import canonical
+from kmsfs.secret import KeyMaterial
+
+MATERIAL_BYTES = 32
+
+
+class MaterialVault:
+    """Wraps key material under the domain keyring (blobs of type 2)."""
+
+    def __init__(self, realm_id: bytes, domain_keys: dict[int, KeyMaterial], rng: Rng) -> None:
+        self._realm_id = realm_id
+        self._newest = max(domain_keys)
+        self._keys = {number: derive(key.reveal(), Label.DOMAIN_EKT) for number, key in domain_keys.items()}
+        self._rng = rng
+
+    def make(self) -> KeyMaterial:
+        """Return 32 fresh bytes of key material."""
+        return KeyMaterial(self._rng(MATERIAL_BYTES))
+
+    def wrap(self, material: KeyMaterial, place: str) -> bytes:
+        """Return a blob of type 2; `place` (key id/term) is bound to it."""
+        head = make_head(BlobType.WRAPPED_MATERIAL, self._realm_id, self._newest)
+        return head + seal_derived(self._keys[self._newest], self._rng, head, material.reveal(), place.encode())
+
+    def unwrap(self, data: bytes, place: str) -> KeyMaterial:
+        """Return the material of a blob of type 2.
+
+        Raises:
+            CorruptStore: if it is not this material.
+        """
+        try:
+            blob = parse_blob(data)
+            if blob.kind is not BlobType.WRAPPED_MATERIAL or blob.owner != self._realm_id:
+                raise CorruptStore("wrapped key material is of another kind or realm")
+            return KeyMaterial(open_derived(self._keys[blob.term], blob.head, blob.body, place.encode()))
+        except (InvalidCiphertext, AuthenticationFailed, KeyError) as error:
+            raise CorruptStore("wrapped key material is damaged", hint="restore a backup of the state") from error
+
+
+def material_id(material: KeyMaterial) -> str:
+    """Return the public id of material: 64 hex digits that tell nothing of it."""
+    return sha256(b"kmsfs/material-id" + material.reveal()).hex()
+
+
+def encrypt(material: KeyMaterial, key_id: str, term: int, plain: bytes, context: dict[str, str], rng: Rng) -> bytes:
+    """Return a ciphertext blob (type 1)."""
+    head = make_head(BlobType.KMS_CIPHERTEXT, uuid.UUID(key_id).bytes, term)
+    return head + seal_derived(material.reveal(), rng, head, plain, canonical(context))
+
+
+def decrypt(material: KeyMaterial, blob: Blob, context: dict[str, str]) -> bytes:
+    """Return a blob's plaintext.
+
+    Raises:
+        InvalidCiphertext: whatever is wrong with it.
+    """
+    try:
+        return open_derived(material.reveal(), blob.head, blob.body, canonical(context))
+    except AuthenticationFailed as error:
+        raise InvalidCiphertext(evidence=error.detail) from None

@@ -1,0 +1,224 @@
+"""All KMS keys, aliases and grants in memory, written through to the sealed store."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kmsd.authz.grants import Grant
+from kmsd.authz.policy import KeyPolicy, compile_policy
+from kmsd.authz.principal import Caller
+from kmsd.keys.material import MaterialVault, material_id
+from kmsd.store.database import SealedStore, Transaction
+from kmsd.store.schema import Table
+from kmsfs.api.operation import KeyState
+from kmsfs.errors import AliasNotFound, KeyNotFound
+from kmsfs.ids import alias_arn, key_arn, parse_key_reference
+from kmsfs.secret import KeyMaterial
+
+
+@dataclass(slots=True)
+class KmsKey:
+    """A KMS key with its unwrapped material by term. Never leaves this process."""
+
+    key_id: str
+    arn: str
+    description: str
+    state: KeyState
+    created: float
+    deletion: float | None
+    policy: KeyPolicy
+    term: int
+    generation: int
+    creator: str
+    materials: dict[int, KeyMaterial] = field(default_factory=dict)
+    grants: dict[str, Grant] = field(default_factory=dict)
+
+    @property
+    def current_material(self) -> KeyMaterial:
+        """The material that encrypts."""
+        return self.materials[self.term]
+
+    def row(self) -> dict[str, Any]:
+        """The sealed row of this key."""
+        return {
+            "id": self.key_id, "description": self.description, "state": self.state.value, "created": self.created,
+            "deletion": self.deletion, "policy": self.policy.text, "term": self.term,
+            "generation": self.generation, "creator": self.creator,
+        }  # fmt: skip
+
+    def grants_for(self, caller: Caller) -> Iterator[Grant]:
+        """Yield the grants whose grantee the caller is."""
+        if self.grants:
+            for grant in self.grants.values():
+                if grant.grantee in caller.principals:
+                    yield grant
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name of a key."""
+
+    name: str
+    key_id: str
+    created: float
+    updated: float
+
+    def row(self) -> dict[str, Any]:
+        """The sealed row of this alias."""
+        return {"name": self.name, "key": self.key_id, "created": self.created, "updated": self.updated}
+
+
+ChangeListener = Callable[[KmsKey, str], None]
+
+
+class KeyRegistry:
+    """The realm's keys. Every change is in the store before it is seen here."""
+
+    def __init__(self, account: str, store: SealedStore, vault: MaterialVault) -> None:
+        self.account = account
+        self.store = store
+        self.vault = vault
+        self.keys: dict[str, KmsKey] = {}
+        self.aliases: dict[str, Alias] = {}
+        self.listeners: list[ChangeListener] = []
+        self._load()
+
+    # --- finding ------------------------------------------------------------------------------------------
+
+    def find(self, reference: str) -> KmsKey:
+        """Return the key that a KeyId parameter names.
+
+        Raises:
+            KeyNotFound: if there is none, with AWS's text.
+            AliasNotFound: if it is an alias that does not exist.
+            InvalidArn: if it is an ARN of another kind.
+        """
+        parsed = parse_key_reference(reference, self.account)
+        if parsed.alias is not None:
+            alias = self.aliases.get(parsed.alias)
+            if alias is None:
+                raise AliasNotFound(f"Alias {alias_arn(self.account, parsed.alias)} is not found.")
+            return self.keys[alias.key_id]
+        key = self.keys.get(parsed.key_id or "")
+        if key is None:
+            raise KeyNotFound(f"Key '{key_arn(self.account, parsed.key_id or '')}' does not exist")
+        return key
+
+    def aliases_of(self, key_id: str) -> list[Alias]:
+        """Return the aliases that name a key, sorted."""
+        return sorted((a for a in self.aliases.values() if a.key_id == key_id), key=lambda alias: alias.name)
+
+    # --- changing -----------------------------------------------------------------------------------------
+
+    def add_key(self, key: KmsKey) -> None:
+        """Store a new key with its first material."""
+        with self.store.transaction() as work:
+            self._put_material(work, key, key.term)
+            work.put(Table.KEY, key.key_id, key.row())
+        self.keys[key.key_id] = key
+        self._changed(key, "created")
+
+    def update_key(self, key: KmsKey, event: str, **changes: Any) -> None:
+        """Change fields of a key; its generation grows, so every cache learns of it."""
+        changed = replace(key, generation=key.generation + 1, **changes)
+        with self.store.transaction() as work:
+            work.put(Table.KEY, key.key_id, changed.row())
+        for name in (*changes, "generation"):
+            setattr(key, name, getattr(changed, name))
+        self._changed(key, event)
+
+    def rotate(self, key: KmsKey) -> None:
+        """Add new material under the next term and make it current."""
+        term = key.term + 1
+        key.materials[term] = self.vault.make()
+        try:
+            with self.store.transaction() as work:
+                self._put_material(work, key, term)
+                work.put(Table.KEY, key.key_id, replace(key, term=term).row())
+        except BaseException:
+            del key.materials[term]
+            raise
+        key.term = term
+        self._changed(key, "rotated")
+
+    def destroy(self, key: KmsKey) -> None:
+        """Remove a key, its material, aliases and grants for ever."""
+        with self.store.transaction() as work:
+            for term in key.materials:
+                work.delete(Table.MATERIAL, f"{key.key_id}/{term}")
+            for alias in self.aliases_of(key.key_id):
+                work.delete(Table.ALIAS, alias.name)
+            for grant in key.grants.values():
+                work.delete(Table.GRANT, f"{key.key_id}/{grant.grant_id}")
+            work.delete(Table.KEY, key.key_id)
+        for alias in self.aliases_of(key.key_id):
+            del self.aliases[alias.name]
+        for material in key.materials.values():
+            material.wipe()
+        del self.keys[key.key_id]
+        self._changed(key, "deleted")
+
+    def put_alias(self, alias: Alias) -> None:
+        """Create or move an alias."""
+        with self.store.transaction() as work:
+            work.put(Table.ALIAS, alias.name, alias.row())
+        self.aliases[alias.name] = alias
+
+    def delete_alias(self, name: str) -> None:
+        """Remove an alias."""
+        with self.store.transaction() as work:
+            work.delete(Table.ALIAS, name)
+        del self.aliases[name]
+
+    def add_grant(self, key: KmsKey, grant: Grant) -> None:
+        """Store a grant; it counts at once."""
+        row = {
+            "id": grant.grant_id, "key": grant.key_id, "grantee": grant.grantee, "retiring": grant.retiring,
+            "operations": sorted(grant.operations), "equals": grant.equals, "subset": grant.subset,
+            "name": grant.name, "created": grant.created, "issuer": grant.issuer,
+        }  # fmt: skip
+        with self.store.transaction() as work:
+            work.put(Table.GRANT, f"{key.key_id}/{grant.grant_id}", row)
+        key.grants[grant.grant_id] = grant
+        self._changed(key, "grant-created")
+
+    def remove_grant(self, key: KmsKey, grant: Grant) -> None:
+        """End a grant; it counts no more at once."""
+        with self.store.transaction() as work:
+            work.delete(Table.GRANT, f"{key.key_id}/{grant.grant_id}")
+        del key.grants[grant.grant_id]
+        self._changed(key, "grant-ended")
+
+    def _changed(self, key: KmsKey, event: str) -> None:
+        for listener in self.listeners:
+            listener(key, event)
+
+    def _put_material(self, work: Transaction, key: KmsKey, term: int) -> None:
+        place = f"{key.key_id}/{term}"
+        material = key.materials[term]
+        row = {
+            "key": key.key_id, "term": term, "material_id": material_id(material),
+            "blob": self.vault.wrap(material, place),
+        }  # fmt: skip
+        work.put(Table.MATERIAL, place, row, parent=key.key_id)
+
+    # --- loading ------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        for row in self.store.scan(Table.KEY):
+            self.keys[row["id"]] = KmsKey(
+                row["id"], key_arn(self.account, row["id"]), row["description"], KeyState(row["state"]),
+                row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
+                row["creator"],
+            )  # fmt: skip
+        for row in self.store.scan(Table.MATERIAL):
+            place = f"{row['key']}/{row['term']}"
+            self.keys[row["key"]].materials[row["term"]] = self.vault.unwrap(row["blob"], place)
+        for row in self.store.scan(Table.ALIAS):
+            self.aliases[row["name"]] = Alias(row["name"], row["key"], row["created"], row["updated"])
+        for row in self.store.scan(Table.GRANT):
+            grant = Grant(
+                row["id"], row["key"], row["grantee"], row["retiring"], frozenset(row["operations"]),
+                row["equals"], row["subset"], row["name"], row["created"], row["issuer"],
+            )  # fmt: skip
+            self.keys[row["key"]].grants[grant.grant_id] = grant

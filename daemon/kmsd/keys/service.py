@@ -1,0 +1,211 @@
+"""Handlers of key, alias and policy operations."""
+
+import uuid
+from collections.abc import Callable
+
+from kmsd.authz.decide import Question, decide
+from kmsd.authz.policy import KeyPolicy, compile_policy, default_policy
+from kmsd.authz.principal import Caller
+from kmsd.dispatch.call import Call
+from kmsd.dispatch.paging import page_of
+from kmsd.keys.lifecycle import ROTATIONS_MAX, SECONDS_PER_DAY
+from kmsd.keys.material import material_id
+from kmsd.keys.registry import Alias, KeyRegistry, KmsKey
+from kmsfs.api.operation import KeyState
+from kmsfs.api.shapes import keys as shapes
+from kmsfs.errors import AlreadyExists, LimitExceeded, MalformedPolicy
+from kmsfs.ids import alias_arn, check_alias, key_arn
+
+KEYS_MAX = 100_000
+ALIASES_PER_KEY_MAX = 50
+
+
+def may(caller: Caller, action: str, key: KmsKey, now: float) -> bool:
+    """Tell whether the caller may do something that carries no encryption context with a key."""
+    question = Question(action, key.arn, now=now)
+    return decide(caller, question, key.policy, key.grants_for(caller)).allowed
+
+
+def refuse_lockout(policy: KeyPolicy, arn: str, caller: Caller, now: float) -> None:
+    """Refuse a policy under which its author could not change it again.
+
+    Raises:
+        MalformedPolicy: if the caller would lose kms:PutKeyPolicy (KMS API, PutKeyPolicy, safety check).
+    """
+    question = Question("kms:PutKeyPolicy", arn, now=now)
+    if not decide(caller, question, policy, ()).allowed:
+        raise MalformedPolicy(
+            "The new key policy will not allow you to update the key policy in the future.",
+            hint="add a statement that allows you kms:PutKeyPolicy, or set BypassPolicyLockoutSafetyCheck",
+        )
+
+
+class KeyService:
+    """CreateKey to ListAliases."""
+
+    def __init__(self, registry: KeyRegistry, new_id: Callable[[], uuid.UUID] = uuid.uuid4) -> None:
+        self._registry = registry
+        self._new_id = new_id
+
+    def create_key(self, call: Call) -> shapes.KeyMetadataResponse:
+        """CreateKey."""
+        request: shapes.CreateKeyRequest = call.request
+        if len(self._registry.keys) >= KEYS_MAX:
+            raise LimitExceeded(f"a realm has at most {KEYS_MAX} keys")
+        key_id = str(self._new_id())
+        arn = key_arn(self._registry.account, key_id)
+        policy = compile_policy(request.policy or default_policy(call.caller.principal))
+        if request.policy and not request.bypass_policy_lockout_safety_check:
+            refuse_lockout(policy, arn, call.caller, call.now)
+        key = KmsKey(
+            key_id, arn, request.description, KeyState.ENABLED, call.now, None, policy, 1, 1, call.caller.principal
+        )
+        key.materials[1] = self._registry.vault.make()
+        self._registry.add_key(key)
+        call.key = key
+        return shapes.KeyMetadataResponse(key_metadata=self._metadata(key))
+
+    def describe_key(self, call: Call) -> shapes.KeyMetadataResponse:
+        """DescribeKey."""
+        return shapes.KeyMetadataResponse(key_metadata=self._metadata(call.the_key))
+
+    def list_keys(self, call: Call) -> shapes.ListKeysResponse:
+        """ListKeys."""
+        request: shapes.ListKeysRequest = call.request
+        visible = sorted(k for k, key in self._registry.keys.items() if may(call.caller, "kms:DescribeKey", key, call.now))
+        page, marker = page_of(visible, request.limit, request.marker)
+        entries = [shapes.KeyListEntry(key_id=k, key_arn=self._registry.keys[k].arn) for k in page]
+        return shapes.ListKeysResponse(keys=entries, next_marker=marker, truncated=marker is not None)
+
+    def update_key_description(self, call: Call) -> shapes.Empty:
+        """UpdateKeyDescription."""
+        self._registry.update_key(call.the_key, "described", description=call.request.description)
+        return shapes.Empty()
+
+    def enable_key(self, call: Call) -> shapes.Empty:
+        """EnableKey."""
+        self._registry.update_key(call.the_key, "enabled", state=KeyState.ENABLED)
+        return shapes.Empty()
+
+    def disable_key(self, call: Call) -> shapes.Empty:
+        """DisableKey."""
+        self._registry.update_key(call.the_key, "disabled", state=KeyState.DISABLED)
+        return shapes.Empty()
+
+    def schedule_key_deletion(self, call: Call) -> shapes.ScheduleKeyDeletionResponse:
+        """ScheduleKeyDeletion."""
+        days = call.request.pending_window_in_days
+        deletion = call.now + days * SECONDS_PER_DAY
+        self._registry.update_key(
+            call.the_key, "pending-deletion", state=KeyState.PENDING_DELETION, deletion=deletion
+        )
+        return shapes.ScheduleKeyDeletionResponse(
+            key_id=call.the_key.arn,
+            deletion_date=deletion,
+            key_state=KeyState.PENDING_DELETION.value,
+            pending_window_in_days=days,
+        )
+
+    def cancel_key_deletion(self, call: Call) -> shapes.KeyIdResponse:
+        """CancelKeyDeletion."""
+        self._registry.update_key(call.the_key, "disabled", state=KeyState.DISABLED, deletion=None)
+        return shapes.KeyIdResponse(key_id=call.the_key.arn)
+
+    def rotate_key_on_demand(self, call: Call) -> shapes.KeyIdResponse:
+        """RotateKeyOnDemand."""
+        key = call.the_key
+        if key.term > ROTATIONS_MAX:
+            raise LimitExceeded(
+                "The on-demand rotations limit has been reached for the given keyId. "
+                f"No more on-demand rotations can be performed for this key: {key.arn}"
+            )
+        self._registry.rotate(key)
+        return shapes.KeyIdResponse(key_id=key.arn)
+
+    def put_key_policy(self, call: Call) -> shapes.Empty:
+        """PutKeyPolicy."""
+        request: shapes.PutKeyPolicyRequest = call.request
+        policy = compile_policy(request.policy)
+        if not request.bypass_policy_lockout_safety_check:
+            refuse_lockout(policy, call.the_key.arn, call.caller, call.now)
+        self._registry.update_key(call.the_key, "policy", policy=policy)
+        return shapes.Empty()
+
+    def get_key_policy(self, call: Call) -> shapes.GetKeyPolicyResponse:
+        """GetKeyPolicy."""
+        return shapes.GetKeyPolicyResponse(policy=call.the_key.policy.text, policy_name="default")
+
+    def create_alias(self, call: Call) -> shapes.Empty:
+        """CreateAlias."""
+        name = check_alias(call.request.alias_name)
+        if name in self._registry.aliases:
+            raise AlreadyExists(f"An alias with the name {alias_arn(self._registry.account, name)} already exists")
+        if len(self._registry.aliases_of(call.the_key.key_id)) >= ALIASES_PER_KEY_MAX:
+            raise LimitExceeded(f"a key has at most {ALIASES_PER_KEY_MAX} aliases")
+        self._registry.put_alias(Alias(name, call.the_key.key_id, call.now, call.now))
+        return shapes.Empty()
+
+    def update_alias(self, call: Call) -> shapes.Empty:
+        """UpdateAlias."""
+        old = self._registry.aliases[call.request.alias_name]
+        self._registry.put_alias(Alias(old.name, call.the_key.key_id, old.created, call.now))
+        return shapes.Empty()
+
+    def delete_alias(self, call: Call) -> shapes.Empty:
+        """DeleteAlias."""
+        self._registry.delete_alias(call.request.alias_name)
+        return shapes.Empty()
+
+    def list_aliases(self, call: Call) -> shapes.ListAliasesResponse:
+        """ListAliases."""
+        request: shapes.ListAliasesRequest = call.request
+        aliases = self._registry.aliases
+        only = self._registry.find(request.key_id).key_id if request.key_id else None
+        visible = sorted(
+            name
+            for name, alias in aliases.items()
+            if (only is None or alias.key_id == only)
+            and may(call.caller, "kms:DescribeKey", self._registry.keys[alias.key_id], call.now)
+        )
+        page, marker = page_of(visible, request.limit, request.marker)
+        return shapes.ListAliasesResponse(
+            aliases=[self._alias_entry(aliases[name]) for name in page],
+            next_marker=marker,
+            truncated=marker is not None,
+        )
+
+    def purge_due(self, now: float) -> list[str]:
+        """Destroy keys whose waiting period is over; return their ARNs."""
+        due = [k for k in self._registry.keys.values() if k.deletion is not None and k.deletion <= now]
+        for key in due:
+            self._registry.destroy(key)
+        return [key.arn for key in due]
+
+    def _alias_entry(self, alias: Alias) -> shapes.AliasEntry:
+        return shapes.AliasEntry(
+            alias_name=alias.name,
+            alias_arn=alias_arn(self._registry.account, alias.name),
+            target_key_id=alias.key_id,
+            creation_date=alias.created,
+            last_updated_date=alias.updated,
+        )
+
+    def _metadata(self, key: KmsKey) -> shapes.KeyMetadata:
+        return shapes.KeyMetadata(
+            aws_account_id=self._registry.account,
+            key_id=key.key_id,
+            arn=key.arn,
+            creation_date=key.created,
+            enabled=key.state is KeyState.ENABLED,
+            description=key.description,
+            key_usage="ENCRYPT_DECRYPT",
+            key_state=key.state.value,
+            deletion_date=key.deletion,
+            origin="AWS_KMS",
+            key_manager="CUSTOMER",
+            customer_master_key_spec="SYMMETRIC_DEFAULT",
+            key_spec="SYMMETRIC_DEFAULT",
+            encryption_algorithms=["SYMMETRIC_DEFAULT"],
+            multi_region=False,
+            current_key_material_id=material_id(key.current_material),
+        )

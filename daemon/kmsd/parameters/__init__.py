@@ -1,0 +1,1 @@
+"""The parameter tree in the manner of SSM Parameter Store."""

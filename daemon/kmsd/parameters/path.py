@@ -1,0 +1,52 @@
+"""Parameter names and paths (Systems Manager user guide, "Parameter name requirements and constraints")."""
+
+import re
+
+from kmsfs.errors import HierarchyLevelLimit, InvalidName
+from kmsfs.quantity import PARAMETER_LEVELS_MAX, PARAMETER_NAME_MAX_CHARS
+
+_NAME = re.compile(r"[a-zA-Z0-9_.\-/]+\Z")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a parameter may have it.
+
+    Raises:
+        InvalidName: for a foreign character, a reserved prefix, a missing or doubled slash, or excess length.
+        HierarchyLevelLimit: for more than 15 levels.
+    """
+    if len(name) > PARAMETER_NAME_MAX_CHARS:
+        raise InvalidName(f"Parameter name must be at most {PARAMETER_NAME_MAX_CHARS} characters.")
+    if not _NAME.match(name):
+        raise InvalidName(
+            "Only a mix of letters, numbers and the following 4 symbols .-_/ are allowed in a parameter name."
+        )
+    if "/" in name and not name.startswith("/"):
+        raise InvalidName("Parameter name must be a fully qualified name: it starts with / where it has levels.")
+    levels = name.strip("/").split("/")
+    if name.endswith("/") or "" in levels:
+        raise InvalidName("A parameter name has no empty level and does not end with /.")
+    if len(levels) > PARAMETER_LEVELS_MAX:
+        raise HierarchyLevelLimit(f"A parameter name has at most {PARAMETER_LEVELS_MAX} levels.")
+    if levels[0].lower().startswith(("aws", "ssm")):
+        raise InvalidName('Parameter name: can\'t be prefixed with "aws" or "ssm" (case-insensitive).')
+    return name
+
+
+def check_path(path: str) -> str:
+    """Return `path` without its last slash, if it is a path; the root is the empty string.
+
+    Raises:
+        InvalidName: if it is not one.
+    """
+    if not path.startswith("/") or not _NAME.match(path) or "//" in path:
+        raise InvalidName("The parameter path must start with / and have no empty level.")
+    return path.rstrip("/")
+
+
+def below(name: str, path: str, *, recursive: bool) -> bool:
+    """Tell whether a parameter lies below a checked path."""
+    full = name if name.startswith("/") else "/" + name
+    if not full.startswith(path + "/"):
+        return False
+    return recursive or "/" not in full[len(path) + 1 :]

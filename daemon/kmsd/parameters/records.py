@@ -1,0 +1,32 @@
+"""What the tree keeps of a parameter and of each of its versions."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterFacts:
+    """One version's facts without its value; the newest one stands for the parameter."""
+
+    name: str
+    type: str
+    tier: str
+    version: int
+    owner: str
+    key: str | None
+    description: str | None
+    pattern: str | None
+    data_type: str
+    modified: float
+    user: str
+    oldest: int
+    key_arn: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The sealed row."""
+        return asdict(self)
+
+
+def facts_of(row: dict[str, Any]) -> ParameterFacts:
+    """Read a sealed row, with or without a value."""
+    return ParameterFacts(**{key: value for key, value in row.items() if key != "value"})

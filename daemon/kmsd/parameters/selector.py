@@ -1,0 +1,39 @@
+"""Selectors: `name`, `name:3`, or the parameter's ARN with either."""
+
+from dataclasses import dataclass
+
+from kmsfs.errors import ParameterNotFound, ParameterVersionNotFound
+from kmsfs.ids import parameter_arn
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A parsed selector; `suffix` is what follows the colon, colon included, to be echoed."""
+
+    name: str
+    version: int | None
+    suffix: str | None
+
+
+def parse_selector(text: str, account: str) -> Selector:
+    """Read a selector.
+
+    Raises:
+        ParameterNotFound: if it is the ARN of something else.
+        ParameterVersionNotFound: if the part after the colon is neither a version nor a label that exists.
+    """
+    if text.startswith("arn:"):
+        prefix = parameter_arn(account, "")
+        if not text.startswith(prefix):
+            raise ParameterNotFound
+        rest = text.removeprefix(prefix)
+        bare = rest.split(":")[0]
+        text = "/" + rest if "/" in bare else rest
+    name, colon, chosen = text.partition(":")
+    if not colon:
+        return Selector(name, None, None)
+    if not chosen.isascii() or not chosen.isdigit() or len(chosen) > 18:
+        raise ParameterVersionNotFound(
+            f"Systems Manager could not find version {chosen[:100]} of {name}.", hint="versions are numbers from 1"
+        )
+    return Selector(name, int(chosen), ":" + chosen)

@@ -1,0 +1,328 @@
+"""Handlers of parameter operations. The KMS steps run as the caller, through the pipeline, `kms:ViaService` ssm."""
+
+import base64
+from typing import Any
+
+from kmsd.authz.policy import service_key_policy
+from kmsd.authz.principal import Caller
+from kmsd.dispatch.call import Call, InternalCalls
+from kmsd.dispatch.paging import token_page_of
+from kmsd.parameters.filters import make_test
+from kmsd.parameters.path import below, check_name, check_path
+from kmsd.parameters.pattern import check_value
+from kmsd.parameters.records import ParameterFacts, facts_of
+from kmsd.parameters.secure import CONTEXT_KEY, open_message, seal_message
+from kmsd.parameters.selector import Selector, parse_selector
+from kmsd.parameters.tier import ADVANCED_PARAMETERS_MAX, STANDARD_PARAMETERS_MAX, settle_tier
+from kmsd.store.database import SealedStore
+from kmsd.store.schema import Table
+from kmsfs.aead.nonces import Rng
+from kmsfs.api.shapes import parameters as shapes
+from kmsfs.api.shapes.keys import Empty
+from kmsfs.errors import (
+    AccessDenied,
+    Conflict,
+    CorruptStore,
+    HierarchyTypeMismatch,
+    InvalidKeyIdForParameter,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    ParameterAlreadyExists,
+    ParameterNotFound,
+    ParameterVersionNotFound,
+    UnsupportedParameterType,
+)
+from kmsfs.ids import parameter_arn
+from kmsfs.quantity import PARAMETER_VERSIONS_KEPT
+
+DEFAULT_KEY = "alias/kmsfs/ssm"
+SERVICE = "ssm"
+_PATH_FILTERS = frozenset({"Type", "KeyId"})
+_DESCRIBE_FILTERS = frozenset({"Name", "Type", "KeyId", "Path", "Tier", "DataType"})
+
+
+class ParameterService:
+    """PutParameter to DeleteParameters. A parameter belongs to the principal who made it, and to administrators."""
+
+    def __init__(
+        self, account: str, store: SealedStore, calls: InternalCalls, rng: Rng, administrators: frozenset[str]
+    ) -> None:
+        self._account = account
+        self._store = store
+        self._calls = calls
+        self._rng = rng
+        self._administrators = administrators
+        self._facts = {row["name"]: facts_of(row) for row in store.scan(Table.PARAMETER)}
+        self._names = sorted(self._facts)
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    def put_parameter(self, call: Call) -> shapes.PutParameterResponse:
+        """PutParameter."""
+        request: shapes.PutParameterRequest = call.request
+        name = check_name(request.name)
+        present = self._facts.get(name)
+        facts = self._next_facts(call, request, present)
+        stored, key_arn = self._seal_value(call, facts, request)
+        facts = ParameterFacts(**{**facts.row(), "key_arn": key_arn})
+        drop = facts.version - PARAMETER_VERSIONS_KEPT
+        with self._store.transaction() as work:
+            work.put(Table.PARAMETER, name, facts.row())
+            row = {**facts.row(), "value": stored}
+            work.put(Table.PARAMETER_VERSION, f"{name}:{facts.version}", row, parent=name)
+            if drop > 0:
+                work.delete(Table.PARAMETER_VERSION, f"{name}:{drop}")
+        self._facts[name] = facts
+        if present is None:
+            self._names = sorted(self._facts)
+        return shapes.PutParameterResponse(version=facts.version, tier=facts.tier)
+
+    def _next_facts(
+        self, call: Call, request: shapes.PutParameterRequest, present: ParameterFacts | None
+    ) -> ParameterFacts:
+        if present is not None:
+            if not self._owns(call.caller, present):
+                raise AccessDenied("You may not write this parameter.")
+            if not request.overwrite:
+                raise ParameterAlreadyExists(
+                    "The parameter already exists. To overwrite this value, set the overwrite option in the request to true."
+                )
+            if request.type not in (None, present.type):
+                raise HierarchyTypeMismatch(f"The parameter is a {present.type}; its type cannot change.")
+        kind = request.type or (present.type if present else None)
+        if kind is None:
+            raise UnsupportedParameterType("A new parameter needs a Type: String, StringList or SecureString.")
+        if not request.value:
+            raise InvalidRequest("A parameter's value is not empty.")
+        if request.key_id is not None and kind != "SecureString":
+            raise InvalidRequest("KeyId is for SecureString parameters only.")
+        try:
+            value_bytes = len(request.value.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("The value is not Unicode text.") from error
+        tier = settle_tier(request.tier, present.tier if present else None, value_bytes)
+        if present is None:
+            self._check_room(tier)
+        pattern = request.allowed_pattern
+        if pattern:
+            check_value(pattern, request.value)
+        version = present.version + 1 if present else 1
+        key = (request.key_id or (present.key if present else None) or DEFAULT_KEY) if kind == "SecureString" else None
+        return ParameterFacts(
+            request.name, kind, tier, version, present.owner if present else call.caller.principal, key,
+            request.description, pattern, request.data_type, call.now, call.caller.principal,
+            max(1, version - PARAMETER_VERSIONS_KEPT + 1),
+        )  # fmt: skip
+
+    def _check_room(self, tier: str) -> None:
+        limit = ADVANCED_PARAMETERS_MAX if tier == "Advanced" else STANDARD_PARAMETERS_MAX
+        if len(self._facts) >= limit and sum(f.tier == tier for f in self._facts.values()) >= limit:
+            raise LimitExceeded(f"You have reached the maximum of {limit} {tier.lower()} parameters.")
+
+    def delete_parameter(self, call: Call) -> Empty:
+        """DeleteParameter."""
+        self._delete(call, call.request.name)
+        return Empty()
+
+    def delete_parameters(self, call: Call) -> shapes.DeleteParametersResponse:
+        """DeleteParameters."""
+        deleted, missing = [], []
+        for name in dict.fromkeys(call.request.names):
+            try:
+                self._delete(call, name)
+                deleted.append(name)
+            except (ParameterNotFound, InvalidRequest):
+                missing.append(name)
+        return shapes.DeleteParametersResponse(deleted_parameters=deleted, invalid_parameters=missing)
+
+    def _delete(self, call: Call, name: str) -> None:
+        facts = self._visible(call.caller, name)
+        with self._store.transaction() as work:
+            for version in range(facts.oldest, facts.version + 1):
+                work.delete(Table.PARAMETER_VERSION, f"{name}:{version}")
+            work.delete(Table.PARAMETER, name)
+        del self._facts[name]
+        self._names = sorted(self._facts)
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    def get_parameter(self, call: Call) -> shapes.GetParameterResponse:
+        """GetParameter."""
+        request: shapes.GetParameterRequest = call.request
+        selector = parse_selector(request.name, self._account)
+        return shapes.GetParameterResponse(parameter=self._read(call, selector, decrypt=request.with_decryption))
+
+    def get_parameters(self, call: Call) -> shapes.GetParametersResponse:
+        """GetParameters."""
+        request: shapes.GetParametersRequest = call.request
+        if len(set(request.names)) != len(request.names):
+            raise InvalidRequest("The names of GetParameters must be unique.")
+        found, missing = [], []
+        for text in request.names:
+            try:
+                selector = parse_selector(text, self._account)
+                found.append(self._read(call, selector, decrypt=request.with_decryption))
+            except NotFound:
+                missing.append(text)
+        return shapes.GetParametersResponse(parameters=found, invalid_parameters=missing)
+
+    def get_parameters_by_path(self, call: Call) -> shapes.GetParametersByPathResponse:
+        """GetParametersByPath."""
+        request: shapes.GetParametersByPathRequest = call.request
+        path = check_path(request.path)
+        test = make_test(request.parameter_filters, _PATH_FILTERS)
+        names = [
+            name
+            for name in self._names
+            if below(name, path, recursive=request.recursive)
+            and self._owns(call.caller, self._facts[name])
+            and test(self._facts[name])
+        ]
+        page, token = token_page_of(names, request.max_results, request.next_token)
+        read = [self._read(call, Selector(name, None, None), decrypt=request.with_decryption) for name in page]
+        return shapes.GetParametersByPathResponse(parameters=read, next_token=token)
+
+    def get_parameter_history(self, call: Call) -> shapes.GetParameterHistoryResponse:
+        """GetParameterHistory."""
+        request: shapes.GetParameterHistoryRequest = call.request
+        newest = self._visible(call.caller, request.name)
+        marks = [f"{version:012d}" for version in range(newest.oldest, newest.version + 1)]
+        page, token = token_page_of(marks, request.max_results, request.next_token)
+        entries = []
+        for mark in page:
+            facts, stored = self._version(newest, int(mark))
+            entries.append(
+                shapes.ParameterHistory(
+                    name=facts.name,
+                    type=facts.type,
+                    key_id=facts.key,
+                    last_modified_date=facts.modified,
+                    last_modified_user=facts.user,
+                    description=facts.description,
+                    value=self._value(call, facts, stored, decrypt=request.with_decryption),
+                    allowed_pattern=facts.pattern,
+                    version=facts.version,
+                    labels=[],
+                    tier=facts.tier,
+                    data_type=facts.data_type,
+                )
+            )
+        return shapes.GetParameterHistoryResponse(parameters=entries, next_token=token)
+
+    def describe_parameters(self, call: Call) -> shapes.DescribeParametersResponse:
+        """DescribeParameters."""
+        request: shapes.DescribeParametersRequest = call.request
+        test = make_test(request.parameter_filters, _DESCRIBE_FILTERS)
+        names = [n for n in self._names if self._owns(call.caller, self._facts[n]) and test(self._facts[n])]
+        page, token = token_page_of(names, request.max_results, request.next_token)
+        return shapes.DescribeParametersResponse(
+            parameters=[self._describe(self._facts[name]) for name in page], next_token=token
+        )
+
+    def _describe(self, facts: ParameterFacts) -> shapes.ParameterMetadata:
+        return shapes.ParameterMetadata(
+            name=facts.name,
+            arn=parameter_arn(self._account, facts.name),
+            type=facts.type,
+            key_id=facts.key,
+            last_modified_date=facts.modified,
+            last_modified_user=facts.user,
+            description=facts.description,
+            allowed_pattern=facts.pattern,
+            version=facts.version,
+            tier=facts.tier,
+            data_type=facts.data_type,
+        )
+
+    def _read(self, call: Call, selector: Selector, *, decrypt: bool) -> shapes.Parameter:
+        newest = self._visible(call.caller, selector.name)
+        facts, stored = self._version(newest, selector.version or newest.version)
+        return shapes.Parameter(
+            name=facts.name,
+            type=facts.type,
+            value=self._value(call, facts, stored, decrypt=decrypt),
+            version=facts.version,
+            selector=selector.suffix,
+            last_modified_date=facts.modified,
+            arn=parameter_arn(self._account, facts.name),
+            data_type=facts.data_type,
+        )
+
+    def _version(self, newest: ParameterFacts, version: int) -> tuple[ParameterFacts, bytes]:
+        if not newest.oldest <= version <= newest.version:
+            raise ParameterVersionNotFound(f"Systems Manager could not find version {version} of {newest.name}.")
+        row = self._store.get(Table.PARAMETER_VERSION, f"{newest.name}:{version}")
+        if row is None:
+            raise CorruptStore(f"version {version} of a parameter is missing from the state")
+        return facts_of(row), row["value"]
+
+    def _visible(self, caller: Caller, name: str) -> ParameterFacts:
+        facts = self._facts.get(name)
+        if facts is None or not self._owns(caller, facts):
+            raise ParameterNotFound(f"Parameter {name[:256]} not found.")
+        return facts
+
+    def _owns(self, caller: Caller, facts: ParameterFacts) -> bool:
+        return facts.owner == caller.principal or caller.principal in self._administrators
+
+    # --- values -------------------------------------------------------------------------------------------
+
+    def _seal_value(
+        self, call: Call, facts: ParameterFacts, request: shapes.PutParameterRequest
+    ) -> tuple[bytes, str | None]:
+        plain = request.value.encode()
+        if facts.key is None:
+            return plain, None
+        arn = parameter_arn(self._account, facts.name)
+        context = {CONTEXT_KEY: arn}
+        if facts.key == DEFAULT_KEY:
+            self._make_default_key(call)
+        if facts.tier == "Standard":
+            answer = self._kms(
+                call, "Encrypt", {"KeyId": facts.key, "Plaintext": plain, "EncryptionContext": context}
+            )
+            return answer.ciphertext_blob, answer.key_id
+        answer = self._kms(
+            call, "GenerateDataKey", {"KeyId": facts.key, "KeySpec": "AES_256", "EncryptionContext": context}
+        )
+        sealed = seal_message(plain, arn, answer.key_id, answer.plaintext, answer.ciphertext_blob, self._rng)
+        return sealed, answer.key_id
+
+    def _value(self, call: Call, facts: ParameterFacts, stored: bytes, *, decrypt: bool) -> str:
+        if facts.key is None:
+            return stored.decode()
+        if not decrypt:
+            return base64.b64encode(stored).decode()
+        arn = parameter_arn(self._account, facts.name)
+
+        def unwrap(blob: bytes) -> bytes:
+            parameters = {"CiphertextBlob": blob, "EncryptionContext": {CONTEXT_KEY: arn}}
+            plaintext: bytes = self._kms(call, "Decrypt", parameters).plaintext
+            return plaintext
+
+        plain = unwrap(stored) if facts.tier == "Standard" else open_message(stored, arn, unwrap)
+        return plain.decode()
+
+    def _kms(self, call: Call, operation: str, parameters: dict[str, Any]) -> Any:
+        try:
+            return self._calls.internal(call, operation, parameters, SERVICE)
+        except AccessDenied:
+            raise
+        except (NotFound, Conflict) as error:
+            raise InvalidKeyIdForParameter(error.detail) from error
+
+    def _make_default_key(self, call: Call) -> None:
+        try:
+            self._calls.internal(call, "DescribeKey", {"KeyId": DEFAULT_KEY}, SERVICE)
+        except NotFound:
+            parameters = {
+                "Description": "Default key of SecureString parameters",
+                "Policy": service_key_policy(self._account, call.caller.principal, SERVICE),
+            }
+            made = self._calls.internal(call, "CreateKey", parameters, SERVICE)
+            self._calls.internal(
+                call, "CreateAlias", {"AliasName": DEFAULT_KEY, "TargetKeyId": made.key_metadata.key_id}, SERVICE
+            )
+        except AccessDenied:
+            return

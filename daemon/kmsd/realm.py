@@ -1,0 +1,113 @@
+"""A realm's files: make them, open them, recover them."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmsd.audit.journal import Journal
+from kmsd.config import Config
+from kmsd.root.keyring import Argon2Parameters, Keyring, SealType, open_keyring, parse_header
+from kmsd.root.recovery import recovery_code
+from kmsd.root.sources import make_root_key, read_root_key
+from kmsd.store.anchor import Anchor
+from kmsd.store.database import SealedStore
+from kmsd.store.files import sync_directory, write_atomically
+from kmsd.store.sealing import RowSealer
+from kmsfs.aead.kdf import Label, derive
+from kmsfs.errors import Conflict, RootKeyMissing, StorageError, UsageError
+from kmsfs.secret import KeyMaterial
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRealm:
+    """A keyring with its domain keys, and the key of the anchor."""
+
+    keyring: Keyring
+    anchor_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewRealm:
+    """What `init` shows once: neither is stored."""
+
+    recovery_code: str
+    audit_verification_key: str
+
+
+def initialise(config: Config, seal_type: SealType, passphrase_file: Path | None) -> NewRealm:
+    """Make a realm: root key, keyring, empty store, anchor, audit log.
+
+    Raises:
+        Conflict: if there is one already.
+        RootKeyMissing: if the root key source has no key.
+        StorageError: if the disk refuses.
+    """
+    if config.keyring.exists():
+        raise Conflict(f"{config.state} already holds a realm", hint="choose another folder with --state")
+    try:
+        for folder in (config.state, config.audit, config.anchor.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"cannot make {config.state}: {error.strerror}") from error
+    root_key, argon2 = make_root_key(config.source(seal_type, passphrase_file), os.urandom)
+    keyring = Keyring(seal_type, os.urandom(16), argon2, 1, {1: KeyMaterial(os.urandom(32))}, {1: time.time()})
+    domain = keyring.domain_keys[1].reveal()
+    for leftover in config.state.glob("state.db*"):
+        leftover.unlink()
+    store = SealedStore(config.database, RowSealer(keyring.domain_keys, os.urandom), create=True)
+    Anchor(config.anchor, derive(root_key.reveal(), Label.ROOT_ANCHOR)).write(store)
+    store.close()
+    audit_key = os.urandom(32)
+    (config.audit / "audit.jsonl").unlink(missing_ok=True)
+    Journal(config.audit, derive(domain, Label.DOMAIN_AUDIT), os.urandom, first_key=audit_key).close()
+    sync_directory(config.audit)
+    # The keyring comes last: without it there is no realm, so a half-made one is simply made again.
+    write_atomically(config.keyring, keyring.encode(root_key, os.urandom), mode=0o600)
+    return NewRealm(recovery_code(root_key), audit_key.hex())
+
+
+def open_realm(config: Config, passphrase_file: Path | None) -> OpenRealm:
+    """Read the root key from the realm's source and open the keyring.
+
+    Raises:
+        UsageError: if there is no realm.
+        RootKeyMissing: if the root key is missing or wrong.
+        CorruptStore: if the keyring is damaged.
+    """
+    data = _keyring_bytes(config)
+    header = parse_header(data)
+    root_key = read_root_key(config.source(header.seal_type, passphrase_file), header.argon2)
+    keyring = open_keyring(data, root_key)
+    anchor_key = derive(root_key.reveal(), Label.ROOT_ANCHOR)
+    root_key.wipe()
+    return OpenRealm(keyring, anchor_key)
+
+
+def recover(config: Config, root_key: KeyMaterial) -> None:
+    """Give a realm a keyfile again, from its recovery code.
+
+    Raises:
+        RootKeyMissing: if the code is not this realm's, or the keyfile is there and already right.
+    """
+    keyring = open_keyring(_keyring_bytes(config), root_key)
+    if config.keyfile.exists() and config.keyfile.read_bytes() == root_key.reveal():
+        if keyring.seal_type is SealType.KEYFILE:
+            raise RootKeyMissing("nothing to recover: the keyfile is there and right")
+    elif config.keyfile.exists():
+        config.keyfile.replace(config.keyfile.with_name("root.key.replaced"))
+    write_atomically(config.keyfile, root_key.reveal(), mode=0o400)
+    keyring.seal_type = SealType.KEYFILE
+    keyring.argon2 = Argon2Parameters()
+    keyring.generation += 1
+    write_atomically(config.keyring, keyring.encode(root_key, os.urandom), mode=0o600)
+
+
+def _keyring_bytes(config: Config) -> bytes:
+    try:
+        return config.keyring.read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"{config.state} holds no realm", hint="run `kmsd init` first") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {config.keyring}: {error.strerror}") from error

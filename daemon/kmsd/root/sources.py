@@ -1,0 +1,109 @@
+"""Where kmsd gets the root key at start: keyfile, passphrase or systemd credential."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmsd.root.keyring import Argon2Parameters, SealType
+from kmsd.store.files import write_atomically
+from kmsfs.aead.kdf import argon2id
+from kmsfs.aead.nonces import Rng
+from kmsfs.errors import RootKeyMissing
+from kmsfs.secret import KeyMaterial
+
+ARGON2_MEMORY_KIB = 64 * 1024
+ARGON2_ITERATIONS = 3
+ARGON2_LANES = 4
+CREDENTIAL_NAME = "kmsfs-root"
+MIN_PASSPHRASE_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RootSource:
+    """Which source, and where it is."""
+
+    seal_type: SealType
+    keyfile: Path
+    passphrase_file: Path | None = None
+
+    def describe(self) -> str:
+        """One word for status and messages."""
+        return self.seal_type.name.lower()
+
+
+def make_root_key(source: RootSource, rng: Rng) -> tuple[KeyMaterial, Argon2Parameters]:
+    """Make (keyfile) or read (passphrase, credential) the root key of a new realm.
+
+    Raises:
+        RootKeyMissing: if a keyfile exists already, or the passphrase or credential is missing or too short.
+    """
+    if source.seal_type is SealType.KEYFILE:
+        if source.keyfile.exists():
+            raise RootKeyMissing(f"{source.keyfile} exists already", hint="move it away; it may be your only root key")
+        key = KeyMaterial(rng(32))
+        write_atomically(source.keyfile, key.reveal(), mode=0o400)
+        return key, Argon2Parameters()
+    if source.seal_type is SealType.PASSPHRASE:
+        argon2 = Argon2Parameters(rng(16), ARGON2_MEMORY_KIB, ARGON2_ITERATIONS, ARGON2_LANES)
+        return read_root_key(source, argon2), argon2
+    return read_root_key(source, Argon2Parameters()), Argon2Parameters()
+
+
+def read_root_key(source: RootSource, argon2: Argon2Parameters) -> KeyMaterial:
+    """Read the root key of an existing realm.
+
+    Raises:
+        RootKeyMissing: if the source is missing, unsafe or of a wrong length.
+    """
+    if source.seal_type is SealType.PASSPHRASE:
+        passphrase = _read_passphrase(source)
+        return KeyMaterial(
+            argon2id(passphrase, argon2.salt, argon2.memory_kib, argon2.iterations, argon2.lanes)
+        )
+    path = _credential_path() if source.seal_type is SealType.CREDENTIAL else source.keyfile
+    raw = _read_private(path)
+    if len(raw) != 32:
+        raise RootKeyMissing(f"the root key in {path} must have 32 bytes, not {len(raw)}")
+    return KeyMaterial(raw)
+
+
+def _credential_path() -> Path:
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise RootKeyMissing(
+            "no systemd credential is passed to this process",
+            hint=f"set LoadCredentialEncrypted={CREDENTIAL_NAME} in the unit, or use a keyfile",
+        )
+    return Path(directory) / CREDENTIAL_NAME
+
+
+def _read_passphrase(source: RootSource) -> bytes:
+    if source.passphrase_file is None:
+        raise RootKeyMissing("this realm needs a passphrase", hint="pass --passphrase-file, or `-` for standard input")
+    if os.fspath(source.passphrase_file) == "-":
+        with os.fdopen(os.dup(0), "rb") as stream:
+            raw = stream.readline()
+    else:
+        raw = _read_private(source.passphrase_file)
+    passphrase = raw.rstrip(b"\r\n")
+    if len(passphrase) < MIN_PASSPHRASE_BYTES:
+        raise RootKeyMissing(f"the passphrase has less than {MIN_PASSPHRASE_BYTES} bytes")
+    return passphrase
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise RootKeyMissing(
+            f"cannot read the root key {path}: {error.strerror}",
+            hint="restore the file, or use `kmsd recover` with the recovery code",
+        ) from error
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077:
+            raise RootKeyMissing(f"{path} must be a regular file that only its owner can read", hint=f"chmod 0400 {path}")
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Sockets: listen, learn who the peer is, read frames, answer, push events."""

@@ -1,0 +1,66 @@
+"""The listening socket: from systemd (socket activation) or bound here."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+from kmsfs.errors import StorageError, UsageError
+
+_FIRST_ACTIVATED = 3
+
+
+def activated_socket() -> socket.socket | None:
+    """Return the socket that systemd passed, or None (sd_listen_fds(3)).
+
+    Raises:
+        UsageError: if systemd passed more than one.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    if count != 1:
+        raise UsageError(f"systemd passed {count} sockets, kmsd takes one")
+    os.set_inheritable(_FIRST_ACTIVATED, False)
+    return socket.socket(fileno=_FIRST_ACTIVATED)
+
+
+def bind_socket(path: Path, mode: int) -> socket.socket:
+    """Bind a Unix socket; a dead one at the same path is replaced.
+
+    Raises:
+        UsageError: if a live daemon listens there, or something else lies there.
+        StorageError: if the socket cannot be made.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _clear(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        old_mask = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(os.fspath(path))
+        finally:
+            os.umask(old_mask)
+        listener.listen(128)
+    except OSError as error:
+        raise StorageError(f"cannot listen on {path}: {error.strerror}") from error
+    return listener
+
+
+def _clear(path: Path) -> None:
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise UsageError(f"{path} is there and is no socket", hint="choose another path with --socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            path.unlink()
+            return
+    raise UsageError(f"a key daemon already listens on {path}")

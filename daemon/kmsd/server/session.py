@@ -1,0 +1,184 @@
+"""One connection: cut frames, run them, flush the audit log, then answer."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from kmsd.authz.principal import Caller
+from kmsd.dispatch.pipeline import ALWAYS_ANSWERED, Pipeline
+from kmsd.dispatch.status import WATCHED_KEYS
+from kmsd.server.peer import identify
+from kmsd.server.throttle import Buckets
+from kmsfs.errors import AuditUnavailable, InvariantBroken, KmsfsError, ProtocolError
+from kmsfs.formats.frame import (
+    LENGTH_BYTES,
+    decode_request,
+    encode_error,
+    encode_event,
+    encode_result,
+    read_length,
+)
+
+_LOG = logging.getLogger("kmsd")
+FRAME_SECONDS = 5.0
+"""A frame that is not complete after this long closes its connection."""
+
+
+@dataclass(slots=True)
+class ServerState:
+    """What all connections of a server share."""
+
+    pipeline: Pipeline
+    account: str
+    clock: Callable[[], float]
+    buckets: Buckets = field(default_factory=Buckets)
+    sessions: set["Session"] = field(default_factory=set)
+    on_lost: Callable[[int, float], None] = lambda _connection, _now: None
+    numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+
+class Session(asyncio.Protocol):
+    """The daemon's end of one connection."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._number = next(state.numbers)
+        self._buffer = bytearray()
+        self._watched: dict[int, frozenset[str]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._admitted = False
+        self._caller: Caller | None = None
+        self._transport: Any = None
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Learn who connects; turn away a uid with too many connections."""
+        self._transport = transport
+        try:
+            self._caller = identify(transport.get_extra_info("socket"), self._state.account)
+        except OSError:
+            self._transport.abort()
+            return
+        self._admitted = self._state.buckets.connect(self._caller.uid)
+        if not self._admitted:
+            self._transport.write(
+                encode_error(0, "ThrottlingException", "too many connections", "close some", retryable=True)
+            )
+            self._transport.close()
+            return
+        self._state.sessions.add(self)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Forget the connection and let its leases run out."""
+        self._stop_timer()
+        self._state.sessions.discard(self)
+        if self._admitted and self._caller is not None:
+            self._state.buckets.disconnect(self._caller.uid)
+        self._state.on_lost(self._number, self._state.clock())
+
+    def pause_writing(self) -> None:
+        """Stop reading from a peer that does not read its answers."""
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Read again."""
+        self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Run every complete frame, then answer them all after one write to the audit log."""
+        if self._caller is None or not self._admitted:
+            return
+        self._buffer += data
+        answers: list[tuple[str, int, bytes]] = []
+        fatal = False
+        try:
+            for body in self._complete_frames():
+                answers.append(self._answer(self._caller, body))
+        except ProtocolError as error:
+            answers.append(("", 0, encode_error(0, error.code, error.detail, error.hint, retryable=False)))
+            fatal = True
+        self._send(answers)
+        if fatal:
+            self._transport.close()
+        elif self._buffer:
+            self._start_timer()
+
+    def eof_received(self) -> bool:
+        """Half-closed connections are closed."""
+        return False
+
+    # --- pushed events --------------------------------------------------------------------------------------
+
+    def push(self, key_id: str | None, event: dict[str, Any]) -> None:
+        """Send an event to the streams that watch the key; None reaches all streams."""
+        for request_id, keys in self._watched.items():
+            if key_id is None or key_id in keys:
+                self._transport.write(encode_event(request_id, event))
+
+    # --- frames ---------------------------------------------------------------------------------------------
+
+    def _complete_frames(self) -> Any:
+        buffer = self._buffer
+        offset = 0
+        try:
+            while len(buffer) - offset >= LENGTH_BYTES:
+                length = read_length(buffer[offset : offset + LENGTH_BYTES])
+                end = offset + LENGTH_BYTES + length
+                if len(buffer) < end:
+                    break
+                body = bytes(buffer[offset + LENGTH_BYTES : end])
+                offset = end
+                self._stop_timer()
+                yield body
+        finally:
+            del buffer[:offset]
+
+    def _answer(self, caller: Caller, body: bytes) -> tuple[str, int, bytes]:
+        frame = decode_request(body)
+        try:
+            self._state.buckets.spend(caller.uid, self._state.clock())
+            result, call = self._state.pipeline.run(caller, frame, self._number)
+            if WATCHED_KEYS in call.notes:
+                self._watched[frame.request_id] = call.notes[WATCHED_KEYS]
+            return frame.operation, frame.request_id, encode_result(frame.request_id, result)
+        except KmsfsError as error:
+            return frame.operation, frame.request_id, _error_frame(frame.request_id, error)
+        except Exception:
+            _LOG.exception("frame failed")
+            return frame.operation, frame.request_id, _error_frame(frame.request_id, InvariantBroken("internal error"))
+
+    def _send(self, answers: list[tuple[str, int, bytes]]) -> None:
+        if not answers:
+            return
+        pipeline = self._state.pipeline
+        try:
+            if pipeline.sync_wanted or pipeline.journal.overdue:
+                pipeline.sync_wanted = False
+                pipeline.journal.sync()
+            else:
+                pipeline.journal.flush()
+        except AuditUnavailable as error:
+            _LOG.critical("%s", error)
+            answers = [
+                (name, number, frame if name in ALWAYS_ANSWERED else _error_frame(number, error))
+                for name, number, frame in answers
+            ]
+        self._transport.write(b"".join(frame for _, _, frame in answers))
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FRAME_SECONDS, self._transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _error_frame(request_id: int, error: KmsfsError) -> bytes:
+    message = "internal error; the daemon's log has the details" if error.audience == "bug" else error.detail
+    return encode_error(request_id, error.code, message, error.hint, retryable=error.retryable)

@@ -1,0 +1,57 @@
+"""The anti-rollback anchor: commit number and accumulator digest, MACed, outside the state directory."""
+
+import os
+import struct
+from pathlib import Path
+
+from kmsd.store.database import SealedStore
+from kmsd.store.files import write_atomically
+from kmsfs.aead.kdf import equal, hmac_sha256
+from kmsfs.errors import CorruptStore
+
+MAGIC = b"KMSANCH1"
+_BODY = struct.Struct("<8sQ32s")
+ANCHOR_BYTES = _BODY.size + 32
+
+
+class Anchor:
+    """Remembers the newest state seen, so that an older copy of the database is refused at start."""
+
+    def __init__(self, path: Path, key: bytes) -> None:
+        self._path = path
+        self._key = key
+        self._written = -1
+
+    def check(self, store: SealedStore, *, accept_rollback: bool = False) -> None:
+        """Compare the database with the anchor.
+
+        Raises:
+            CorruptStore: if the anchor is missing or damaged, or the database is older or another one than the
+                anchor remembers, unless `accept_rollback`.
+        """
+        problem = self._problem(store)
+        if problem and not accept_rollback:
+            raise CorruptStore(problem, hint="if you restored a backup on purpose, start kmsd with --accept-rollback")
+
+    def write(self, store: SealedStore) -> None:
+        """Remember the database's present state, durably; does nothing if nothing changed."""
+        if store.commit_number == self._written:
+            return
+        body = _BODY.pack(MAGIC, store.commit_number, store.digest)
+        write_atomically(self._path, body + hmac_sha256(self._key, body), mode=0o600)
+        self._written = store.commit_number
+
+    def _problem(self, store: SealedStore) -> str:
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return f"the anti-rollback anchor {os.fspath(self._path)} is missing"
+        body, mac = data[: _BODY.size], data[_BODY.size :]
+        if len(data) != ANCHOR_BYTES or not equal(hmac_sha256(self._key, body), mac) or body[:8] != MAGIC:
+            return f"the anti-rollback anchor {os.fspath(self._path)} is damaged"
+        _, commit, digest = _BODY.unpack(body)
+        if store.commit_number < commit:
+            return f"the state database is older (commit {store.commit_number}) than its anchor (commit {commit})"
+        if store.commit_number == commit and not equal(store.digest, digest):
+            return "the state database is not the one its anchor remembers"
+        return ""

@@ -1,0 +1,180 @@
+"""The sealed store: transactions over sealed rows in SQLite (WAL, synchronous=FULL, secure_delete)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, delete, event, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from kmsd.store.schema import HEAD, METADATA, ROW, SCHEMA_VERSION, Table
+from kmsd.store.sealing import RowSealer
+from kmsfs.errors import CorruptStore, StorageError, UnsupportedFormat
+from kmsfs.aead.kdf import sha256
+
+_ZERO = bytes(16)
+
+
+class Transaction:
+    """Puts and deletes that become durable together."""
+
+    def __init__(self, connection: Connection, sealer: RowSealer, accumulator: int) -> None:
+        self._connection = connection
+        self._sealer = sealer
+        self.accumulator = accumulator
+
+    def put(self, table: Table, natural_key: str, value: dict[str, Any], *, parent: str = "") -> None:
+        """Insert or replace a row."""
+        row_id = self._sealer.row_id(table, natural_key)
+        parent_id = self._sealer.parent_id(table, parent)
+        version = self._drop_mark(table, row_id) + 1
+        blob = self._sealer.seal(table, row_id, parent_id, version, value)
+        self.accumulator ^= self._sealer.mark(table, row_id, version, blob)
+        row = {"tbl": int(table), "id": row_id, "parent": parent_id, "ver": version, "blob": blob}
+        statement = insert(ROW).values(row)
+        self._connection.execute(
+            statement.on_conflict_do_update(index_elements=["tbl", "id"], set_={"ver": version, "blob": blob, "parent": parent_id})
+        )
+
+    def delete(self, table: Table, natural_key: str) -> None:
+        """Remove a row; nothing happens if it is not there."""
+        row_id = self._sealer.row_id(table, natural_key)
+        if self._drop_mark(table, row_id):
+            self._connection.execute(delete(ROW).where(ROW.c.tbl == int(table), ROW.c.id == row_id))
+
+    def _drop_mark(self, table: Table, row_id: bytes) -> int:
+        query = select(ROW.c.ver, ROW.c.blob).where(ROW.c.tbl == int(table), ROW.c.id == row_id)
+        old = self._connection.execute(query).first()
+        if old is None:
+            return 0
+        self.accumulator ^= self._sealer.mark(table, row_id, old.ver, old.blob)
+        return int(old.ver)
+
+
+class SealedStore:
+    """One state database. Used from one thread; every transaction is durable when it returns."""
+
+    def __init__(self, path: Path, sealer: RowSealer, *, create: bool = False) -> None:
+        self._sealer = sealer
+        self._engine = create_engine(f"sqlite:///{path}")
+        event.listen(self._engine, "connect", _configure)
+        self.commit_number = 0
+        self._accumulator = 0
+        with _storage_errors():
+            self._connection = self._engine.connect()
+            if create:
+                METADATA.create_all(self._connection)
+                self._connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
+                self._write_head(self._connection, 0, 0)
+                self._connection.commit()
+            else:
+                self._check_schema()
+                self._verify()
+        path.chmod(0o600)
+
+    def close(self) -> None:
+        """Close the database; later calls fail."""
+        self._connection.close()
+        self._engine.dispose()
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 over the accumulator: what the anchor remembers."""
+        return sha256(self._accumulator.to_bytes(32, "big"))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Run puts and deletes as one durable step, or none of them.
+
+        Raises:
+            StorageError: if the database cannot be written; nothing has changed then.
+        """
+        used = self._sealer.usage.used
+        with _storage_errors():
+            try:
+                work = Transaction(self._connection, self._sealer, self._accumulator)
+                yield work
+                self._write_head(self._connection, self.commit_number + 1, work.accumulator)
+                self._connection.commit()
+            except BaseException:
+                self._connection.rollback()
+                self._sealer.usage.used = used
+                raise
+        self.commit_number += 1
+        self._accumulator = work.accumulator
+
+    def get(self, table: Table, natural_key: str) -> dict[str, Any] | None:
+        """Return a row's value, or None.
+
+        Raises:
+            CorruptStore: if the row does not open.
+        """
+        row_id = self._sealer.row_id(table, natural_key)
+        with _storage_errors():
+            query = select(ROW).where(ROW.c.tbl == int(table), ROW.c.id == row_id)
+            row = self._connection.execute(query).first()
+        return None if row is None else self._sealer.open(table, row.id, row.parent, row.ver, row.blob)
+
+    def scan(self, table: Table, *, parent: str = "") -> Iterator[dict[str, Any]]:
+        """Yield the values of a table, or of the rows below a parent, in no order.
+
+        Raises:
+            CorruptStore: if a row does not open.
+        """
+        query = select(ROW).where(ROW.c.tbl == int(table))
+        if parent:
+            query = query.where(ROW.c.parent == self._sealer.parent_id(table, parent))
+        with _storage_errors():
+            rows = self._connection.execute(query).all()
+        for row in rows:
+            yield self._sealer.open(table, row.id, row.parent, row.ver, row.blob)
+
+    def _write_head(self, connection: Connection, commit: int, accumulator: int) -> None:
+        value = {"commit": commit, "acc": accumulator.to_bytes(32, "big"), "seals": self._sealer.usage.used + 1}
+        blob = self._sealer.seal(Table.HEAD, _ZERO, _ZERO, 0, value)
+        statement = insert(HEAD).values(only=1, blob=blob)
+        connection.execute(statement.on_conflict_do_update(index_elements=["only"], set_={"blob": blob}))
+
+    def _check_schema(self) -> None:
+        version = self._connection.exec_driver_sql("PRAGMA user_version").scalar()
+        if version != SCHEMA_VERSION:
+            raise UnsupportedFormat(f"state database has schema {version}, this kmsd knows {SCHEMA_VERSION}")
+
+    def _verify(self) -> None:
+        head_row = self._connection.execute(select(HEAD.c.blob)).first()
+        if head_row is None:
+            raise CorruptStore("the state database has no head record", hint="restore a backup of the state")
+        head = self._sealer.open(Table.HEAD, _ZERO, _ZERO, 0, head_row.blob)
+        accumulator = 0
+        for row in self._connection.execute(select(ROW.c.tbl, ROW.c.id, ROW.c.ver, ROW.c.blob)):
+            accumulator ^= self._sealer.mark(row.tbl, row.id, row.ver, row.blob)
+        if accumulator != int.from_bytes(head["acc"], "big"):
+            raise CorruptStore(
+                "rows of the key daemon's state were removed, added or put back to older versions",
+                hint="restore a backup of the whole state",
+            )
+        self.commit_number, self._accumulator = head["commit"], accumulator
+        self._sealer.usage.used = head["seals"]
+        self._connection.rollback()
+
+
+def _configure(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=5000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        text = str(error.orig)
+        if "malformed" in text or "not a database" in text:
+            raise CorruptStore("the state database is damaged", hint="restore a backup of the state") from error
+        raise StorageError(f"the state database cannot be used: {text}", hint="check the disk's space and rights") from error
+    except SQLAlchemyError as error:
+        raise StorageError("the state database cannot be used", evidence=str(error)) from error

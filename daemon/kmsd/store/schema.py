@@ -1,0 +1,64 @@
+"""The tables, and what each sealed row holds: this page of comments is the reference.
+
+`row` holds everything; `head` has one row. No name, id or value is in the clear:
+
+* `tbl`     Table number below.
+* `id`      HMAC-SHA256(K_index, tbl u8 ‖ natural key)[:16]. The natural key is in the sealed body too.
+* `parent`  HMAC-SHA256(K_index, tbl u8 ‖ 0x00 ‖ parent's natural key)[:16], or 16 zero bytes; lets versions of
+            one parameter be read by an index walk without storing its name.
+* `ver`     Counts the writes of this row from 1; in the associated data, so an older copy of a row does not open
+            under a newer version, and in the accumulator, so an older row with its own version is noticed.
+* `blob`    0x01 ‖ domain key id u32 LE ‖ nonce 12 ‖ AES-256-GCM ciphertext ‖ tag. AAD = "kmsfs/row" ‖ tbl ‖ id ‖
+            parent ‖ ver u64 LE.
+
+`head.blob` is sealed the same way with tbl 0 and id, parent zero: {"commit": transactions so far, "acc": XOR over
+all rows of HMAC-SHA256(K_accumulator, tbl ‖ id ‖ ver ‖ tag), "seals": seals under the newest domain key}.
+"""
+
+from enum import IntEnum
+
+from sqlalchemy import Column, Index, Integer, LargeBinary, MetaData
+from sqlalchemy import Table as SqlTable
+
+SCHEMA_VERSION = 1
+"""In PRAGMA user_version. Another number is refused."""
+
+
+class Table(IntEnum):
+    """What a row is."""
+
+    HEAD = 0
+    KEY = 1
+    """Natural key: key id. {id, description, state, created, deletion, policy, term, generation, creator}."""
+    MATERIAL = 2
+    """Natural key: `key id/term`. {key, term, created, material_id, blob}: blob of type 2, AAD context empty."""
+    ALIAS = 3
+    """Natural key: alias with prefix. {name, key, created, updated}."""
+    GRANT = 4
+    """Natural key: `key id/grant id`. {id, key, grantee, retiring, operations, equals, subset, name, created, issuer}."""
+    PARAMETER = 5
+    """Natural key: full name. {name, type, tier, version, owner, key, description, pattern, data_type, modified, user}."""
+    PARAMETER_VERSION = 6
+    """Natural key: `name:version`, parent: name. The parameter's fields plus {value: bytes}; SecureString: ciphertext."""
+    VOLUME = 7
+    """Natural key: volume id hex. {id, key, session: highest handed out, unclean: [sessions]}."""
+
+
+METADATA = MetaData()
+ROW = SqlTable(
+    "row",
+    METADATA,
+    Column("tbl", Integer, primary_key=True, autoincrement=False),
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("parent", LargeBinary(16), nullable=False),
+    Column("ver", Integer, nullable=False),
+    Column("blob", LargeBinary, nullable=False),
+    Index("row_parent", "tbl", "parent"),
+    sqlite_with_rowid=False,
+)
+HEAD = SqlTable(
+    "head",
+    METADATA,
+    Column("only", Integer, primary_key=True, autoincrement=False),
+    Column("blob", LargeBinary, nullable=False),
+)

@@ -1,0 +1,78 @@
+"""Seal rows under the domain keyring, and keep the accumulator that notices removed or reverted rows."""
+
+import struct
+from typing import Any
+
+from kmsfs.aead.gcm import GcmKey
+from kmsfs.aead.kdf import Label, derive, hmac_sha256
+from kmsfs.aead.nonces import Rng, UsageCounter
+from kmsfs.errors import AuthenticationFailed, BadFrame, CorruptStore
+from kmsfs.formats.packing import pack, unpack
+from kmsfs.quantity import STATE_SEALS_LIMIT
+from kmsfs.secret import KeyMaterial
+
+_PREFIX = struct.Struct("<BI")
+_ROW_VERSION = 1
+_ZERO_ID = bytes(16)
+
+
+class RowSealer:
+    """Seals and opens rows. Index and accumulator keys come from the oldest domain key, so they never change."""
+
+    def __init__(self, domain_keys: dict[int, KeyMaterial], rng: Rng) -> None:
+        oldest = domain_keys[min(domain_keys)].reveal()
+        self._newest = max(domain_keys)
+        self._state = {number: GcmKey(derive(key.reveal(), Label.DOMAIN_STATE)) for number, key in domain_keys.items()}
+        self._index = derive(oldest, Label.DOMAIN_INDEX)
+        self._accumulator = derive(oldest, Label.DOMAIN_ACCUMULATOR)
+        self._rng = rng
+        self.usage = UsageCounter(STATE_SEALS_LIMIT)
+
+    def row_id(self, table: int, natural_key: str) -> bytes:
+        """Return the 16-byte id of a row."""
+        return hmac_sha256(self._index, bytes([table]) + natural_key.encode())[:16]
+
+    def parent_id(self, table: int, natural_key: str) -> bytes:
+        """Return the 16-byte parent mark of the rows below a natural key; zeros for none."""
+        if not natural_key:
+            return _ZERO_ID
+        return hmac_sha256(self._index, bytes([table, 0]) + natural_key.encode())[:16]
+
+    def seal(self, table: int, row_id: bytes, parent: bytes, version: int, value: dict[str, Any]) -> bytes:
+        """Return the sealed blob of a row.
+
+        Raises:
+            LimitExceeded: if the domain key has reached its bound (security.md section 14).
+        """
+        self.usage.spend()
+        sealed = self._state[self._newest].seal(self._rng, pack(value), _aad(table, row_id, parent, version))
+        return _PREFIX.pack(_ROW_VERSION, self._newest) + sealed
+
+    def open(self, table: int, row_id: bytes, parent: bytes, version: int, blob: bytes) -> dict[str, Any]:
+        """Return the value of a sealed row.
+
+        Raises:
+            CorruptStore: if the row was changed, moved or belongs to another keyring.
+        """
+        try:
+            row_version, number = _PREFIX.unpack_from(blob)
+            if row_version != _ROW_VERSION:
+                raise CorruptStore(f"a state row has unknown version {row_version}")
+            plain = self._state[number].open(blob[_PREFIX.size :], _aad(table, row_id, parent, version))
+            value = unpack(plain)
+        except (struct.error, KeyError, AuthenticationFailed, BadFrame) as error:
+            raise CorruptStore(
+                "a row of the key daemon's state is damaged or was changed", hint="restore a backup of the state"
+            ) from error
+        if type(value) is not dict:
+            raise CorruptStore("a state row does not hold a map")
+        return value
+
+    def mark(self, table: int, row_id: bytes, version: int, blob: bytes) -> int:
+        """Return the row's share of the accumulator."""
+        message = bytes([table]) + row_id + version.to_bytes(8, "little") + blob[-16:]
+        return int.from_bytes(hmac_sha256(self._accumulator, message), "big")
+
+
+def _aad(table: int, row_id: bytes, parent: bytes, version: int) -> bytes:
+    return b"kmsfs/row" + bytes([table]) + row_id + parent + version.to_bytes(8, "little")

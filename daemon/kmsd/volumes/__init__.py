@@ -1,0 +1,1 @@
+"""Volume sessions: who writes a volume, and which sessions did not end cleanly."""

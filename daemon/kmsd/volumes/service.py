@@ -1,0 +1,116 @@
+"""Handlers of volume sessions: strictly increasing numbers, an exclusive writer lease, the unclean list.
+
+This state lives with the daemon, out of reach of whoever can write the cipher directory (security.md, 6.6).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kmsd.dispatch.call import Call
+from kmsd.store.database import SealedStore
+from kmsd.store.schema import Table
+from kmsfs.api.shapes import admin as shapes
+from kmsfs.api.shapes.keys import Empty
+from kmsfs.errors import IncorrectKey, VolumeBusy
+from kmsfs.quantity import LEASE_SECONDS
+
+
+@dataclass(slots=True)
+class Volume:
+    """A volume's sessions; `holder` is the connection with the lease, `released` when it was lost."""
+
+    volume_id: str
+    key_id: str
+    session: int = 0
+    unclean: list[int] = field(default_factory=list)
+    boot: str = ""
+    holder: int | None = None
+    released: float = 0.0
+
+    def row(self) -> dict[str, Any]:
+        """The sealed row of this volume."""
+        return {"id": self.volume_id, "key": self.key_id, "session": self.session, "unclean": self.unclean, "boot": self.boot}
+
+
+class VolumeService:
+    """OpenVolumeSession, CloseVolumeSession, HealVolume."""
+
+    def __init__(self, store: SealedStore, boot: str, now: float) -> None:
+        self._store = store
+        self._boot = boot
+        self._volumes: dict[str, Volume] = {}
+        for row in store.scan(Table.VOLUME):
+            volume = Volume(row["id"], row["key"], row["session"], list(row["unclean"]), row["boot"])
+            if volume.boot == boot and volume.session in volume.unclean:
+                # Its mount may still live: the daemon restarted, the machine did not. Let it come back first.
+                volume.released = now
+            self._volumes[volume.volume_id] = volume
+
+    def open_session(self, call: Call) -> shapes.OpenVolumeSessionResponse:
+        """OpenVolumeSession."""
+        request: shapes.OpenVolumeSessionRequest = call.request
+        volume = self._volume(call, request.volume_id)
+        resumed = request.resume is not None and request.resume == volume.session and request.resume in volume.unclean
+        if request.read_only:
+            return shapes.OpenVolumeSessionResponse(session=volume.session, unclean_sessions=volume.unclean)
+        leased = volume.holder is not None or call.now < volume.released + LEASE_SECONDS
+        if (leased and not resumed) or (volume.holder is not None and volume.holder != call.connection_id):
+            raise VolumeBusy(
+                "this volume is mounted for writing elsewhere",
+                hint="unmount it there; after a crash its lease ends by itself within ten seconds",
+            )
+        if request.resume is not None and not resumed:
+            raise VolumeBusy("this volume was taken over by another session", hint="unmount and mount again")
+        if not resumed:
+            session = volume.session + 1
+            self._save(Volume(volume.volume_id, volume.key_id, session, [*volume.unclean, session], self._boot))
+            volume.session = session
+            volume.unclean.append(session)
+        volume.holder = call.connection_id
+        others = [number for number in volume.unclean if number != volume.session]
+        return shapes.OpenVolumeSessionResponse(session=volume.session, unclean_sessions=others)
+
+    def close_session(self, call: Call) -> Empty:
+        """CloseVolumeSession."""
+        volume = self._volume(call, call.request.volume_id)
+        self._require_session(volume, call)
+        self._drop(volume, [call.request.session])
+        volume.holder = None
+        volume.released = 0.0
+        return Empty()
+
+    def heal(self, call: Call) -> Empty:
+        """HealVolume."""
+        volume = self._volume(call, call.request.volume_id)
+        self._require_session(volume, call)
+        self._drop(volume, [number for number in call.request.healed_sessions if number != volume.session])
+        return Empty()
+
+    def connection_lost(self, connection_id: int, now: float) -> None:
+        """Let the lease of a lost connection run out."""
+        for volume in self._volumes.values():
+            if volume.holder == connection_id:
+                volume.holder = None
+                volume.released = now
+
+    def _volume(self, call: Call, volume_id: str) -> Volume:
+        volume = self._volumes.get(volume_id)
+        if volume is None:
+            volume = Volume(volume_id, call.the_key.key_id)
+            self._volumes[volume_id] = volume
+        if volume.key_id != call.the_key.key_id:
+            raise IncorrectKey("this volume belongs to another KMS key")
+        return volume
+
+    def _require_session(self, volume: Volume, call: Call) -> None:
+        if volume.session != call.request.session or volume.holder != call.connection_id:
+            raise VolumeBusy("this session does not hold the volume's lease")
+
+    def _drop(self, volume: Volume, sessions: list[int]) -> None:
+        left = [number for number in volume.unclean if number not in sessions]
+        self._save(Volume(volume.volume_id, volume.key_id, volume.session, left, self._boot))
+        volume.unclean = left
+
+    def _save(self, volume: Volume) -> None:
+        with self._store.transaction() as work:
+            work.put(Table.VOLUME, volume.volume_id, volume.row())
