@@ -1,0 +1,166 @@
+"""Find a key daemon, or start a private one for this user."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmsfs.errors import DaemonUnreachable, StorageError, UsageError
+
+SYSTEM_SOCKET = Path("/run/kmsd/kmsd.sock")
+_START_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateDaemon:
+    """Where this user's private daemon lives."""
+
+    state: Path
+    runtime: Path
+
+    @property
+    def socket(self) -> Path:
+        """Its socket."""
+        return self.runtime / "kmsd.sock"
+
+    @property
+    def log(self) -> Path:
+        """What it printed."""
+        return self.state / "kmsd.log"
+
+
+def private_daemon() -> PrivateDaemon:
+    """Return the places of this user's private daemon.
+
+    State lies in $XDG_STATE_HOME/kmsfs (~/.local/state/kmsfs), the socket in $XDG_RUNTIME_DIR/kmsfs, or where
+    there is no runtime directory, in a 0700 folder of /tmp that belongs to this user.
+
+    Raises:
+        UsageError: if that folder belongs to somebody else.
+    """
+    state_home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    runtime_home = os.environ.get("XDG_RUNTIME_DIR")
+    runtime = Path(runtime_home) / "kmsfs" if runtime_home else Path(f"/tmp/kmsfs-{os.getuid()}")  # noqa: S108
+    try:
+        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = runtime.lstat()
+    except OSError as error:
+        raise StorageError(f"cannot make {runtime}: {error.strerror}", hint="set XDG_RUNTIME_DIR") from error
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise UsageError(f"{runtime} is not a private folder of yours", hint="set XDG_RUNTIME_DIR")
+    return PrivateDaemon(Path(state_home) / "kmsfs" / "kmsd", runtime)
+
+
+def answers(path: Path) -> bool:
+    """Tell whether something listens on a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+        return True
+
+
+def locate(named: str | None, *, autostart: bool) -> str:
+    """Return the path of a daemon's socket: named, $KMSFS_SOCKET, the system's, or a private one.
+
+    Raises:
+        DaemonUnreachable: if none answers and none may be started.
+    """
+    chosen = named or os.environ.get("KMSFS_SOCKET")
+    if chosen:
+        return chosen
+    if SYSTEM_SOCKET.exists() and os.access(SYSTEM_SOCKET, os.W_OK) and answers(SYSTEM_SOCKET):
+        return os.fspath(SYSTEM_SOCKET)
+    place = private_daemon()
+    if not answers(place.socket):
+        if not autostart:
+            raise DaemonUnreachable("no key daemon answers", hint="start one with `kmsfs daemon start`")
+        start_private(place)
+    return os.fspath(place.socket)
+
+
+def start_private(place: PrivateDaemon) -> None:
+    """Start this user's private daemon, making its realm on first use; says so once on stderr.
+
+    Raises:
+        DaemonUnreachable: if it does not come up; its log says why.
+        StorageError: if its folders cannot be made.
+    """
+    try:
+        place.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(place.runtime / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"cannot make {place.state}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if answers(place.socket):
+            return
+        if not (place.state / "keyring.kms").exists():
+            _initialise(place)
+        _spawn(place)
+    finally:
+        os.close(lock)
+
+
+def _initialise(place: PrivateDaemon) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "kmsd", "init", "--state", os.fspath(place.state), "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        raise DaemonUnreachable(f"the private key daemon could not be set up: {made.stderr.strip()}")
+    document = json.loads(made.stdout)
+    _say(f"made a private key store in {place.state}")
+    _say(f"its recovery code, shown this once: {document['recovery_code']}")
+    _say("keep the code elsewhere: without that folder or the code, encrypted files cannot be read")
+
+
+def _spawn(place: PrivateDaemon) -> None:
+    command = [
+        sys.executable, "-m", "kmsd", "serve", "--private",
+        "--state", os.fspath(place.state), "--socket", os.fspath(place.socket),
+    ]  # fmt: skip
+    with place.log.open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while not answers(place.socket):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise DaemonUnreachable(
+                f"the private key daemon did not start: {_last_line(place.log)}", hint=f"see {place.log}"
+            )
+        time.sleep(0.02)
+    _say(f"started a private key daemon for you (pid {process.pid}); stop it with `kmsfs daemon stop`")
+
+
+def stop(pid: int, path: Path) -> None:
+    """Stop a daemon by SIGTERM and wait until its socket is silent.
+
+    Raises:
+        DaemonUnreachable: if it does not stop within ten seconds.
+    """
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while answers(path):
+        if time.monotonic() > deadline:
+            raise DaemonUnreachable(f"the key daemon {pid} does not stop")
+        time.sleep(0.05)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return next((line for line in reversed(lines) if "hint" not in line), "no message")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"kmsfs: {text}\n")

@@ -1,0 +1,104 @@
+"""The client's end of one socket: frames out, answers in, deadlines."""
+
+import os
+import select
+import socket
+import time
+from typing import Any
+
+from kmsfs.errors import DaemonUnreachable, DeadlineExceeded
+from kmsfs.formats.frame import LENGTH_BYTES, decode_answer, encode_request, read_length
+
+
+class Transport:
+    """One connected socket. Not thread-safe; sessions keep one per thread that needs one."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self.path = path
+        self._timeout = timeout
+        self._next_id = 0
+        self.pid = os.getpid()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        self._pending = bytearray()
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            self._socket.close()
+            raise DaemonUnreachable(
+                f"no key daemon answers on {path}: {error.strerror or error}",
+                hint="start one with `kmsfs daemon start`, or name its socket in KMSFS_SOCKET",
+            ) from error
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def send(self, operation: str, parameters: dict[str, Any], context_uid: int | None = None) -> int:
+        """Send a request and return its id.
+
+        Raises:
+            DaemonUnreachable: if the daemon is gone.
+            FrameTooLarge: if the request exceeds 1 MiB.
+        """
+        self._next_id += 1
+        frame = encode_request(self._next_id, operation, parameters, context_uid=context_uid)
+        try:
+            self._socket.sendall(frame)
+        except OSError as error:
+            raise DaemonUnreachable(f"the key daemon on {self.path} went away") from error
+        return self._next_id
+
+    def receive(self, timeout: float | None = None) -> dict[str, Any]:
+        """Return the next answer or event.
+
+        Raises:
+            DaemonUnreachable: if the daemon is gone.
+            DeadlineExceeded: if nothing arrives in time.
+            BadFrame, FrameTooLarge, VersionMismatch: if what arrives is no answer.
+        """
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        while True:
+            frame = self._cut()
+            if frame is not None:
+                return decode_answer(frame)
+            self._fill(deadline)
+
+    def call(self, operation: str, parameters: dict[str, Any], context_uid: int | None = None) -> dict[str, Any]:
+        """Send a request and return its answer; answers to given-up requests are dropped."""
+        request_id = self.send(operation, parameters, context_uid)
+        while True:
+            answer = self.receive()
+            if answer["id"] in (request_id, 0):
+                return answer
+
+    def idle(self) -> bool:
+        """Whether nothing has arrived unasked, such as the daemon's goodbye."""
+        return not self._pending and not select.select([self._socket], [], [], 0)[0]
+
+    def _cut(self) -> bytes | None:
+        pending = self._pending
+        if len(pending) < LENGTH_BYTES:
+            return None
+        length = read_length(pending[:LENGTH_BYTES])
+        end = LENGTH_BYTES + length
+        if len(pending) < end:
+            return None
+        body = bytes(pending[LENGTH_BYTES:end])
+        del pending[:end]
+        return body
+
+    def _fill(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"the key daemon on {self.path} did not answer in time")
+        self._socket.settimeout(left)
+        try:
+            data = self._socket.recv(1 << 18)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the key daemon on {self.path} did not answer in time") from error
+        except OSError as error:
+            raise DaemonUnreachable(f"the key daemon on {self.path} went away") from error
+        if not data:
+            raise DaemonUnreachable(f"the key daemon on {self.path} closed the connection")
+        self._pending += data

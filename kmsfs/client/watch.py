@@ -1,0 +1,93 @@
+"""The watch stream: a thread that follows key changes and knows whether the lease holds."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kmsfs.client.remote import to_exception
+from kmsfs.client.session import ClientSession
+from kmsfs.client.transport import Transport
+from kmsfs.errors import DeadlineExceeded, KmsfsError
+from kmsfs.quantity import HEARTBEAT_SECONDS, LEASE_SECONDS
+
+EventListener = Callable[[dict[str, Any]], None]
+_RETRY_SECONDS = 0.5
+
+
+class KeyWatcher:
+    """Watches keys. `on_event` runs in the watcher's thread for each change and with kind `lost` when it breaks."""
+
+    def __init__(
+        self,
+        session: ClientSession,
+        key_ids: list[str],
+        on_event: EventListener,
+        on_connect: Callable[[Transport], None] | None = None,
+    ) -> None:
+        self._session = session
+        self._key_ids = key_ids
+        self._on_event = on_event
+        self._on_connect = on_connect
+        self._last_heard = 0.0
+        self._closed = threading.Event()
+        self._ready = threading.Event()
+        self._failure: KmsfsError | None = None
+        self._transport: Transport | None = None
+        self._thread = threading.Thread(target=self._run, name="kmsfs-watch", daemon=True)
+
+    def start(self, timeout: float = 15.0) -> None:
+        """Connect, and return when the stream has begun.
+
+        Raises:
+            KmsfsError: why it could not begin.
+        """
+        self._thread.start()
+        if not self._ready.wait(timeout):
+            raise self._failure or DeadlineExceeded("the watch stream did not begin")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the lease holds: something was heard within its time."""
+        return time.monotonic() - self._last_heard < LEASE_SECONDS
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+        if self._transport is not None:
+            self._transport.close()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._follow()
+            except KmsfsError as error:
+                self._failure = error
+            if self._closed.is_set():
+                return
+            if self._ready.is_set():
+                self._on_event({"kind": "lost"})
+            self._closed.wait(_RETRY_SECONDS)
+
+    def _follow(self) -> None:
+        transport = self._session.open_transport()
+        self._transport = transport
+        try:
+            if self._on_connect is not None:
+                self._on_connect(transport)
+            answer = transport.call("Watch", {"KeyIds": self._key_ids})
+            if "e" in answer:
+                raise to_exception(answer["e"])
+            self._last_heard = time.monotonic()
+            self._ready.set()
+            while not self._closed.is_set():
+                message = transport.receive(timeout=HEARTBEAT_SECONDS * 3)
+                self._last_heard = time.monotonic()
+                event = message.get("ev")
+                if event and event["kind"] != "heartbeat":
+                    self._on_event(event)
+        finally:
+            with contextlib.suppress(OSError):
+                transport.close()
