@@ -414,6 +414,10 @@ class StorageError(Unavailable):
     exit_code = ExitCode.STORAGE
     errno = _errno.EIO
 
+    def __init__(self, detail: str = "", *, hint: str = "", evidence: str = "", os_errno: int = _errno.EIO) -> None:
+        super().__init__(detail, hint=hint, evidence=evidence)
+        self.os_errno = os_errno
+
 
 class RootKeyMissing(Unavailable):
     """The root key source has no usable key."""

@@ -1,0 +1,1 @@
+"""The cipher directory: files by positioned reads and writes, directories by openat-style calls."""

@@ -1,0 +1,175 @@
+"""The authenticated map of a file: root entries, nodes, and which of them changed since the last commit.
+
+Entries are kept as raw bytes in bytearrays; there are no objects per chunk. A node at level 1 holds chunk
+entries, at level n pointers to nodes of level n-1; the root entries point to nodes of level `height`, or are
+chunk entries themselves where the height is 0.
+"""
+
+from dataclasses import dataclass
+
+from kmsfs.aead.gcm import GcmKey
+from kmsfs.aead.nonces import Rng
+from kmsfs.envelope.allocator import Allocator
+from kmsfs.envelope.blockfile import BlockFile
+from kmsfs.errors import AuthenticationFailed, CorruptFile, IntegrityReason
+from kmsfs.formats.fileheader import (
+    ENTRY,
+    ENTRY_BYTES,
+    HOLE,
+    NODE_ENTRIES,
+    NODE_HEAD_BYTES,
+    NODE_MAGIC,
+    NODE_PREFIX_BYTES,
+    ROOT_ENTRIES,
+    check_node_prefix,
+    node_aad,
+    node_prefix,
+    pack_location,
+    split_location,
+)
+from kmsfs.quantity import BLOCK_BYTES
+
+NODE_BODY_BYTES = NODE_ENTRIES * ENTRY_BYTES
+ROOT_BODY_BYTES = ROOT_ENTRIES * ENTRY_BYTES
+
+
+@dataclass(slots=True)
+class Identity:
+    """What binds nodes to their file."""
+
+    volume_id: bytes
+    file_id: bytes
+
+
+class MapTree:
+    """The map of one file that has chunks."""
+
+    def __init__(self, identity: Identity, height: int, root: bytes | bytearray) -> None:
+        self._identity = identity
+        self.height = height
+        self.root = bytearray(root)
+        self._nodes: dict[tuple[int, int], bytearray] = {}
+        self._dirty: set[tuple[int, int]] = set()
+
+    # --- entries --------------------------------------------------------------------------------------------
+
+    def leaf(self, chunk: int, file: BlockFile, key: GcmKey) -> tuple[bytearray, int]:
+        """Return (buffer, offset) of a chunk's entry, loading the nodes on its way."""
+        if not self.height:
+            return self.root, chunk * ENTRY_BYTES
+        index, place = divmod(chunk, NODE_ENTRIES)
+        return self._node(1, index, file, key), place * ENTRY_BYTES
+
+    def entry(self, chunk: int, file: BlockFile, key: GcmKey) -> bytes:
+        """Return a chunk's entry."""
+        buffer, at = self.leaf(chunk, file, key)
+        return bytes(buffer[at : at + ENTRY_BYTES])
+
+    def set_entry(self, chunk: int, entry: bytes, file: BlockFile, key: GcmKey) -> None:
+        """Replace a chunk's entry."""
+        buffer, at = self.leaf(chunk, file, key)
+        buffer[at : at + ENTRY_BYTES] = entry
+        if self.height:
+            self._dirty.add((1, chunk // NODE_ENTRIES))
+
+    def capacity(self) -> int:
+        """Chunks that the present height can address."""
+        return int(ROOT_ENTRIES * NODE_ENTRIES**self.height)
+
+    def grow(self) -> None:
+        """Add a level: the old root entries become the first entries of one new node."""
+        body = bytearray(NODE_BODY_BYTES)
+        body[:ROOT_BODY_BYTES] = self.root
+        self.height += 1
+        self.root = bytearray(ROOT_BODY_BYTES)
+        self._nodes[(self.height, 0)] = body
+        self._dirty.add((self.height, 0))
+
+    def absent_until(self, chunk: int, file: BlockFile, key: GcmKey) -> int:
+        """Return the first chunk after `chunk` that a present node might hold: jumps over whole absent subtrees."""
+        if not self.height:
+            return chunk + 1
+        for level in range(self.height, 0, -1):
+            span = NODE_ENTRIES**level
+            index = chunk // span
+            if (level, index) in self._nodes:
+                continue
+            buffer, at = self._parent(level, index, file, key)
+            if buffer[at : at + ENTRY_BYTES] == HOLE:
+                return (index + 1) * span
+        return chunk + 1
+
+    # --- nodes ----------------------------------------------------------------------------------------------
+
+    def _node(self, level: int, index: int, file: BlockFile, key: GcmKey) -> bytearray:
+        node = self._nodes.get((level, index))
+        if node is None:
+            buffer, at = self._parent(level, index, file, key)
+            entry = bytes(buffer[at : at + ENTRY_BYTES])
+            node = bytearray(NODE_BODY_BYTES) if entry == HOLE else self.read_node(level, index, entry, file, key)
+            self._nodes[(level, index)] = node
+        return node
+
+    def _parent(self, level: int, index: int, file: BlockFile, key: GcmKey) -> tuple[bytearray, int]:
+        if level == self.height:
+            return self.root, index * ENTRY_BYTES
+        above, place = divmod(index, NODE_ENTRIES)
+        return self._node(level + 1, above, file, key), place * ENTRY_BYTES
+
+    def read_node(self, level: int, index: int, entry: bytes, file: BlockFile, key: GcmKey) -> bytearray:
+        """Read and open the node that an entry pins.
+
+        Raises:
+            CorruptFile: if it is not that node.
+        """
+        word, _epoch, pin = ENTRY.unpack(entry)
+        block, plain_bytes = split_location(word)
+        data = file.read(BLOCK_BYTES, block * BLOCK_BYTES)
+        if plain_bytes or len(data) != BLOCK_BYTES or data[:4] != NODE_MAGIC or data[4:NODE_HEAD_BYTES] != pin:
+            raise CorruptFile("a map node is not the one its parent names", IntegrityReason.NODE)
+        aad = node_aad(self._identity.volume_id, self._identity.file_id, level, index)
+        try:
+            plain = key.open_detached(pin, data[NODE_HEAD_BYTES:], aad)
+        except AuthenticationFailed as error:
+            raise CorruptFile("a map node does not authenticate", IntegrityReason.NODE) from error
+        check_node_prefix(plain, level, index)
+        return bytearray(plain[NODE_PREFIX_BYTES:])
+
+    def write_dirty(self, generation: int, allocator: Allocator, file: BlockFile, key: GcmKey, rng: Rng) -> None:
+        """Write changed nodes bottom-up into free blocks and pin them in their parents; the root is left to the header."""
+        for level in range(1, self.height + 1):
+            changed = sorted(index for at, index in self._dirty if at == level)
+            writes: list[tuple[int, bytes]] = []
+            for index in changed:
+                body = self._nodes[(level, index)]
+                buffer, at = self._parent(level, index, file, key)
+                old = bytes(buffer[at : at + ENTRY_BYTES])
+                if old != HOLE:
+                    allocator.release(split_location(ENTRY.unpack(old)[0])[0], 1, generation)
+                if not any(body):
+                    buffer[at : at + ENTRY_BYTES] = HOLE
+                else:
+                    aad = node_aad(self._identity.volume_id, self._identity.file_id, level, index)
+                    pin, cipher = key.seal_detached(rng, node_prefix(level, index, generation) + body, aad)
+                    block = allocator.allocate(1)
+                    writes.append((block, NODE_MAGIC + pin + cipher))
+                    buffer[at : at + ENTRY_BYTES] = ENTRY.pack(pack_location(block, 0), 0, pin)
+                if level < self.height:
+                    self._dirty.add((level + 1, index // NODE_ENTRIES))
+            _write_runs(writes, file)
+        self._dirty.clear()
+
+    def forget_clean_nodes(self, keep: int) -> None:
+        """Drop loaded nodes that are unchanged, beyond `keep`, so that big files do not fill memory."""
+        if len(self._nodes) > keep:
+            self._nodes = {place: body for place, body in self._nodes.items() if place in self._dirty}
+
+
+def _write_runs(writes: list[tuple[int, bytes]], file: BlockFile) -> None:
+    start = 0
+    while start < len(writes):
+        end = start + 1
+        while end < len(writes) and writes[end][0] == writes[end - 1][0] + 1:
+            end += 1
+        file.write(b"".join(data for _, data in writes[start:end]), writes[start][0] * BLOCK_BYTES)
+        start = end
