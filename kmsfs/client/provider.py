@@ -1,0 +1,26 @@
+"""The key source of a mount: data keys over the socket, one connection, batches for the pool."""
+
+from typing import Any
+
+from kmsfs.client.session import ClientSession
+
+
+class SocketKeySource:
+    """A KeySource over a client session; `caller_uid` names the user behind a call for the audit log only."""
+
+    def __init__(self, session: ClientSession, key_arn: str) -> None:
+        self._session = session
+        self._key_arn = key_arn
+        self.caller_uid: int | None = None
+
+    def generate(self, contexts: list[dict[str, str]]) -> list[tuple[bytes, bytes]]:
+        """See KeySource."""
+        request: dict[str, Any] = {"KeyId": self._key_arn, "EncryptionContexts": contexts}
+        answer = self._session.call("GenerateDataKeyBatch", request, context_uid=self.caller_uid)
+        return [(item["Plaintext"], item["CiphertextBlob"]) for item in answer["DataKeys"]]
+
+    def decrypt(self, wrapped: bytes, context: dict[str, str]) -> bytes:
+        """See KeySource."""
+        request = {"CiphertextBlob": wrapped, "EncryptionContext": context}
+        plain: bytes = self._session.call("Decrypt", request, context_uid=self.caller_uid)["Plaintext"]
+        return plain

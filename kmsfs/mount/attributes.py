@@ -1,0 +1,50 @@
+"""What stat answers, independent of any transport."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Stat:
+    """Attributes of an inode; times in nanoseconds, `blocks` of 512 bytes."""
+
+    ino: int
+    size: int
+    blocks: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+
+
+def from_backing(facts: os.stat_result) -> Stat:
+    """Return the backing inode's own attributes."""
+    return Stat(
+        facts.st_ino, facts.st_size, facts.st_blocks, facts.st_atime_ns, facts.st_mtime_ns, facts.st_ctime_ns,
+        facts.st_mode, facts.st_nlink, facts.st_uid, facts.st_gid, facts.st_rdev,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What setattr is to change; None leaves a field alone."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """Who makes a call, as the kernel says."""
+
+    uid: int
+    gid: int
+    pid: int = 0

@@ -1,0 +1,122 @@
+"""The whole volume's durability: the five-second tick, the clean end, healing after an unclean one."""
+
+import logging
+import stat
+
+from kmsfs.backing.posix import sync_file_system
+from kmsfs.errors import KmsfsError
+from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs_dirs import DirectoryOperations
+
+_LOG = logging.getLogger("kmsfs.mount")
+TICK_SECONDS = 5.0
+
+
+class Vfs(DirectoryOperations):
+    """The whole file system."""
+
+    def tick(self) -> None:
+        """Commit what is dirty, put it beyond a power cut with one syncfs, and note what that covered.
+
+        The barrier runs without the lock, so reads and writes go on meanwhile.
+
+        Raises:
+            StorageError: if the barrier fails.
+        """
+        if self.options.read_only:
+            return
+        with self.lock:
+            self._commit_open_files()
+            covered = [(n, n.file, n.file.clear.generation) for n in self.open_files if n.file and n.file.provisional]
+            closed = dict(self.recent)
+            if not covered and not closed:
+                return
+        sync_file_system(self.nodes.root.descriptor)
+        with self.lock:
+            for node, file, generation in covered:
+                if node.file is file:
+                    file.mark_durable(generation)
+            for key, mark in closed.items():
+                if self.recent.get(key) == mark:
+                    del self.recent[key]
+
+    def _commit_open_files(self) -> None:
+        for node in list(self.open_files):
+            file = node.file
+            if file is None or file.failed:
+                continue
+            try:
+                if file.dirty:
+                    file.commit()
+                if not node.handles:
+                    self.close_file(node)
+            except (KmsfsError, OSError) as error:
+                _LOG.error("a file could not be stored yet: %s; it is kept in memory and tried again", error)
+
+    def finish(self) -> bool:
+        """Commit and sync everything; return whether all of it is stored, so that the session ended cleanly.
+
+        Raises:
+            StorageError: if the barrier fails.
+        """
+        if self.options.read_only:
+            return True
+        with self.lock:
+            self._commit_open_files()
+            stored = True
+            for node in list(self.open_files):
+                file = node.file
+                if file is not None and (file.failed or file.dirty):
+                    stored = stored and not node.names
+        sync_file_system(self.nodes.root.descriptor)
+        return stored
+
+    def heal(self) -> int:
+        """Open every file that an unclean session may have touched: recovery runs, headers and homes are rewritten.
+
+        Returns the number of entries that could not be recovered. Runs in the background; takes the lock per entry.
+        """
+        return self._heal_directory(self.nodes.root)
+
+    def _heal_directory(self, node: Node) -> int:
+        bad = 0
+        with self.lock:
+            try:
+                entries = self.list_directory(node)
+            except (KmsfsError, OSError) as error:
+                _LOG.error("a directory cannot be healed: %s", error)
+                return 1
+            node.lookups += 1
+        for entry in entries:
+            with self.lock:
+                try:
+                    child, _ = self.lookup(node, entry.name)
+                    if entry.kind == stat.S_IFREG:
+                        self._heal_file(child, node, entry.name)
+                        self.nodes.drop_if_unused(child)
+                except (KmsfsError, OSError) as error:
+                    _LOG.error("an entry cannot be healed: %s", error)
+                    bad += 1
+                    continue
+            if entry.kind == stat.S_IFDIR:
+                bad += self._heal_directory(child)
+        with self.lock:
+            self.nodes.forget(node, 1)
+        return bad
+
+    def _heal_file(self, child: Node, parent: Node, name: bytes) -> None:
+        file = self.acquire(child)
+        try:
+            if file.clear.session in self.tools.rules.unclean or file.last_slot is None:
+                dir_id = self.dir_id(parent)
+                attributes = file.attributes
+                known = attributes.primary_dir == dir_id and attributes.name == name
+                if not known and self.keys.home_tag(dir_id, name) not in attributes.extra_homes:
+                    attributes.primary_dir, attributes.name = dir_id, name
+                # Two commits: no slot keeps a header of the unclean session.
+                for _ in range(2):
+                    file.attributes_dirty = True
+                    file.commit()
+                    file.make_durable()
+        finally:
+            self.give_back(child)

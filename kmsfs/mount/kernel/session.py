@@ -1,0 +1,392 @@
+"""INIT and the request loop: read a request, call the vfs, write the answer. One thread; measured, threads only wait."""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kmsfs.errors import KmsfsError
+from kmsfs.mount.attributes import Changes, Requester, Stat
+from kmsfs.mount.durability import Vfs
+from kmsfs.mount.errno_map import errno_of
+from kmsfs.mount.kernel import wire
+from kmsfs.mount.kernel.wire import InitFlag, Opcode, SetattrField
+from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs_dirs import Entry
+
+_LOG = logging.getLogger("kmsfs.mount")
+_WANTED = (
+    InitFlag.ASYNC_READ | InitFlag.ATOMIC_O_TRUNC | InitFlag.BIG_WRITES | InitFlag.DO_READDIRPLUS
+    | InitFlag.READDIRPLUS_AUTO | InitFlag.ASYNC_DIO | InitFlag.WRITEBACK_CACHE | InitFlag.PARALLEL_DIROPS
+    | InitFlag.ABORT_ERROR | InitFlag.MAX_PAGES | InitFlag.CACHE_SYMLINKS | InitFlag.EXPLICIT_INVAL_DATA
+)  # fmt: skip
+_SEEK_DATA, _SEEK_HOLE = 3, 4
+
+Answer = bytes | memoryview | tuple[bytes | memoryview, ...] | None
+
+
+@dataclass(slots=True)
+class Lifetimes:
+    """How long the kernel may keep names and attributes, in seconds; the watcher shortens them if it must."""
+
+    positive: int = 3600
+    negative: int = 60
+
+
+@dataclass(slots=True)
+class _Listing:
+    """An open directory: one snapshot, so that offsets stay right while entries come and go."""
+
+    node: Node
+    entries: list[Entry] | None = None
+
+
+class KernelSession:
+    """Serves one mounted descriptor until it is unmounted."""
+
+    def __init__(self, vfs: Vfs, descriptor: int, on_directory: Callable[[Node], None] | None = None) -> None:
+        self.vfs = vfs
+        self.descriptor = descriptor
+        self.lifetimes = Lifetimes()
+        self.requests = 0
+        self._on_directory = on_directory
+        self._listings: dict[int, _Listing] = {}
+        self._next_handle = 1
+        self._who = Requester(0, 0)
+        self._handlers: dict[int, Callable[[Node, memoryview], Answer]] = {
+            Opcode.LOOKUP: self._lookup,
+            Opcode.GETATTR: self._getattr,
+            Opcode.SETATTR: self._setattr,
+            Opcode.READLINK: self._readlink,
+            Opcode.SYMLINK: self._symlink,
+            Opcode.MKNOD: self._mknod,
+            Opcode.MKDIR: self._mkdir,
+            Opcode.UNLINK: self._unlink,
+            Opcode.RMDIR: self._rmdir,
+            Opcode.RENAME: self._rename,
+            Opcode.RENAME2: self._rename2,
+            Opcode.LINK: self._link,
+            Opcode.OPEN: self._open,
+            Opcode.CREATE: self._create,
+            Opcode.READ: self._read,
+            Opcode.WRITE: self._write,
+            Opcode.RELEASE: self._release,
+            Opcode.FSYNC: self._fsync,
+            Opcode.FALLOCATE: self._fallocate,
+            Opcode.LSEEK: self._lseek,
+            Opcode.STATFS: self._statfs,
+            Opcode.OPENDIR: self._opendir,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdirplus,
+            Opcode.RELEASEDIR: self._releasedir,
+            Opcode.FSYNCDIR: self._fsyncdir,
+        }
+
+    # --- the loop ---------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Answer requests until the file system is unmounted.
+
+        Raises:
+            OSError: if the descriptor fails in an unknown way.
+        """
+        buffer = bytearray(wire.BUFFER_BYTES)
+        view = memoryview(buffer)
+        while True:
+            try:
+                length = os.readv(self.descriptor, [buffer])
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                    continue
+                if error.errno == errno.ENODEV:
+                    return
+                raise
+            if not length:
+                return
+            self.requests += 1
+            self.dispatch(view[:length])
+
+    def dispatch(self, request: memoryview) -> None:
+        """Serve one request."""
+        _, opcode, unique, node_id, uid, gid, pid, _, _ = wire.IN_HEADER.unpack_from(request)
+        body = request[wire.IN_HEADER.size :]
+        handler = self._handlers.get(opcode)
+        if handler is None:
+            self._special(opcode, unique, node_id, body)
+            return
+        self._who = Requester(uid, gid, pid)
+        try:
+            with self.vfs.lock:
+                answer = handler(self.vfs.nodes.get(node_id), body)
+                self._reply(unique, answer)
+        except OSError as error:
+            self._reply_error(unique, error.errno or errno.EIO)
+        except KmsfsError as error:
+            if error.audience != "caller":
+                _LOG.warning("%s: %s", Opcode(opcode).name.lower(), error)
+            self._reply_error(unique, errno_of(error))
+        except Exception:
+            _LOG.exception("request %s failed", opcode)
+            self._reply_error(unique, errno.EIO)
+
+    def _reply(self, unique: int, answer: Answer) -> None:
+        parts = answer if isinstance(answer, tuple) else (answer,) if answer is not None else ()
+        length = wire.OUT_HEADER.size + sum(len(part) for part in parts)
+        self._send([wire.OUT_HEADER.pack(length, 0, unique), *parts])
+
+    def _reply_error(self, unique: int, number: int) -> None:
+        self._send([wire.OUT_HEADER.pack(wire.OUT_HEADER.size, -number, unique)])
+
+    def _send(self, parts: list[bytes | memoryview]) -> None:
+        try:
+            os.writev(self.descriptor, parts)
+        except OSError as error:
+            # ENOENT: the request was interrupted; ENODEV: unmounted meanwhile.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+
+    def _special(self, opcode: int, unique: int, node_id: int, body: memoryview) -> None:
+        if opcode == Opcode.FORGET:
+            self._forget(node_id, wire.FORGET_IN.unpack_from(body)[0])
+        elif opcode == Opcode.BATCH_FORGET:
+            count = wire.BATCH_FORGET_IN.unpack_from(body)[0]
+            for index in range(count):
+                at = wire.BATCH_FORGET_IN.size + index * wire.FORGET_ONE.size
+                self._forget(*wire.FORGET_ONE.unpack_from(body, at))
+        elif opcode == Opcode.INIT:
+            self._init(unique, body)
+        elif opcode == Opcode.DESTROY:
+            self._reply(unique, None)
+        elif opcode != Opcode.INTERRUPT:
+            self._reply_error(unique, errno.ENOSYS)
+
+    def _init(self, unique: int, body: memoryview) -> None:
+        major, minor, readahead, offered = wire.INIT_IN.unpack_from(body)
+        if major != wire.MAJOR or minor < wire.MINOR:
+            _LOG.error("the kernel speaks FUSE %s.%s, %s.%s is needed", major, minor, wire.MAJOR, wire.MINOR)
+            self._reply_error(unique, errno.EPROTO)
+            return
+        flags = offered & _WANTED
+        answer = wire.INIT_OUT.pack(
+            wire.MAJOR, wire.MINOR, max(readahead, wire.MAX_WRITE), flags, 64, 48, wire.MAX_WRITE, 1, wire.MAX_PAGES,
+            0, 0, 0,
+        )  # fmt: skip
+        self._reply(unique, answer)
+
+    def _forget(self, node_id: int, lookups: int) -> None:
+        with self.vfs.lock:
+            try:
+                self.vfs.nodes.forget(self.vfs.nodes.get(node_id), lookups)
+            except OSError:
+                return
+
+    # --- entries and attributes -------------------------------------------------------------------------------
+
+    def _entry(self, node: Node, stat: Stat) -> bytes:
+        node.lookups += 1
+        if node.is_dir and self._on_directory is not None and node.lookups == 1:
+            self._on_directory(node)
+        valid = self.lifetimes.positive
+        return wire.ENTRY_OUT.pack(node.node_id, 0, valid, valid, 0, 0, *wire.attr_fields(stat))
+
+    def _attr(self, stat: Stat) -> bytes:
+        return wire.ATTR_OUT.pack(self.lifetimes.positive, 0, 0, *wire.attr_fields(stat))
+
+    def _lookup(self, node: Node, body: memoryview) -> Answer:
+        try:
+            return self._entry(*self.vfs.lookup(node, _name(body)))
+        except FileNotFoundError:
+            # Node 0 lets the kernel remember that there is nothing.
+            return wire.ENTRY_OUT.pack(0, 0, self.lifetimes.negative, 0, 0, 0, *([0] * 16))
+
+    def _getattr(self, node: Node, _body: memoryview) -> Answer:
+        return self._attr(self.vfs.getattr(node))
+
+    def _setattr(self, node: Node, body: memoryview) -> Answer:
+        fields = wire.SETATTR_IN.unpack_from(body)
+        valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = (fields[i] for i in (0, 3, 5, 6, 8, 9, 11, 13, 14))
+        now = time.time_ns()
+        times: list[int | None] = []
+        for flag, now_flag, seconds, nanoseconds in (
+            (SetattrField.ATIME, SetattrField.ATIME_NOW, atime, atime_ns),
+            (SetattrField.MTIME, SetattrField.MTIME_NOW, mtime, mtime_ns),
+        ):
+            signed = seconds - (1 << 64) if seconds >> 63 else seconds
+            times.append((now if valid & now_flag else signed * wire.NS + nanoseconds) if valid & flag else None)
+        changes = Changes(
+            mode if valid & SetattrField.MODE else None,
+            uid if valid & SetattrField.UID else None,
+            gid if valid & SetattrField.GID else None,
+            size if valid & SetattrField.SIZE else None,
+            times[0],
+            times[1],
+        )
+        return self._attr(self.vfs.setattr(node, changes))
+
+    def _readlink(self, node: Node, _body: memoryview) -> Answer:
+        return self.vfs.readlink(node)
+
+    # --- making and removing ----------------------------------------------------------------------------------
+
+    def _symlink(self, node: Node, body: memoryview) -> Answer:
+        name, target = bytes(body).split(b"\0")[:2]
+        return self._entry(*self.vfs.symlink(node, name, target, self._who))
+
+    def _mknod(self, node: Node, body: memoryview) -> Answer:
+        mode, rdev, _umask, _ = wire.MKNOD_IN.unpack_from(body)
+        return self._entry(*self.vfs.mknod(node, _name(body[wire.MKNOD_IN.size :]), mode, rdev, self._who))
+
+    def _mkdir(self, node: Node, body: memoryview) -> Answer:
+        mode, _umask = wire.MKDIR_IN.unpack_from(body)
+        return self._entry(*self.vfs.mkdir(node, _name(body[wire.MKDIR_IN.size :]), mode, self._who))
+
+    def _unlink(self, node: Node, body: memoryview) -> Answer:
+        self.vfs.unlink(node, _name(body))
+        return None
+
+    def _rmdir(self, node: Node, body: memoryview) -> Answer:
+        self.vfs.rmdir(node, _name(body))
+        return None
+
+    def _rename(self, node: Node, body: memoryview) -> Answer:
+        return self._do_rename(node, body, wire.RENAME_IN.unpack_from(body)[0], 0, wire.RENAME_IN.size)
+
+    def _rename2(self, node: Node, body: memoryview) -> Answer:
+        new_dir, flags, _ = wire.RENAME2_IN.unpack_from(body)
+        return self._do_rename(node, body, new_dir, flags, wire.RENAME2_IN.size)
+
+    def _do_rename(self, node: Node, body: memoryview, new_dir: int, flags: int, at: int) -> Answer:
+        old, new = bytes(body[at:]).split(b"\0")[:2]
+        self.vfs.rename(node, old, self.vfs.nodes.get(new_dir), new, flags)
+        return None
+
+    def _link(self, node: Node, body: memoryview) -> Answer:
+        target = self.vfs.nodes.get(wire.LINK_IN.unpack_from(body)[0])
+        return self._entry(target, self.vfs.link(target, node, _name(body[wire.LINK_IN.size :])))
+
+    # --- files ------------------------------------------------------------------------------------------------
+
+    def _open(self, node: Node, body: memoryview) -> Answer:
+        flags, _ = wire.OPEN_IN.unpack_from(body)
+        keep = self.vfs.open(node, truncate=bool(flags & os.O_TRUNC))
+        return wire.OPEN_OUT.pack(node.node_id, wire.FOPEN_KEEP_CACHE if keep else 0, 0)
+
+    def _create(self, node: Node, body: memoryview) -> Answer:
+        _flags, mode, _umask, _ = wire.CREATE_IN.unpack_from(body)
+        made, stat = self.vfs.create(node, _name(body[wire.CREATE_IN.size :]), mode, self._who)
+        made.keep_cache = True
+        return self._entry(made, stat) + wire.OPEN_OUT.pack(made.node_id, wire.FOPEN_KEEP_CACHE, 0)
+
+    def _read(self, node: Node, body: memoryview) -> Answer:
+        _, offset, size, *_ = wire.READ_IN.unpack_from(body)
+        return self.vfs.read(node, size, offset)
+
+    def _write(self, node: Node, body: memoryview) -> Answer:
+        _, offset, size, write_flags, *_ = wire.READ_IN.unpack_from(body)
+        data = body[wire.READ_IN.size : wire.READ_IN.size + size]
+        cached = bool(write_flags & wire.WRITE_CACHE)
+        return wire.WRITE_OUT.pack(self.vfs.write(node, data, offset, cached=cached), 0)
+
+    def _release(self, node: Node, _body: memoryview) -> Answer:
+        self.vfs.release(node)
+        return None
+
+    def _fsync(self, node: Node, _body: memoryview) -> Answer:
+        self.vfs.fsync(node)
+        return None
+
+    def _fallocate(self, node: Node, body: memoryview) -> Answer:
+        _, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
+        self.vfs.allocate(node, mode, offset, length)
+        return None
+
+    def _lseek(self, node: Node, body: memoryview) -> Answer:
+        _, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
+        if whence not in (_SEEK_DATA, _SEEK_HOLE):
+            raise OSError(errno.EINVAL, "unknown whence")
+        return wire.LSEEK_OUT.pack(self.vfs.seek(node, offset, data=whence == _SEEK_DATA))
+
+    def _statfs(self, _node: Node, _body: memoryview) -> Answer:
+        s = self.vfs.statfs()
+        return wire.STATFS_OUT.pack(
+            s.f_blocks, s.f_bfree, s.f_bavail, s.f_files, s.f_ffree, s.f_bsize, 255, s.f_frsize, 0
+        )
+
+    # --- directories ------------------------------------------------------------------------------------------
+
+    def _opendir(self, node: Node, _body: memoryview) -> Answer:
+        handle = self._next_handle
+        self._next_handle += 1
+        self._listings[handle] = _Listing(node)
+        node.handles += 1
+        return wire.OPEN_OUT.pack(handle, wire.FOPEN_KEEP_CACHE | wire.FOPEN_CACHE_DIR, 0)
+
+    def _releasedir(self, node: Node, body: memoryview) -> Answer:
+        if self._listings.pop(wire.RELEASE_IN.unpack_from(body)[0], None) is not None:
+            node.handles -= 1
+            self.vfs.nodes.drop_if_unused(node)
+        return None
+
+    def _entries(self, body: memoryview) -> tuple[list[Entry], Node, int, int]:
+        handle, offset, size, *_ = wire.READ_IN.unpack_from(body)
+        listing = self._listings[handle]
+        if listing.entries is None or offset == 0:
+            listing.entries = self.vfs.list_directory(listing.node)
+        return listing.entries, listing.node, offset, size
+
+    def _readdir(self, node: Node, body: memoryview) -> Answer:
+        entries, _, offset, size = self._entries(body)
+        parts: list[bytes] = []
+        left = size
+        for position, (name, kind, ino) in enumerate(_with_dots(entries, node)):
+            if position < offset:
+                continue
+            piece = wire.dirent(ino, position + 1, kind, name)
+            if len(piece) > left:
+                break
+            parts.append(piece)
+            left -= len(piece)
+        return b"".join(parts)
+
+    def _readdirplus(self, node: Node, body: memoryview) -> Answer:
+        entries, _, offset, size = self._entries(body)
+        parts: list[bytes] = []
+        left = size
+        for position in range(offset, len(entries) + 2):
+            if position < 2:
+                entry_name = (b".", b"..")[position]
+                piece = bytes(wire.ENTRY_OUT.size) + wire.dirent(node.key[1], position + 1, 0o040000, entry_name)
+                if len(piece) > left:
+                    break
+            else:
+                entry = entries[position - 2]
+                entry_name = entry.name
+                if wire.ENTRY_OUT.size + wire.DIRENT.size + len(entry_name) + 8 > left:
+                    break
+                head = self._plus_entry(node, entry)
+                piece = head + wire.dirent(entry.ino, position + 1, entry.kind, entry_name)
+            parts.append(piece)
+            left -= len(piece)
+        return b"".join(parts)
+
+    def _plus_entry(self, node: Node, entry: Entry) -> bytes:
+        try:
+            return self._entry(*self.vfs.lookup(node, entry.name))
+        except (OSError, KmsfsError):
+            # Damaged or gone: the name is listed, a later lookup says what is wrong.
+            return bytes(wire.ENTRY_OUT.size)
+
+    def _fsyncdir(self, node: Node, _body: memoryview) -> Answer:
+        self.vfs.fsyncdir(node)
+        return None
+
+
+def _name(body: memoryview) -> bytes:
+    return bytes(body).split(b"\0", 1)[0]
+
+
+def _with_dots(entries: list[Entry], node: Node) -> list[tuple[bytes, int, int]]:
+    dots = [(b".", 0o040000, node.key[1]), (b"..", 0o040000, node.key[1])]
+    return [*dots, *((entry.name, entry.kind, entry.ino) for entry in entries)]

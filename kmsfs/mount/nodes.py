@@ -1,0 +1,170 @@
+"""The inode table: what the kernel knows, counted exactly, and where each inode lies in the cipher directory."""
+
+import os
+import stat
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from kmsfs.envelope.kf1file import Kf1File
+
+ROOT_ID = 1
+_OPEN_DIRECTORIES_MAX = 512
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One inode. `names` are its known links: (parent, plain name) to the name on disk."""
+
+    node_id: int
+    kind: int
+    key: tuple[int, int]
+    names: "dict[tuple[int, bytes], str]" = field(default_factory=dict)
+    parents: "dict[int, Node]" = field(default_factory=dict)
+    kids: "dict[bytes, Node]" = field(default_factory=dict)
+    lookups: int = 0
+    handles: int = 0
+    dir_id: bytes = b""
+    dir_tags: list[bytes] = field(default_factory=list)
+    fresh_directory: bool = False
+    file: Kf1File | None = None
+    descriptor: int = -1
+    synced_entry: bool = True
+    keep_cache: bool = False
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a directory."""
+        return self.kind == stat.S_IFDIR
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return self.kind == stat.S_IFREG
+
+    def place(self) -> "tuple[Node, bytes, str] | None":
+        """Return (parent, plain name, name on disk) of one link, or None if unlinked."""
+        for (parent_id, name), disk_name in self.names.items():
+            return self.parents[parent_id], name, disk_name
+        return None
+
+
+class NodeTable:
+    """Nodes by id and by backing inode; directory descriptors, least recently used closed first."""
+
+    def __init__(self, root_descriptor: int, root_dir_id: bytes) -> None:
+        facts = os.fstat(root_descriptor)
+        self.root = Node(ROOT_ID, stat.S_IFDIR, (facts.st_dev, facts.st_ino), lookups=1, dir_id=root_dir_id)
+        self.root.descriptor = root_descriptor
+        self._by_id = {ROOT_ID: self.root}
+        self._by_key = {self.root.key: self.root}
+        self._next_id = ROOT_ID + 1
+        self._open_dirs: OrderedDict[int, Node] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, node_id: int) -> Node:
+        """Return the node with this id.
+
+        Raises:
+            OSError: ESTALE, if the kernel names one that it has forgotten.
+        """
+        node = self._by_id.get(node_id)
+        if node is None:
+            raise OSError(116, "stale inode")
+        return node
+
+    def all_nodes(self) -> list[Node]:
+        """Return every node."""
+        return list(self._by_id.values())
+
+    def adopt(self, parent: Node, name: bytes, disk_name: str, facts: os.stat_result) -> Node:
+        """Return the node of a directory entry, the same one for every hard link."""
+        key = (facts.st_dev, facts.st_ino)
+        kind = stat.S_IFMT(facts.st_mode)
+        node = self._by_key.get(key)
+        if node is not None and node.kind != kind:
+            del self._by_key[key]
+            node = None
+        if node is None:
+            node = Node(self._next_id, kind, key)
+            self._next_id += 1
+            self._by_id[node.node_id] = node
+            self._by_key[key] = node
+        self.link(node, parent, name, disk_name)
+        return node
+
+    def link(self, node: Node, parent: Node, name: bytes, disk_name: str) -> None:
+        """Note that an entry names a node."""
+        present = parent.kids.get(name)
+        if present is not None and present is not node:
+            self.unlink(parent, name)
+        if node.is_dir and node.names and (parent.node_id, name) not in node.names:
+            for parent_id, old_name in list(node.names):
+                self.unlink(node.parents[parent_id], old_name)
+        node.names[(parent.node_id, name)] = disk_name
+        node.parents[parent.node_id] = parent
+        parent.kids[name] = node
+
+    def unlink(self, parent: Node, name: bytes) -> Node | None:
+        """Note that an entry is gone; return its node if it was known."""
+        node = parent.kids.pop(name, None)
+        if node is not None:
+            node.names.pop((parent.node_id, name), None)
+            if not any(parent_id == parent.node_id for parent_id, _ in node.names):
+                node.parents.pop(parent.node_id, None)
+        return node
+
+    def disown_key(self, node: Node) -> None:
+        """Forget the backing inode of a node whose last link is gone: the store may give the number to another."""
+        if self._by_key.get(node.key) is node:
+            del self._by_key[node.key]
+
+    def forget(self, node: Node, lookups: int) -> None:
+        """Take back lookups; a node that nobody knows, has open or lives in is dropped."""
+        node.lookups -= lookups
+        self.drop_if_unused(node)
+
+    def drop_if_unused(self, node: Node) -> None:
+        """Drop a node and then its parents, as far as they are unused."""
+        while node is not self.root and node.lookups <= 0 and not node.handles and not node.kids and node.file is None:
+            if self._by_id.pop(node.node_id, None) is None:
+                return
+            self.disown_key(node)
+            self._close_dir(node)
+            parents = list(node.parents.values())
+            for parent_id, name in list(node.names):
+                self.unlink(node.parents[parent_id], name)
+            if not parents:
+                return
+            for extra in parents[1:]:
+                self.drop_if_unused(extra)
+            node = parents[0]
+
+    # --- directory descriptors --------------------------------------------------------------------------------
+
+    def descriptor(self, node: Node) -> int:
+        """Return an open descriptor of a directory; valid until the next call for another one.
+
+        Raises:
+            OSError: if it is gone or no directory.
+        """
+        if node.descriptor < 0:
+            place = node.place()
+            if place is None:
+                raise OSError(2, "directory was removed")
+            parent, _, disk_name = place
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            node.descriptor = os.open(disk_name, flags, dir_fd=self.descriptor(parent))
+            while len(self._open_dirs) >= _OPEN_DIRECTORIES_MAX:
+                self._close_dir(next(iter(self._open_dirs.values())))
+            self._open_dirs[node.node_id] = node
+        elif node is not self.root:
+            self._open_dirs.move_to_end(node.node_id)
+        return node.descriptor
+
+    def _close_dir(self, node: Node) -> None:
+        if node.is_dir and node.descriptor >= 0 and node is not self.root:
+            os.close(node.descriptor)
+            node.descriptor = -1
+            self._open_dirs.pop(node.node_id, None)

@@ -1,0 +1,426 @@
+"""Directory operations: make, remove, link, rename, list."""
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from dataclasses import dataclass
+
+from kmsfs.backing.posix import rename_with_flags
+from kmsfs.envelope.kf1file import Kf1File
+from kmsfs.envelope.volumekeys import DIR_ID_NAME
+from kmsfs.errors import InvalidName, KmsfsError
+from kmsfs.formats.fileheader import EXTRA_HOMES
+from kmsfs.formats.volume import CONFIG_NAME
+from kmsfs.mount.attributes import Requester, Stat
+from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs_files import FileOperations
+
+_LOG = logging.getLogger("kmsfs.mount")
+_NOREPLACE, _EXCHANGE = 1, 2
+_NEW_ID = ".kd~"
+LINK_MAX = EXTRA_HOMES
+"""Homes that a header has room for, less one kept for a rename under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One directory entry of a listing."""
+
+    name: bytes
+    disk_name: str
+    kind: int
+    ino: int
+
+
+class DirectoryOperations(FileOperations):
+    """What happens to names."""
+
+    # --- making -----------------------------------------------------------------------------------------------
+
+    def mkdir(self, parent: Node, name: bytes, mode: int, who: Requester) -> tuple[Node, Stat]:
+        """Make a directory with its id.
+
+        Raises:
+            OSError, KmsfsError: as mkdir(2).
+        """
+        self.require_unlocked()
+        self.require_writable()
+        disk_name, sidecar = self.disk_name(parent, name)
+        directory = self.nodes.descriptor(parent)
+        self.put_sidecar(directory, disk_name, sidecar)
+        os.mkdir(disk_name, stat.S_IMODE(mode) | 0o700, dir_fd=directory)
+        try:
+            dir_id = self.tools.rng(16)
+            tags = [self.keys.dir_tag(self.dir_id(parent), name)]
+            os.symlink(self.keys.seal_dir_id(dir_id, tags), f"{disk_name}/{DIR_ID_NAME}", dir_fd=directory)
+            if not mode & 0o700 == 0o700:
+                os.chmod(disk_name, stat.S_IMODE(mode), dir_fd=directory)
+            self.own(parent, disk_name, who, mode, is_dir=True)
+        except BaseException:
+            self._undo_mkdir(directory, disk_name)
+            raise
+        facts = os.stat(disk_name, dir_fd=directory, follow_symlinks=False)
+        node = self.nodes.adopt(parent, name, disk_name, facts)
+        node.dir_id, node.dir_tags, node.fresh_directory = dir_id, tags, True
+        return node, self._stat(node, facts, None, b"")
+
+    def _undo_mkdir(self, directory: int, disk_name: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{disk_name}/{DIR_ID_NAME}", dir_fd=directory)
+        with contextlib.suppress(OSError):
+            os.rmdir(disk_name, dir_fd=directory)
+
+    def symlink(self, parent: Node, name: bytes, target: bytes, who: Requester) -> tuple[Node, Stat]:
+        """Make a symbolic link.
+
+        Raises:
+            OSError, KmsfsError: as symlink(2).
+        """
+        self.require_unlocked()
+        self.require_writable()
+        disk_name, sidecar = self.disk_name(parent, name)
+        directory = self.nodes.descriptor(parent)
+        self.put_sidecar(directory, disk_name, sidecar)
+        os.symlink(self.keys.seal_link(target, self.tools.rng), disk_name, dir_fd=directory)
+        self.own(parent, disk_name, who, stat.S_IFLNK)
+        return self.enter(parent, name, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
+
+    def mknod(self, parent: Node, name: bytes, mode: int, rdev: int, who: Requester) -> tuple[Node, Stat]:
+        """Make a FIFO, socket, device node or an empty regular file.
+
+        Raises:
+            OSError, KmsfsError: as mknod(2).
+        """
+        if stat.S_ISREG(mode):
+            node, facts = self.create(parent, name, mode, who)
+            self.release(node)
+            return node, facts
+        self.require_unlocked()
+        self.require_writable()
+        disk_name, sidecar = self.disk_name(parent, name)
+        directory = self.nodes.descriptor(parent)
+        self.put_sidecar(directory, disk_name, sidecar)
+        os.mknod(disk_name, mode, rdev, dir_fd=directory)
+        self.own(parent, disk_name, who, mode)
+        return self.enter(parent, name, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
+
+    def link(self, node: Node, parent: Node, name: bytes) -> Stat:
+        """Make a hard link: the file's header learns of its new home first.
+
+        Raises:
+            OSError: EMLINK past the homes that a header holds; else as link(2).
+            KmsfsError: damage and the like.
+        """
+        self.require_unlocked()
+        self.require_writable()
+        place = node.place()
+        if place is None:
+            raise OSError(errno.ENOENT, "no such file")
+        disk_name, sidecar = self.disk_name(parent, name)
+        directory = self.nodes.descriptor(parent)
+        if node.is_file:
+            self._add_home(node, parent, name)
+        self.put_sidecar(directory, disk_name, sidecar)
+        source = self.nodes.descriptor(place[0])
+        os.link(place[2], disk_name, src_dir_fd=source, dst_dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
+        self.nodes.link(node, parent, name, disk_name)
+        node.synced_entry = False
+        return self.getattr(node)
+
+    def _add_home(self, node: Node, parent: Node, name: bytes) -> None:
+        tag = self.keys.home_tag(self.dir_id(parent), name)
+        file = self.acquire(node)
+        try:
+            homes = file.attributes.extra_homes
+            if tag not in homes:
+                if len(homes) >= LINK_MAX:
+                    raise OSError(errno.EMLINK, "a file header has room for no more links")
+                homes.append(tag)
+                file.attributes_dirty = True
+                file.commit()
+        finally:
+            self.give_back(node)
+
+    # --- removing ---------------------------------------------------------------------------------------------
+
+    def unlink(self, parent: Node, name: bytes) -> Node | None:
+        """Remove a name. Works on damaged entries too. Returns the node if it was known.
+
+        Raises:
+            OSError: as unlink(2).
+        """
+        self.require_unlocked()
+        self.require_writable()
+        disk_name, sidecar = self.disk_name(parent, name)
+        directory = self.nodes.descriptor(parent)
+        os.unlink(disk_name, dir_fd=directory)
+        self._drop_sidecar(directory, disk_name, sidecar)
+        node = self.nodes.unlink(parent, name)
+        if node is not None:
+            self._name_gone(node, parent, name)
+        return node
+
+    def _name_gone(self, node: Node, parent: Node, name: bytes) -> None:
+        if node.names or (node.is_file and node.descriptor >= 0 and os.fstat(node.descriptor).st_nlink):
+            if node.is_file and node.names:
+                self._drop_home(node, parent, name)
+            return
+        self.recent.pop(node.key, None)
+        self.nodes.disown_key(node)
+        self.nodes.drop_if_unused(node)
+
+    def _drop_home(self, node: Node, parent: Node, name: bytes) -> None:
+        """Take a removed link's home out of the header, so that the file cannot be put back there."""
+        try:
+            file = self.acquire(node)
+        except (KmsfsError, OSError) as error:
+            _LOG.warning("a removed link stays named in its file's header: %s", error)
+            return
+        self._forget_home(file, self.dir_id(parent), name)
+        self.give_back(node)
+
+    def _forget_home(self, file: Kf1File, dir_id: bytes, name: bytes) -> None:
+        attributes = file.attributes
+        tag = self.keys.home_tag(dir_id, name)
+        if attributes.primary_dir == dir_id and attributes.name == name:
+            attributes.primary_dir, attributes.name = bytes(16), b""
+        elif tag in attributes.extra_homes:
+            attributes.extra_homes.remove(tag)
+        file.attributes_dirty = True
+
+    def _drop_sidecar(self, directory: int, disk_name: str, sidecar: str | None) -> None:
+        if sidecar is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("s" + disk_name[1:], dir_fd=directory)
+
+    def rmdir(self, parent: Node, name: bytes) -> None:
+        """Remove an empty directory and its id.
+
+        Raises:
+            OSError: ENOTEMPTY and as rmdir(2).
+        """
+        self.require_unlocked()
+        self.require_writable()
+        disk_name, sidecar = self.disk_name(parent, name)
+        directory = self.nodes.descriptor(parent)
+        self._remove_empty(directory, disk_name)
+        self._drop_sidecar(directory, disk_name, sidecar)
+        self._directory_gone(parent, name)
+
+    def _directory_gone(self, parent: Node, name: bytes) -> None:
+        node = self.nodes.unlink(parent, name)
+        if node is not None:
+            self.nodes.disown_key(node)
+            self.forget_directory(node)
+            self.nodes.drop_if_unused(node)
+
+    def _remove_empty(self, directory: int, disk_name: str) -> None:
+        """Remove a directory that holds nothing but its id; put the id back if something appears meanwhile."""
+        inner = os.open(disk_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            if set(os.listdir(inner)) - {DIR_ID_NAME, _NEW_ID}:
+                raise OSError(errno.ENOTEMPTY, "directory not empty")
+            target = None
+            with contextlib.suppress(FileNotFoundError):
+                target = os.readlink(DIR_ID_NAME, dir_fd=inner)
+                os.unlink(DIR_ID_NAME, dir_fd=inner)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_NEW_ID, dir_fd=inner)
+            try:
+                os.rmdir(disk_name, dir_fd=directory)
+            except OSError:
+                if target is not None:
+                    os.symlink(target, DIR_ID_NAME, dir_fd=inner)
+                raise
+        finally:
+            os.close(inner)
+
+    # --- renaming ---------------------------------------------------------------------------------------------
+
+    def rename(self, old_parent: Node, old_name: bytes, parent: Node, name: bytes, flags: int = 0) -> None:
+        """renameat2(2) with NOREPLACE and EXCHANGE; open files and directories keep working.
+
+        Raises:
+            OSError: as renameat2(2).
+            KmsfsError: damage and the like.
+        """
+        self.require_unlocked()
+        self.require_writable()
+        if flags & ~(_NOREPLACE | _EXCHANGE):
+            raise OSError(errno.EINVAL, "unknown rename flags")
+        old_disk, old_sidecar = self.disk_name(old_parent, old_name)
+        new_disk, new_sidecar = self.disk_name(parent, name)
+        if (old_parent, old_name) == (parent, name):
+            return
+        source, _ = self.lookup(old_parent, old_name)
+        target = self._rename_target(parent, name, flags)
+        if target is source:
+            return
+        self._before_rename(source, parent, name, replaces=target is not None)
+        if flags & _EXCHANGE and target is not None:
+            self._before_rename(target, old_parent, old_name, replaces=False)
+        self._rename_on_disk(old_parent, old_disk, parent, (new_disk, new_sidecar), flags, target)
+        if not flags & _EXCHANGE:
+            self._drop_sidecar(self.nodes.descriptor(old_parent), old_disk, old_sidecar)
+        self._after_rename(source, (old_parent, old_name), (parent, name), new_disk, target, old_disk, flags)
+
+    def _rename_target(self, parent: Node, name: bytes, flags: int) -> Node | None:
+        try:
+            target, _ = self.lookup(parent, name)
+        except FileNotFoundError:
+            if flags & _EXCHANGE:
+                raise
+            return None
+        except KmsfsError:
+            # Replacing a damaged file is a way to be rid of it.
+            return parent.kids.get(name)
+        if flags & _NOREPLACE:
+            raise OSError(errno.EEXIST, "name exists")
+        return target
+
+    def _before_rename(self, node: Node, parent: Node, name: bytes, *, replaces: bool) -> None:
+        if node.is_dir:
+            self._write_dir_tags(node, [*node.dir_tags[:1], self.keys.dir_tag(self.dir_id(parent), name)])
+        elif node.is_file and replaces:
+            self._settle_before_replace(node)
+
+    def _settle_before_replace(self, node: Node) -> None:
+        """Writing a new file and renaming it over the old one must leave the old or the new: commit the new one first."""
+        file = node.file
+        if file is None and node.key not in self.recent:
+            return
+        file = self.acquire(node)
+        try:
+            file.commit()
+            if file.provisional:
+                file.make_durable()
+                self.recent.pop(node.key, None)
+        finally:
+            self.give_back(node)
+
+    def _write_dir_tags(self, node: Node, tags: list[bytes]) -> None:
+        self.dir_id(node)
+        descriptor = self.nodes.descriptor(node)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_NEW_ID, dir_fd=descriptor)
+        os.symlink(self.keys.seal_dir_id(node.dir_id, tags), _NEW_ID, dir_fd=descriptor)
+        os.rename(_NEW_ID, DIR_ID_NAME, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+        node.dir_tags = tags
+
+    def _rename_on_disk(
+        self, old_parent: Node, old_disk: str, parent: Node, new: tuple[str, str | None], flags: int, target: Node | None
+    ) -> None:
+        new_disk, new_sidecar = new
+        self.put_sidecar(self.nodes.descriptor(parent), new_disk, new_sidecar)
+        if target is not None and target.is_dir and not flags:
+            moved = os.stat(old_disk, dir_fd=self.nodes.descriptor(old_parent), follow_symlinks=False)
+            if not stat.S_ISDIR(moved.st_mode):
+                raise OSError(errno.EISDIR, "target is a directory")
+            self._remove_empty(self.nodes.descriptor(parent), new_disk)
+        old_descriptor = self.nodes.descriptor(old_parent)
+        new_descriptor = self.nodes.descriptor(parent)
+        if flags:
+            rename_with_flags(old_descriptor, old_disk, new_descriptor, new_disk, flags)
+        else:
+            os.rename(old_disk, new_disk, src_dir_fd=old_descriptor, dst_dir_fd=new_descriptor)
+
+    def _after_rename(
+        self, source: Node, old: tuple[Node, bytes], new: tuple[Node, bytes], new_disk: str,
+        target: Node | None, old_disk: str, flags: int,
+    ) -> None:  # fmt: skip
+        old_parent, old_name = old
+        parent, name = new
+        self.nodes.unlink(old_parent, old_name)
+        if target is not None:
+            self.nodes.unlink(parent, name)
+        self.nodes.link(source, parent, name, new_disk)
+        self._rehome(source, old, new)
+        if target is None:
+            return
+        if flags & _EXCHANGE:
+            self.nodes.link(target, old_parent, old_name, old_disk)
+            self._rehome(target, new, old)
+        elif target.is_dir:
+            self.nodes.disown_key(target)
+            self.forget_directory(target)
+            self.nodes.drop_if_unused(target)
+        else:
+            self._name_gone(target, parent, name)
+
+    def _rehome(self, node: Node, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
+        """Write a moved entry's new place into what binds it."""
+        node.synced_entry = False
+        if node.is_dir:
+            self._write_dir_tags(node, [self.keys.dir_tag(self.dir_id(new[0]), new[1])])
+        elif node.is_file:
+            file = self.acquire(node)
+            self._move_home(file, old, new)
+            self.give_back(node)
+
+    def _move_home(self, file: Kf1File, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
+        attributes = file.attributes
+        old_dir = self.dir_id(old[0])
+        new_dir = self.dir_id(new[0])
+        if attributes.primary_dir == old_dir and attributes.name == old[1] or not attributes.extra_homes:
+            attributes.primary_dir, attributes.name = new_dir, new[1]
+        else:
+            tag = self.keys.home_tag(old_dir, old[1])
+            if tag in attributes.extra_homes:
+                attributes.extra_homes.remove(tag)
+            attributes.extra_homes.append(self.keys.home_tag(new_dir, new[1]))
+        file.attributes_dirty = True
+
+    # --- listing ----------------------------------------------------------------------------------------------
+
+    def list_directory(self, node: Node) -> list[Entry]:
+        """Return the entries of a directory; names that were not made here are left out and logged.
+
+        Raises:
+            OSError, KmsfsError: if it cannot be read.
+        """
+        self.require_unlocked()
+        dir_id = self.dir_id(node)
+        descriptor = self.nodes.descriptor(node)
+        found = []
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                disk_name = entry.name
+                if disk_name[0] in ".s" or disk_name == CONFIG_NAME:
+                    continue
+                try:
+                    sidecar = os.readlink("s" + disk_name[1:], dir_fd=descriptor) if disk_name[0] == "l" else None
+                    name = self.keys.open_name(dir_id, disk_name, sidecar)
+                except (InvalidName, OSError):
+                    _LOG.warning("an entry of the cipher directory was not made by this volume; `kmsfs check` names it")
+                    continue
+                found.append(Entry(name, disk_name, _kind_of(entry), entry.inode()))
+        return found
+
+    def fsyncdir(self, node: Node) -> None:
+        """Make a directory's entries durable, and the ids above it.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        self.require_unlocked()
+        if self.options.read_only:
+            return
+        for kid in list(node.kids.values()):
+            if kid.fresh_directory:
+                self.sync_directory(kid)
+                kid.fresh_directory = False
+        self.sync_directory(node)
+        node.fresh_directory = False
+        self.sync_fresh_directories(node)
+
+
+def _kind_of(entry: "os.DirEntry[str]") -> int:
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

@@ -1,0 +1,195 @@
+"""File operations: create, open, read, write, allocate, seek, fsync."""
+
+import errno
+import os
+import stat
+import time
+
+from kmsfs.backing.posix import PosixFile
+from kmsfs.envelope import content
+from kmsfs.envelope.kf1file import Kf1File
+from kmsfs.errors import StorageError
+from kmsfs.mount.attributes import Requester, Stat
+from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs import VfsBase
+
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
+
+
+class FileOperations(VfsBase):
+    """What happens to files."""
+
+    def create(self, parent: Node, name: bytes, mode: int, who: Requester) -> tuple[Node, Stat]:
+        """Create a regular file and open it; the caller counts the lookup and calls `release`.
+
+        Raises:
+            OSError: EEXIST, ENOSPC, EROFS and the like.
+            KmsfsError: as GenerateDataKey.
+        """
+        self.require_unlocked()
+        self.require_writable()
+        disk_name, sidecar = self.disk_name(parent, name)
+        fresh = self.provider.fresh()
+        directory = self.nodes.descriptor(parent)
+        self.put_sidecar(directory, disk_name, sidecar)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        backing = PosixFile(os.open(disk_name, flags, stat.S_IMODE(mode), dir_fd=directory))
+        try:
+            self.own(parent, disk_name, who, mode)
+            facts = os.fstat(backing.descriptor)
+            node = self.nodes.adopt(parent, name, disk_name, facts)
+            file = Kf1File.create(self.tools, backing, fresh)
+        except BaseException:
+            backing.close()
+            raise
+        attributes = file.attributes
+        attributes.mtime_ns = attributes.btime_ns = time.time_ns()
+        attributes.primary_dir, attributes.name = self.dir_id(parent), name
+        node.file, node.descriptor = file, backing.descriptor
+        node.handles += 1
+        node.synced_entry = False
+        self.open_files.add(node)
+        self.recent_counter += 1
+        self.recent[node.key] = (None, self.recent_counter)
+        return node, self._stat(node, facts, None, b"")
+
+    def put_sidecar(self, directory: int, disk_name: str, sidecar: str | None) -> None:
+        """Make the sidecar of a long name before the name itself; one that is there says the same."""
+        if sidecar is not None:
+            try:
+                os.symlink(sidecar, "s" + disk_name[1:], dir_fd=directory)
+            except FileExistsError:
+                return
+
+    def open(self, node: Node, *, truncate: bool = False) -> bool:
+        """Open a file: one authorised Decrypt of its data key. Returns whether cached pages are still right.
+
+        Raises:
+            OSError, CorruptFile, KmsfsError: damage, denial, a disabled key and the like.
+        """
+        self.require_unlocked()
+        if truncate:
+            self.require_writable()
+        file = self.acquire(node)
+        try:
+            file.unlock()
+            if truncate and file.size:
+                content.truncate(file, 0)
+                file.attributes.mtime_ns = time.time_ns()
+        except BaseException:
+            self.give_back(node)
+            raise
+        keep, node.keep_cache = node.keep_cache, True
+        return keep
+
+    def release(self, node: Node) -> None:
+        """Close one handle."""
+        self.give_back(node)
+
+    def file_of(self, node: Node) -> Kf1File:
+        """Return the open file of a node.
+
+        Raises:
+            OSError: EBADF if it is not open.
+            KmsfsError: if the volume's key may not be used.
+        """
+        self.require_unlocked()
+        if node.file is None:
+            raise OSError(errno.EBADF, "file is not open")
+        return node.file
+
+    def read(self, node: Node, size: int, offset: int) -> bytes | memoryview:
+        """Read from an open file; the result may be a view that the next call reuses."""
+        return content.read(self.file_of(node), size, offset)
+
+    def write(self, node: Node, data: bytes | memoryview, offset: int, *, cached: bool) -> int:
+        """Write to an open file; `cached` pages bring their modification time by setattr later.
+
+        Raises:
+            StorageError: ENOSPC and the like.
+        """
+        self.require_writable()
+        file = self.file_of(node)
+        content.write(file, data, offset)
+        if not cached or not self.options.kernel_times:
+            file.attributes.mtime_ns = time.time_ns()
+        if file.inline is not None:
+            # A small file is one header: writing it now lets close() report a full disk.
+            file.commit()
+        return len(data)
+
+    def allocate(self, node: Node, mode: int, offset: int, length: int) -> None:
+        """fallocate(2): reserve, punch, zero.
+
+        Raises:
+            OSError: EOPNOTSUPP, ENOSPC, EFBIG.
+        """
+        self.require_writable()
+        file = self.file_of(node)
+        end = offset + length
+        if mode & _PUNCH_HOLE:
+            content.punch(file, offset, length)
+        elif mode & ~(_KEEP_SIZE | _ZERO_RANGE):
+            raise OSError(errno.EOPNOTSUPP, "this kind of fallocate is not offered")
+        else:
+            space = self.statfs()
+            if end - file.size > space.f_bavail * space.f_frsize:
+                raise OSError(errno.ENOSPC, "the backing store has less free space than that")
+            if mode & _ZERO_RANGE:
+                content.punch(file, offset, length)
+            if end > file.size and not mode & _KEEP_SIZE:
+                content.truncate(file, end)
+        file.attributes.mtime_ns = time.time_ns()
+        file.attributes_dirty = True
+
+    def seek(self, node: Node, offset: int, *, data: bool) -> int:
+        """SEEK_DATA or SEEK_HOLE.
+
+        Raises:
+            StorageError: ENXIO.
+        """
+        return content.seek(self.file_of(node), offset, data=data)
+
+    def fsync(self, node: Node) -> None:
+        """Make a file durable: content, size, times, and the way to it.
+
+        Raises:
+            StorageError: if the disk refuses; the file is failed then until it is reopened.
+        """
+        self.require_unlocked()
+        if self.options.read_only:
+            return
+        file = self.acquire(node)
+        try:
+            file.commit()
+            if file.provisional or not node.synced_entry:
+                file.make_durable(full=not node.synced_entry)
+                node.synced_entry = True
+                self.recent.pop(node.key, None)
+            place = node.place()
+            if place is not None:
+                self.sync_fresh_directories(place[0])
+        finally:
+            self.give_back(node)
+
+    def sync_fresh_directories(self, node: Node) -> None:
+        """Make the ids of directories made in this session durable, up to the root, once each."""
+        while True:
+            if node.fresh_directory:
+                self.sync_directory(node)
+                node.fresh_directory = False
+            place = node.place()
+            if place is None:
+                return
+            node = place[0]
+
+    def sync_directory(self, node: Node) -> None:
+        """fsync a directory.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        try:
+            os.fsync(self.nodes.descriptor(node))
+        except OSError as error:
+            raise StorageError("a directory could not be stored", os_errno=error.errno or errno.EIO) from error

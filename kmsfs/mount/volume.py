@@ -1,0 +1,216 @@
+"""Make and open a volume: its configuration file, its keys, its session with the daemon."""
+
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kmsfs.client.remote import to_exception
+from kmsfs.client.session import ClientSession
+from kmsfs.client.transport import Transport
+from kmsfs.envelope.provider import volume_context
+from kmsfs.envelope.volumekeys import VolumeKeys
+from kmsfs.errors import AccessDenied, KmsfsError, NotFound, StorageError, UsageError, VolumeBusy
+from kmsfs.formats.volume import CONFIG_NAME, VolumeConfig, parse_config
+from kmsfs.quantity import DEFAULT_CHUNK_LOG2, LEASE_SECONDS
+from kmsfs.secret import KeyMaterial
+
+DEFAULT_ALIAS = "alias/kmsfs/default"
+
+
+@dataclass(slots=True)
+class OpenVolume:
+    """A volume whose keys are open; `descriptor` is its cipher directory, locked against a second mount here."""
+
+    config: VolumeConfig
+    keys: VolumeKeys
+    descriptor: int
+
+
+def default_key(session: ClientSession, uid: int) -> str:
+    """Return the alias of this user's default KMS key, making the key on first use.
+
+    Raises:
+        KmsfsError: as CreateKey and CreateAlias.
+    """
+    for alias in (DEFAULT_ALIAS, f"{DEFAULT_ALIAS}-{uid}"):
+        try:
+            session.call("DescribeKey", {"KeyId": alias})
+        except NotFound:
+            made = session.call("CreateKey", {"Description": "Default key of kmsfs volumes"})
+            session.call("CreateAlias", {"AliasName": alias, "TargetKeyId": made["KeyMetadata"]["KeyId"]})
+        except AccessDenied:
+            continue
+        return alias
+    raise AccessDenied("the default key of volumes belongs to somebody else", hint="name one with --key")
+
+
+def make_volume(cipher_dir: Path, session: ClientSession, key: str, chunk_log2: int = DEFAULT_CHUNK_LOG2) -> None:
+    """Make a volume in an empty directory.
+
+    Raises:
+        UsageError: if the directory is not empty.
+        StorageError: if it cannot be written.
+        KmsfsError: as GenerateDataKey.
+    """
+    if any(cipher_dir.iterdir()):
+        raise UsageError(
+            f"{cipher_dir} is not empty and holds no volume", hint="choose an empty directory for encrypted files"
+        )
+    volume_id = os.urandom(16)
+    request: dict[str, Any] = {
+        "KeyId": key, "KeySpec": "AES_256", "EncryptionContext": volume_context(volume_id)
+    }  # fmt: skip
+    answer = session.call("GenerateDataKey", request)
+    config = VolumeConfig(
+        volume_id, answer["KeyId"], answer["CiphertextBlob"], os.urandom(16), chunk_log2, "enforce"
+    )
+    keys = VolumeKeys(volume_id, KeyMaterial(answer["Plaintext"]))
+    write_config(cipher_dir, config, keys)
+
+
+def write_config(cipher_dir: Path, config: VolumeConfig, keys: VolumeKeys) -> None:
+    """Write a volume configuration, wholly or not at all.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    temporary = cipher_dir / f".{CONFIG_NAME}.new"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, config.encode(keys.config_mac(config.signed_bytes())))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(cipher_dir / CONFIG_NAME)
+        directory = os.open(cipher_dir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StorageError(f"cannot write {cipher_dir / CONFIG_NAME}: {error.strerror}", os_errno=error.errno or 5) from error
+
+
+def read_config(cipher_dir: Path) -> tuple[VolumeConfig, bytes]:
+    """Return (configuration, MAC) of a volume.
+
+    Raises:
+        UsageError: if there is none.
+        CorruptVolume, UnsupportedFormat: if it cannot be used.
+    """
+    try:
+        return parse_config((cipher_dir / CONFIG_NAME).read_bytes())
+    except FileNotFoundError as error:
+        raise UsageError(f"{cipher_dir} holds no kmsfs volume", hint="`kmsfs mount` makes one in an empty directory") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {cipher_dir / CONFIG_NAME}: {error.strerror}") from error
+
+
+def open_volume(cipher_dir: Path, session: ClientSession, *, read_only: bool = False) -> OpenVolume:
+    """Open a volume: one Decrypt of its key, authorised by the key's policy.
+
+    Raises:
+        UsageError, VolumeBusy, CorruptVolume, UnsupportedFormat, KmsfsError: why it cannot be opened.
+    """
+    config, mac = read_config(cipher_dir)
+    keys = decrypt_volume_keys(config, session)
+    keys.check_config(config.signed_bytes(), mac)
+    descriptor = os.open(cipher_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise VolumeBusy(f"{cipher_dir} is mounted already", hint="unmount it there first") from error
+    return OpenVolume(config, keys, descriptor)
+
+
+def decrypt_volume_keys(config: VolumeConfig, session: ClientSession) -> VolumeKeys:
+    """Return the volume's keys.
+
+    Raises:
+        KmsfsError: as Decrypt.
+    """
+    request = {"CiphertextBlob": config.wrapped_key, "EncryptionContext": volume_context(config.volume_id)}
+    answer = session.call("Decrypt", request)
+    return VolumeKeys(config.volume_id, KeyMaterial(answer["Plaintext"]))
+
+
+class VolumeLease:
+    """This mount's session of the volume, on a connection of its own; resumed when the connection comes back."""
+
+    def __init__(self, config: VolumeConfig, *, read_only: bool) -> None:
+        self._request: dict[str, Any] = {
+            "KeyId": config.key_arn, "VolumeId": config.volume_id.hex(), "ReadOnly": read_only
+        }  # fmt: skip
+        self._read_only = read_only
+        self._transport: Transport | None = None
+        self.number = 0
+        self.unclean: set[int] = set()
+
+    def claim(self, transport: Transport) -> None:
+        """Take or resume the lease on this connection.
+
+        Raises:
+            VolumeBusy: if another writer holds it.
+            KmsfsError: as Decrypt.
+        """
+        self._transport = transport
+        request = dict(self._request)
+        if self.number and not self._read_only:
+            request["Resume"] = self.number
+        answer = self._call("OpenVolumeSession", request)
+        if not self.number:
+            self.number = max(1, answer["Session"])
+            self.unclean = set(answer["UncleanSessions"])
+
+    def claim_patiently(self, transport: Transport) -> None:
+        """As `claim`, waiting out the lease of a mount that died here: the cipher directory is locked by us already.
+
+        Raises:
+            VolumeBusy: if it is still held after the lease time.
+        """
+        deadline = time.monotonic() + LEASE_SECONDS + 2
+        while True:
+            try:
+                self.claim(transport)
+            except VolumeBusy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.25)
+            else:
+                return
+
+    def healed(self) -> None:
+        """Tell the daemon that every file of the unclean sessions was recovered.
+
+        Raises:
+            KmsfsError: as HealVolume.
+        """
+        if self.unclean and not self._read_only:
+            self._session_call("HealVolume", HealedSessions=sorted(self.unclean))
+            self.unclean.clear()
+
+    def end(self) -> None:
+        """Tell the daemon that the session ended cleanly.
+
+        Raises:
+            KmsfsError: as CloseVolumeSession.
+        """
+        if not self._read_only:
+            self._session_call("CloseVolumeSession")
+
+    def _session_call(self, operation: str, **more: Any) -> None:
+        request = {"KeyId": self._request["KeyId"], "VolumeId": self._request["VolumeId"], "Session": self.number}
+        self._call(operation, {**request, **more})
+
+    def _call(self, operation: str, request: dict[str, Any]) -> Any:
+        if self._transport is None:
+            raise KmsfsError("the lease has no connection")
+        answer = self._transport.call(operation, request)
+        if "e" in answer:
+            raise to_exception(answer["e"])
+        return answer["r"]
