@@ -18,7 +18,7 @@ from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.content import truncate
 from kmsfs.envelope.kf1file import FileTools, Kf1File
 from kmsfs.envelope.slots import read_slots
-from kmsfs.errors import AccessDenied, CorruptFile, CorruptVolume, IntegrityReason, KmsfsError
+from kmsfs.errors import AccessDenied, CorruptFile, CorruptVolume, IntegrityReason, KeyLease, KmsfsError
 from kmsfs.formats.fileheader import Attributes
 from kmsfs.mount.attributes import Changes, Requester, Stat, from_backing
 from kmsfs.mount.nodes import Node, NodeTable
@@ -55,7 +55,10 @@ class VfsBase:
         self.locked: KmsfsError | None = None
         self.revalidate: Callable[[], None] = lambda: None
         self.forget_directory: Callable[[Node], None] = lambda _node: None
+        self.lease_holds: Callable[[], bool] = lambda: True
         self.privileged = os.geteuid() == 0
+        self.own_changes: set[str] = set()
+        self.own_changes_before: set[str] = set()
 
     # --- guards -----------------------------------------------------------------------------------------------
 
@@ -65,10 +68,21 @@ class VfsBase:
         Raises:
             KmsfsError: why the key may not be used.
         """
+        if not self.lease_holds():
+            self.drop_keys()
+            raise KeyLease("the key daemon is silent: the volume is unusable until it is back", hint="start kmsd")
         if self.locked is not None:
             self.revalidate()
             if self.locked is not None:
                 raise self.locked
+
+    def changed_here(self, disk_name: str) -> None:
+        """Remember that we changed an entry ourselves, so that the watcher does not take it for somebody else's."""
+        self.own_changes.add(disk_name)
+
+    def rotate_own_changes(self) -> None:
+        """Forget our own changes of two rounds ago."""
+        self.own_changes_before, self.own_changes = self.own_changes, set()
 
     def require_writable(self) -> None:
         """Refuse changes on a read-only mount.
@@ -277,8 +291,10 @@ class VfsBase:
             finally:
                 os.chmod(disk_name, mode, dir_fd=directory)
 
-    def acquire(self, node: Node) -> Kf1File:
+    def acquire(self, node: Node, *, at_home: bool = True) -> Kf1File:
         """Return the node's open file, opening it if needed; every call needs a `give_back`.
+
+        `at_home` is False only while a rename has moved the entry and its header does not know yet.
 
         Raises:
             CorruptFile, KmsfsError, OSError: if it cannot be opened.
@@ -292,7 +308,8 @@ class VfsBase:
             backing = self._open_backing(parent, disk_name, facts, write=not self.options.read_only)
             try:
                 node.file = self._open_file(node, backing, facts)
-                self.check_home(node.file.attributes, parent, name)
+                if at_home:
+                    self.check_home(node.file.attributes, parent, name)
             except BaseException:
                 node.file = None
                 backing.close()
@@ -344,6 +361,7 @@ class VfsBase:
         node.file = None
         node.descriptor = -1
         self.open_files.discard(node)
+        self.own_changes.update(node.names.values())
         file.close()
         self.nodes.drop_if_unused(node)
 

@@ -48,6 +48,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
+        self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         os.mkdir(disk_name, stat.S_IMODE(mode) | 0o700, dir_fd=directory)
@@ -81,6 +82,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
+        self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         os.symlink(self.keys.seal_link(target, self.tools.rng), disk_name, dir_fd=directory)
@@ -100,6 +102,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
+        self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         os.mknod(disk_name, mode, rdev, dir_fd=directory)
@@ -119,6 +122,7 @@ class DirectoryOperations(FileOperations):
         if place is None:
             raise OSError(errno.ENOENT, "no such file")
         disk_name, sidecar = self.disk_name(parent, name)
+        self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         if node.is_file:
             self._add_home(node, parent, name)
@@ -154,6 +158,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
+        self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         os.unlink(disk_name, dir_fd=directory)
         self._drop_sidecar(directory, disk_name, sidecar)
@@ -174,7 +179,7 @@ class DirectoryOperations(FileOperations):
     def _drop_home(self, node: Node, parent: Node, name: bytes) -> None:
         """Take a removed link's home out of the header, so that the file cannot be put back there."""
         try:
-            file = self.acquire(node)
+            file = self.acquire(node, at_home=False)
         except (KmsfsError, OSError) as error:
             _LOG.warning("a removed link stays named in its file's header: %s", error)
             return
@@ -204,6 +209,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
+        self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         self._remove_empty(directory, disk_name)
         self._drop_sidecar(directory, disk_name, sidecar)
@@ -254,6 +260,8 @@ class DirectoryOperations(FileOperations):
         new_disk, new_sidecar = self.disk_name(parent, name)
         if (old_parent, old_name) == (parent, name):
             return
+        self.changed_here(old_disk)
+        self.changed_here(new_disk)
         source, _ = self.lookup(old_parent, old_name)
         target = self._rename_target(parent, name, flags)
         if target is source:
@@ -355,7 +363,7 @@ class DirectoryOperations(FileOperations):
         if node.is_dir:
             self._write_dir_tags(node, [self.keys.dir_tag(self.dir_id(new[0]), new[1])])
         elif node.is_file:
-            file = self.acquire(node)
+            file = self.acquire(node, at_home=False)
             self._move_home(file, old, new)
             self.give_back(node)
 

@@ -30,6 +30,7 @@ class FileOperations(VfsBase):
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
         fresh = self.provider.fresh()
+        self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

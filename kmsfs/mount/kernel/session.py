@@ -46,12 +46,12 @@ class _Listing:
 class KernelSession:
     """Serves one mounted descriptor until it is unmounted."""
 
-    def __init__(self, vfs: Vfs, descriptor: int, on_directory: Callable[[Node], None] | None = None) -> None:
+    def __init__(self, vfs: Vfs, descriptor: int) -> None:
         self.vfs = vfs
         self.descriptor = descriptor
         self.lifetimes = Lifetimes()
         self.requests = 0
-        self._on_directory = on_directory
+        self._on_directory: Callable[[Node], None] | None = None
         self._listings: dict[int, _Listing] = {}
         self._next_handle = 1
         self._who = Requester(0, 0)
@@ -83,6 +83,10 @@ class KernelSession:
             Opcode.RELEASEDIR: self._releasedir,
             Opcode.FSYNCDIR: self._fsyncdir,
         }
+
+    def watch_directories(self, on_directory: Callable[[Node], None]) -> None:
+        """Call `on_directory` for each directory that the kernel comes to know."""
+        self._on_directory = on_directory
 
     # --- the loop ---------------------------------------------------------------------------------------------
 

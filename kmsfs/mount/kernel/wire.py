@@ -89,7 +89,7 @@ NOTIFY_INVAL_ENTRY = 3
 IN_HEADER = struct.Struct("=IIQQIIIHH")
 OUT_HEADER = struct.Struct("=IiQ")
 INIT_IN = struct.Struct("=IIII")
-INIT_OUT = struct.Struct("=IIIIHHIIHHII28x")
+INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 ENTRY_OUT = struct.Struct("=QQQQII QQQQQQ III IIIIII I")
 ATTR_OUT = struct.Struct("=QII QQQQQQ III IIIIII I")
 OPEN_OUT = struct.Struct("=QIi")

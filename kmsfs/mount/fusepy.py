@@ -1,0 +1,219 @@
+"""The fusepy adapter: the same vfs under libfuse 3's high-level API, by mfusepy.
+
+It has no inodes, no writeback cache and no invalidation; it is for systems where the kernel transport cannot run.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
+
+import mfusepy
+
+from kmsfs.errors import KmsfsError
+from kmsfs.mount.attributes import Changes, Requester, Stat
+from kmsfs.mount.durability import Vfs
+from kmsfs.mount.errno_map import errno_of
+from kmsfs.mount.kernel.attach import MountOptions
+from kmsfs.mount.nodes import Node
+
+_NODES_KEPT = 50_000
+_T = TypeVar("_T")
+
+
+class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
+    """Paths to nodes, nothing else."""
+
+    use_ns = True
+
+    def __init__(self, vfs: Vfs) -> None:
+        self._vfs = vfs
+
+    # --- helpers ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        with self._vfs.lock:
+            try:
+                yield
+            except (KmsfsError, OSError) as error:
+                raise mfusepy.FuseOSError(errno_of(error)) from error
+            if len(self._vfs.nodes) > _NODES_KEPT:
+                for node in self._vfs.nodes.all_nodes():
+                    self._vfs.nodes.drop_if_unused(node)
+
+    def _node(self, path: str) -> Node:
+        node = self._vfs.nodes.root
+        for part in path.split("/"):
+            if part:
+                node, _ = self._vfs.lookup(node, os.fsencode(part))
+        return node
+
+    def _parent(self, path: str) -> tuple[Node, bytes]:
+        head, _, tail = path.rpartition("/")
+        return self._node(head), os.fsencode(tail)
+
+    def _who(self) -> Requester:
+        uid, gid, pid = mfusepy.fuse_get_context()
+        return Requester(uid, gid, pid)
+
+    def _by_handle(self, path: str | None, handle: int | None) -> Node:
+        return self._vfs.nodes.get(handle) if handle else self._node(path or "/")
+
+    def _run(self, act: Callable[[], _T]) -> _T:
+        with self._call():
+            return act()
+
+    # --- mfusepy.Operations -----------------------------------------------------------------------------------
+
+    def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
+        """See mfusepy.Operations."""
+        return self._run(lambda: _attributes(self._vfs.getattr(self._by_handle(path, fh))))
+
+    def readdir(self, path: str, fh: int) -> list[Any]:
+        """See mfusepy.Operations."""
+        entries = self._run(lambda: self._vfs.list_directory(self._node(path)))
+        return [".", "..", *(os.fsdecode(entry.name) for entry in entries)]
+
+    def readlink(self, path: str) -> str:
+        """See mfusepy.Operations."""
+        return os.fsdecode(self._run(lambda: self._vfs.readlink(self._node(path))))
+
+    def mknod(self, path: str, mode: int, dev: int) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.mknod(*self._parent(path), mode, dev, self._who()))
+        return 0
+
+    def mkdir(self, path: str, mode: int) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.mkdir(*self._parent(path), mode, self._who()))
+        return 0
+
+    def unlink(self, path: str) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.unlink(*self._parent(path)))
+        return 0
+
+    def rmdir(self, path: str) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.rmdir(*self._parent(path)))
+        return 0
+
+    def symlink(self, target: str, source: str) -> int:
+        """See mfusepy.Operations: `target` is the new name, `source` what it points to."""
+        self._run(lambda: self._vfs.symlink(*self._parent(target), os.fsencode(source), self._who()))
+        return 0
+
+    def rename(self, old: str, new: str) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.rename(*self._parent(old), *self._parent(new)))
+        return 0
+
+    def link(self, target: str, source: str) -> int:
+        """See mfusepy.Operations: `target` is the new name."""
+        self._run(lambda: self._vfs.link(self._node(source), *self._parent(target)))
+        return 0
+
+    def chmod(self, path: str, mode: int) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.setattr(self._node(path), Changes(mode=mode & 0o7777)))
+        return 0
+
+    def chown(self, path: str, uid: int, gid: int) -> int:
+        """See mfusepy.Operations."""
+        changes = Changes(uid=None if uid == -1 else uid, gid=None if gid == -1 else gid)
+        self._run(lambda: self._vfs.setattr(self._node(path), changes))
+        return 0
+
+    def truncate(self, path: str, length: int, fh: int | None = None) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.setattr(self._by_handle(path, fh), Changes(size=length)))
+        return 0
+
+    def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
+        """See mfusepy.Operations."""
+        now = time.time_ns()
+        atime, mtime = times or (now, now)
+        self._run(lambda: self._vfs.setattr(self._node(path), Changes(atime_ns=int(atime), mtime_ns=int(mtime))))
+        return 0
+
+    def open(self, path: str, flags: int) -> int:
+        """See mfusepy.Operations."""
+
+        def act() -> int:
+            node = self._node(path)
+            self._vfs.open(node, truncate=bool(flags & os.O_TRUNC))
+            return node.node_id
+
+        return self._run(act)
+
+    def create(self, path: str, mode: int, fi: Any = None) -> int:
+        """See mfusepy.Operations."""
+        return self._run(lambda: self._vfs.create(*self._parent(path), mode, self._who())[0].node_id)
+
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        """See mfusepy.Operations."""
+        return self._run(lambda: bytes(self._vfs.read(self._vfs.nodes.get(fh), size, offset)))
+
+    def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        """See mfusepy.Operations."""
+        return self._run(lambda: self._vfs.write(self._vfs.nodes.get(fh), data, offset, cached=False))
+
+    def fsync(self, path: str, datasync: int, fh: int) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.fsync(self._vfs.nodes.get(fh)))
+        return 0
+
+    def fsyncdir(self, path: str, datasync: int, fh: int) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.fsyncdir(self._node(path)))
+        return 0
+
+    def release(self, path: str, fh: int) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.release(self._vfs.nodes.get(fh)))
+        return 0
+
+    def fallocate(self, path: str, mode: int, offset: int, size: int, fh: int) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.allocate(self._vfs.nodes.get(fh), mode, offset, size))
+        return 0
+
+    def statfs(self, path: str) -> dict[str, int]:
+        """See mfusepy.Operations."""
+        facts = self._run(self._vfs.statfs)
+        names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail")
+        return {**{name: getattr(facts, name) for name in names}, "f_namemax": 255}
+
+
+def serve(vfs: Vfs, mountpoint: Path, options: MountOptions, on_ready: Callable[[], None]) -> None:
+    """Mount through libfuse and serve until it is unmounted.
+
+    Raises:
+        RuntimeError: if libfuse refuses to mount.
+    """
+
+    class Ready(VfsOperations):
+        def init(self, path: str) -> None:
+            """libfuse is up: the file system answers from here on."""
+            on_ready()
+
+    extra: dict[str, Any] = {"allow_other": True} if options.allow_other else {}
+    if options.read_only:
+        extra["ro"] = True
+    mfusepy.FUSE(
+        Ready(vfs), os.fspath(mountpoint), foreground=True, nothreads=True, default_permissions=True, hard_remove=True,
+        fsname=options.source, subtype="kmsfs", use_ino=True, **extra,
+    )  # fmt: skip
+
+
+def _attributes(stat: Stat) -> dict[str, Any]:
+    return {
+        "st_ino": stat.ino, "st_size": stat.size, "st_blocks": stat.blocks, "st_atime": stat.atime_ns,
+        "st_mtime": stat.mtime_ns, "st_ctime": stat.ctime_ns, "st_mode": stat.mode, "st_nlink": stat.nlink,
+        "st_uid": stat.uid, "st_gid": stat.gid, "st_rdev": stat.rdev, "st_blksize": 4096,
+    }  # fmt: skip

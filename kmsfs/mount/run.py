@@ -1,0 +1,337 @@
+"""The life of a mount: open the volume, attach, serve, and end cleanly."""
+
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kmsfs.aead.selfcheck import run_self_check
+from kmsfs.client.provider import SocketKeySource
+from kmsfs.client.session import ClientSession
+from kmsfs.client.transport import Transport
+from kmsfs.client.watch import KeyWatcher
+from kmsfs.envelope.caching import CachingProvider
+from kmsfs.envelope.kf1file import FileTools
+from kmsfs.envelope.recovery import SessionRules
+from kmsfs.errors import KmsfsError, StorageError, UsageError
+from kmsfs.mount.durability import TICK_SECONDS, Vfs
+from kmsfs.mount.kernel.attach import MountOptions, attach, detach
+from kmsfs.mount.kernel.notify import KernelNotifier
+from kmsfs.mount.kernel.session import KernelSession
+from kmsfs.mount.kernel.wire import MAX_WRITE
+from kmsfs.mount.vfs import VfsOptions
+from kmsfs.mount.volume import CONFIG_NAME, OpenVolume, VolumeLease, decrypt_volume_keys, default_key, make_volume, open_volume
+
+_LOG = logging.getLogger("kmsfs.mount")
+_REVALIDATE_SECONDS = 1.0
+_REVOKING = frozenset({"disabled", "pending-deletion", "deleted", "policy", "grant-ended"})
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What the user asked for."""
+
+    cipher_dir: Path
+    mountpoint: Path
+    key: str | None = None
+    transport: str = "kernel"
+    allow_other: bool = False
+    read_only: bool = False
+    recover: bool = False
+
+
+def check_places(request: MountRequest) -> None:
+    """Refuse places where mounting would surprise.
+
+    Raises:
+        UsageError: a missing or non-empty mountpoint, one inside the other, a cipher directory that is none.
+    """
+    cipher, point = request.cipher_dir, request.mountpoint
+    if os.path.ismount(point):
+        raise UsageError(f"{point} is a mount point already", hint=f"kmsfs umount {point}")
+    for place in (cipher, point):
+        if not place.exists():
+            place.mkdir(mode=0o700, parents=True)
+        if not stat.S_ISDIR(place.stat().st_mode):
+            raise UsageError(f"{place} is not a directory")
+    if any(point.iterdir()):
+        raise UsageError(f"{point} is not empty: its files would be hidden", hint="choose an empty directory")
+    real_cipher, real_point = cipher.resolve(), point.resolve()
+    if real_cipher == real_point or real_cipher in real_point.parents or real_point in real_cipher.parents:
+        raise UsageError("cipher directory and mountpoint lie inside each other", hint="keep them side by side")
+
+
+class RunningMount:
+    """One mounted volume."""
+
+    def __init__(self, request: MountRequest, session: ClientSession) -> None:
+        self._request = request
+        self._session = session
+        self._stopping = threading.Event()
+        self._volume = self._open()
+        config = self._volume.config
+        self._lease = VolumeLease(config, read_only=request.read_only)
+        self._lease_transport: Transport | None = None
+        self._claim(patiently=True)
+        self._watcher = KeyWatcher(session, [config.key_arn], self._on_event, self._on_connect)
+        self._watcher.start()
+        self.vfs = self._make_vfs()
+        self._notifier: KernelNotifier | None = None
+        self._last_revalidation = 0.0
+
+    # --- opening ----------------------------------------------------------------------------------------------
+
+    def _open(self) -> OpenVolume:
+        request = self._request
+        if not (request.cipher_dir / CONFIG_NAME).exists():
+            if request.read_only:
+                raise UsageError(f"{request.cipher_dir} holds no kmsfs volume")
+            key = request.key or default_key(self._session, os.getuid())
+            make_volume(request.cipher_dir, self._session, key)
+        return open_volume(request.cipher_dir, self._session, read_only=request.read_only)
+
+    def _claim(self, *, patiently: bool = False) -> None:
+        if self._lease_transport is not None:
+            self._lease_transport.close()
+        self._lease_transport = self._session.open_transport()
+        if patiently:
+            self._lease.claim_patiently(self._lease_transport)
+        else:
+            self._lease.claim(self._lease_transport)
+
+    def _on_connect(self, _transport: Transport) -> None:
+        """The stream is (back) up: make sure that the lease is ours on a live connection."""
+        if self._lease_transport is not None and self._lease_transport.idle():
+            return
+        self._claim()
+
+    def _make_vfs(self) -> Vfs:
+        config, keys = self._volume.config, self._volume.keys
+        source = SocketKeySource(self._session, config.key_arn)
+        provider = CachingProvider(
+            config.volume_id, source, time.monotonic, os.urandom, lambda: self._watcher.alive
+        )
+        rules = SessionRules(self._lease.number, set(self._lease.unclean), self._request.recover)
+        scratch = bytearray(2 * MAX_WRITE + (1 << 18))
+        tools = FileTools(keys, provider, rules, os.urandom, config.chunk_log2, scratch)
+        kernel_times = self._request.transport == "kernel"
+        options = VfsOptions(self._request.read_only, config.bind, kernel_times)
+        vfs = Vfs(tools, provider, self._volume.descriptor, config.root_id, options)
+        vfs.revalidate = self._revalidate
+        vfs.lease_holds = lambda: self._watcher.alive
+        return vfs
+
+    # --- serving ----------------------------------------------------------------------------------------------
+
+    def serve(self, on_ready: Callable[[], None]) -> None:
+        """Attach, serve until unmounted, and end the session.
+
+        Raises:
+            UsageError, StorageError: if it cannot be mounted.
+        """
+        threads = [threading.Thread(target=self._tick_loop, name="kmsfs-tick", daemon=True)]
+        if self._lease.unclean and not self._request.read_only:
+            threads.append(threading.Thread(target=self._heal, name="kmsfs-heal", daemon=True))
+        options = MountOptions(
+            os.fspath(self._request.cipher_dir), self._request.allow_other, self._request.read_only
+        )
+        try:
+            if self._request.transport == "kernel":
+                self._serve_kernel(options, on_ready, threads)
+            else:
+                self._serve_fusepy(options, on_ready, threads)
+        finally:
+            self._finish()
+
+    def _serve_kernel(self, options: MountOptions, on_ready: Callable[[], None], threads: list[threading.Thread]) -> None:
+        from kmsfs.mount.watch import CipherWatcher
+
+        descriptor = attach(self._request.mountpoint, options)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop_from_signal)
+        self._notifier = KernelNotifier(descriptor)
+        kernel = KernelSession(self.vfs, descriptor)
+        watcher = CipherWatcher(self.vfs, self._notifier, kernel.lifetimes)
+        kernel.watch_directories(watcher.add)
+        self.vfs.forget_directory = watcher.forget
+        for thread in threads:
+            thread.start()
+        gc.collect()
+        gc.freeze()
+        on_ready()
+        try:
+            kernel.serve()
+        finally:
+            watcher.close()
+            os.close(descriptor)
+
+    def _serve_fusepy(self, options: MountOptions, on_ready: Callable[[], None], threads: list[threading.Thread]) -> None:
+        from kmsfs.mount import fusepy
+
+        def ready() -> None:
+            for thread in threads:
+                thread.start()
+            on_ready()
+
+        fusepy.serve(self.vfs, self._request.mountpoint, options, ready)
+
+    def _stop_from_signal(self, _number: int, _frame: Any) -> None:
+        # umount waits for dirty pages that only this thread can take, so another thread asks for it.
+        threading.Thread(target=self._unmount_ourselves, name="kmsfs-unmount", daemon=True).start()
+
+    def _unmount_ourselves(self) -> None:
+        try:
+            detach(self._request.mountpoint)
+        except UsageError:
+            detach(self._request.mountpoint, lazy=True)
+
+    def _finish(self) -> None:
+        self._stopping.set()
+        stored = False
+        try:
+            stored = self.vfs.finish()
+        except KmsfsError as error:
+            _LOG.error("the volume could not be stored completely: %s", error)
+        self._watcher.close()
+        if stored:
+            try:
+                self._end_lease()
+            except KmsfsError as error:
+                _LOG.warning("the key daemon could not be told of the clean end: %s", error)
+        os.close(self._volume.descriptor)
+
+    def _end_lease(self) -> None:
+        try:
+            self._lease.end()
+        except KmsfsError:
+            self._claim()
+            self._lease.end()
+
+    # --- background -------------------------------------------------------------------------------------------
+
+    def _tick_loop(self) -> None:
+        while not self._stopping.wait(TICK_SECONDS):
+            try:
+                self.vfs.tick()
+            except (KmsfsError, OSError) as error:
+                _LOG.error("the volume could not be synced: %s", error)
+
+    def _heal(self) -> None:
+        bad = self.vfs.heal()
+        if bad:
+            _LOG.error("%d entries could not be recovered; the volume stays marked as unclean", bad)
+            return
+        try:
+            with self.vfs.lock:
+                self._lease.healed()
+                self.vfs.tools.rules.unclean.clear()
+        except KmsfsError as error:
+            _LOG.warning("the key daemon could not be told that the volume is healed: %s", error)
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event["kind"] not in _REVOKING and not (event["kind"] == "enabled" and self.vfs.locked):
+            return
+        with self.vfs.lock:
+            self.vfs.drop_keys()
+            self._last_revalidation = 0.0
+            self._revalidate(force=True)
+        self._drop_pages()
+
+    def _drop_pages(self) -> None:
+        if self._notifier is None:
+            return
+        with self.vfs.lock:
+            files = [node.node_id for node in self.vfs.nodes.all_nodes() if node.is_file]
+            for node in self.vfs.nodes.all_nodes():
+                node.keep_cache = False
+        for node_id in files:
+            self._notifier.drop_inode(node_id)
+
+    def _revalidate(self, *, force: bool = False) -> None:
+        """Ask again whether the volume's own key may be used; at most once a second unless something changed."""
+        now = time.monotonic()
+        if not force and now - self._last_revalidation < _REVALIDATE_SECONDS:
+            return
+        self._last_revalidation = now
+        try:
+            decrypt_volume_keys(self._volume.config, self._session)
+            self.vfs.locked = None
+        except KmsfsError as error:
+            self.vfs.locked = error
+
+
+def run_mount(request: MountRequest, session: ClientSession, on_ready: Callable[[], None]) -> None:
+    """Mount a volume and serve it until it is unmounted.
+
+    Raises:
+        UsageError, VolumeBusy, StorageError, KmsfsError: why it cannot be mounted.
+    """
+    run_self_check()
+    check_places(request)
+    os.umask(0)
+    _raise_descriptor_limit()
+    RunningMount(request, session).serve(on_ready)
+
+
+def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Unmount and wait until the mount process has stored everything.
+
+    Raises:
+        UsageError: if it is not mounted, busy, or not ours.
+    """
+    source = mounted_source(mountpoint)
+    if source is None:
+        raise UsageError(f"{mountpoint} is not a kmsfs mount")
+    detach(mountpoint, lazy=lazy)
+    _wait_until_unlocked(Path(source))
+
+
+def mounted_source(mountpoint: Path) -> str | None:
+    """Return the cipher directory of a kmsfs mount, or None."""
+    wanted = os.path.realpath(mountpoint)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            left, _, right = line.partition(" - ")
+            kind, source = right.split()[:2]
+            if kind == "fuse.kmsfs" and _unescape(left.split()[4]) == wanted:
+                return _unescape(source)
+    return None
+
+
+def _unescape(text: str) -> str:
+    for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, letter)
+    return text
+
+
+def _wait_until_unlocked(cipher_dir: Path) -> None:
+    import fcntl
+
+    deadline = time.monotonic() + 30
+    try:
+        descriptor = os.open(cipher_dir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.02)
+        raise StorageError("unmounted, but the mount process is still storing changes", hint="wait for it before copying")
+    finally:
+        os.close(descriptor)
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
