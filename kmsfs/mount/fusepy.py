@@ -44,6 +44,7 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
                 raise mfusepy.FuseOSError(errno_of(error)) from error
             if len(self._vfs.nodes) > _NODES_KEPT:
                 for node in self._vfs.nodes.all_nodes():
+                    node.lookups = 0
                     self._vfs.nodes.drop_if_unused(node)
 
     def _node(self, path: str) -> Node:
@@ -51,6 +52,8 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
         for part in path.split("/"):
             if part:
                 node, _ = self._vfs.lookup(node, os.fsencode(part))
+                # There is no FORGET here: a node counts as known until the table is trimmed.
+                node.lookups = 1
         return node
 
     def _parent(self, path: str) -> tuple[Node, bytes]:
@@ -76,8 +79,15 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
 
     def readdir(self, path: str, fh: int) -> list[Any]:
         """See mfusepy.Operations."""
-        entries = self._run(lambda: self._vfs.list_directory(self._node(path)))
-        return [".", "..", *(os.fsdecode(entry.name) for entry in entries)]
+
+        def act() -> list[Any]:
+            node = self._node(path)
+            here = {"st_mode": node.kind, "st_ino": node.key[1]}
+            found = [(os.fsdecode(e.name), {"st_mode": e.kind, "st_ino": e.ino}, 0) for e in self._vfs.list_directory(node)]
+            # Entries without an inode number are left out by readdir(3).
+            return [(".", here, 0), ("..", here, 0), *found]
+
+        return self._run(act)
 
     def readlink(self, path: str) -> str:
         """See mfusepy.Operations."""

@@ -1,0 +1,1 @@
+"""Look into encrypted files without mounting them."""

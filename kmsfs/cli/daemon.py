@@ -1,0 +1,53 @@
+"""kmsfs daemon: the private key daemon of this user, and how the daemon in use is."""
+
+import os
+from pathlib import Path
+
+import typer
+
+from kmsfs.cli.output import SETTINGS, call, facts, say, show
+from kmsfs.client.locate import answers, locate, private_daemon, start_private, stop
+from kmsfs.errors import DaemonUnreachable
+
+app = typer.Typer(no_args_is_help=True, help="The key daemon.")
+
+
+@app.command()
+def start() -> None:
+    """Start this user's private key daemon, making its key store on first use."""
+    place = private_daemon()
+    if answers(place.socket):
+        say(f"already running on {place.socket}")
+        return
+    start_private(place)
+
+
+@app.command("stop")
+def stop_daemon() -> None:
+    """Stop this user's private key daemon. Mounts lose their keys within ten seconds."""
+    place = private_daemon()
+    if not answers(place.socket):
+        raise DaemonUnreachable("no private key daemon is running")
+    SETTINGS.socket = os.fspath(place.socket)
+    stop(call("GetStatus")["Pid"], place.socket)
+    say("stopped")
+
+
+@app.command()
+def status() -> None:
+    """Tell which daemon answers and how it sees you."""
+    where = locate(SETTINGS.socket, autostart=False)
+    SETTINGS.socket = where
+    found = {**call("GetStatus"), "Socket": where}
+    pairs = [
+        ("socket", where),
+        ("pid", found["Pid"]),
+        ("version", found["Version"]),
+        ("account", found["Account"]),
+        ("you are", found["Principal"]),
+        ("state", Path(found["StateDirectory"])),
+        ("root key", found["RootKeySource"]),
+        ("keys", found["Keys"]),
+        ("up for", f"{found['UptimeSeconds']:.0f} s"),
+    ]
+    show(found, lambda: facts(pairs))

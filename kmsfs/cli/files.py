@@ -1,0 +1,150 @@
+"""kmsfs mount, umount, volume, inspect, bench."""
+
+import logging
+import logging.handlers
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kmsfs.cli.output import SETTINGS, fail, facts, say, session, show
+from kmsfs.errors import KmsfsError, UsageError
+
+volume_app = typer.Typer(no_args_is_help=True, help="Encrypted volumes.")
+CipherDir = Annotated[Path, typer.Argument(metavar="CIPHERDIR", help="Directory of the encrypted files.")]
+MountPoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Directory where they appear readable.")]
+TRANSPORTS = ("kernel", "fusepy")
+
+
+def mount(
+    cipher_dir: CipherDir,
+    mountpoint: MountPoint,
+    key: Annotated[str | None, typer.Option(help="KMS key of a new volume (default alias/kmsfs/default).")] = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay until it is unmounted.")] = False,
+    transport: Annotated[str, typer.Option(help="kernel, or fusepy where that cannot run.")] = "kernel",
+    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in, by file modes.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Change nothing.")] = False,
+    recover: Annotated[bool, typer.Option("--recover", help="Accept files with one damaged header.")] = False,
+) -> None:
+    """Mount an encrypted directory; makes it on first use. Example: kmsfs mount ~/cipher ~/plain"""
+    from kmsfs.mount.run import MountRequest, check_places, run_mount
+
+    if transport not in TRANSPORTS:
+        raise UsageError(f"no transport {transport!r}", hint=f"one of {', '.join(TRANSPORTS)}")
+    request = MountRequest(
+        cipher_dir.absolute(), mountpoint.absolute(), key, transport, allow_other, read_only, recover
+    )
+    check_places(request)
+    talk = session()
+    if foreground:
+        _log_to_stderr()
+        run_mount(request, talk, lambda: say(f"{cipher_dir} is mounted on {mountpoint}"))
+        return
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        _wait_for_child(reader, cipher_dir, mountpoint)
+        return
+    os.close(reader)
+    status = 1
+    try:
+        _log_to_stderr()
+        run_mount(request, talk, lambda: _detach_from_terminal(writer, request.mountpoint))
+        status = 0
+    except KmsfsError as error:
+        status = fail(error)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _wait_for_child(reader: int, cipher_dir: Path, mountpoint: Path) -> None:
+    with os.fdopen(reader, "rb") as pipe:
+        ready = pipe.read(1)
+    if ready:
+        say(f"{cipher_dir} is mounted on {mountpoint}; unmount with `kmsfs umount {mountpoint}`")
+        return
+    _, status = os.wait()
+    raise typer.Exit(os.waitstatus_to_exitcode(status) or 1)
+
+
+def _detach_from_terminal(writer: int, mountpoint: Path) -> None:
+    """The file system serves: leave the terminal, log to a file from here on."""
+    os.setsid()
+    os.chdir("/")
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "kmsfs"
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = os.fspath(mountpoint).strip("/").replace("/", "-") or "root"
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    target = logging.handlers.RotatingFileHandler(state / f"mount-{name}.log", maxBytes=1 << 20, backupCount=2)
+    target.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(target)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
+    os.write(writer, b"1")
+    os.close(writer)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="kmsfs: %(message)s", stream=sys.stderr)
+
+
+def umount(
+    mountpoint: MountPoint,
+    lazy: Annotated[bool, typer.Option("--lazy", help="Detach now, end when nothing uses it any more.")] = False,
+) -> None:
+    """Unmount, and wait until everything is stored."""
+    from kmsfs.mount.run import unmount
+
+    unmount(mountpoint.absolute(), lazy=lazy)
+    show({}, lambda: say(f"{mountpoint} is unmounted"))
+
+
+@volume_app.command()
+def info(cipher_dir: CipherDir) -> None:
+    """Describe a volume: its KMS key, its options, whether you may open it."""
+    from kmsfs.check.inspect import inspect_path
+    from kmsfs.mount.volume import decrypt_volume_keys, read_config
+
+    found: dict[str, Any] = inspect_path(cipher_dir)
+    config, mac = read_config(cipher_dir)
+    try:
+        decrypt_volume_keys(config, session()).check_config(config.signed_bytes(), mac)
+        found["access"] = "allowed"
+    except KmsfsError as error:
+        found["access"] = f"refused: {error.detail}"
+    show(found, lambda: facts((name.replace("_", " "), value) for name, value in found.items()))
+
+
+def inspect(path: Annotated[Path, typer.Argument(help="An encrypted file, or a cipher directory.")]) -> None:
+    """Tell what an encrypted file is, without any key."""
+    from kmsfs.check.inspect import inspect_path
+
+    found = inspect_path(path)
+    show(found, lambda: facts((name.replace("_", " "), value) for name, value in found.items()))
+
+
+def bench(
+    what: Annotated[str, typer.Argument(help="aead, kms, mount, or all.")] = "all",
+    peers: Annotated[str, typer.Option(help="Peers for `mount`, by comma: gocryptfs,securefs,encfs.")] = "",
+    rounds: Annotated[int, typer.Option(help="Alternating rounds; medians are printed.")] = 3,
+    folder: Annotated[Path, typer.Option(help="Where `mount` works; a tmpfs is best.")] = Path("/dev/shm"),  # noqa: S108
+) -> None:
+    """Measure this machine: the AES-GCM core, the key service, the mount beside its peers."""
+    from kmsfs.cli.benchmarks import run_benchmarks
+
+    results = run_benchmarks(what, [name for name in peers.split(",") if name], rounds, folder, SETTINGS.quiet)
+    show(results, lambda: _print_results(results))
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    from kmsfs.cli.output import table
+
+    for name, part in results.items():
+        print(f"\n{name}")
+        table(part["columns"], part["rows"])

@@ -1,0 +1,175 @@
+"""kmsfs key: KMS keys and their policies."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from kmsfs.cli.output import call, confirm, facts, pages, read_value, say, show, table, when
+
+app = typer.Typer(no_args_is_help=True, help="KMS keys: they never leave the daemon.")
+policy_app = typer.Typer(no_args_is_help=True, help="A key's policy: who may do what with it.")
+app.add_typer(policy_app, name="policy")
+
+Key = Annotated[str, typer.Argument(metavar="KEY", help="Key id, ARN, or alias/NAME.")]
+
+
+def _print_metadata(metadata: dict[str, Any]) -> None:
+    facts(
+        [
+            ("key id", metadata["KeyId"]),
+            ("arn", metadata["Arn"]),
+            ("state", metadata["KeyState"]),
+            ("description", metadata["Description"] or None),
+            ("created", when(metadata["CreationDate"])),
+            ("deleted on", when(metadata.get("DeletionDate"))),
+            ("material", metadata["CurrentKeyMaterialId"]),
+        ]
+    )
+
+
+@app.command()
+def create(
+    description: Annotated[str, typer.Option(help="What it is for.")] = "",
+    alias: Annotated[str | None, typer.Option(help="Name it: alias/NAME.")] = None,
+    policy_file: Annotated[str | None, typer.Option(help="File with a key policy, `-` for standard input.")] = None,
+) -> None:
+    """Create a KMS key. Example: kmsfs key create --alias alias/projects"""
+    policy = read_value(policy_file).decode() if policy_file else None
+    metadata = call("CreateKey", Description=description, Policy=policy)["KeyMetadata"]
+    if alias:
+        call("CreateAlias", AliasName=alias, TargetKeyId=metadata["KeyId"])
+    show(metadata, lambda: print(metadata["KeyId"]))
+
+
+@app.command()
+def describe(key: Key) -> None:
+    """Tell a key's state and dates."""
+    metadata = call("DescribeKey", KeyId=key)["KeyMetadata"]
+    show(metadata, lambda: _print_metadata(metadata))
+
+
+@app.command("list")
+def list_keys() -> None:
+    """List the keys that you may describe."""
+    names: dict[str, list[str]] = {}
+    for entry in pages("ListAliases", "Aliases", "Marker", "NextMarker"):
+        names.setdefault(entry["TargetKeyId"], []).append(entry["AliasName"])
+    found = []
+    for entry in pages("ListKeys", "Keys", "Marker", "NextMarker"):
+        metadata = call("DescribeKey", KeyId=entry["KeyId"])["KeyMetadata"]
+        found.append({**metadata, "Aliases": names.get(entry["KeyId"], [])})
+    rows = [(k["KeyId"], k["KeyState"], ", ".join(k["Aliases"]), k["Description"]) for k in found]
+    show(found, lambda: table(("key id", "state", "aliases", "description"), rows))
+
+
+@app.command()
+def rotate(key: Key) -> None:
+    """Give a key new material now; what the old material encrypted stays readable."""
+    answer = call("RotateKeyOnDemand", KeyId=key)
+    show(answer, lambda: say(f"rotated {answer['KeyId']}"))
+
+
+@app.command()
+def enable(key: Key) -> None:
+    """Let a disabled key be used again."""
+    call("EnableKey", KeyId=key)
+    show({}, lambda: say(f"enabled {key}"))
+
+
+@app.command()
+def disable(key: Key) -> None:
+    """Stop every use of a key at once, in mounts too."""
+    call("DisableKey", KeyId=key)
+    show({}, lambda: say(f"disabled {key}; mounts under it answer errors until `kmsfs key enable {key}`"))
+
+
+@app.command("describe-as")
+def set_description(key: Key, description: Annotated[str, typer.Argument(help="The new description.")]) -> None:
+    """Change a key's description."""
+    call("UpdateKeyDescription", KeyId=key, Description=description)
+    show({}, lambda: say(f"described {key}"))
+
+
+@app.command("schedule-deletion")
+def schedule_deletion(
+    key: Key,
+    days: Annotated[int, typer.Option(help="Waiting period, 7 to 30 days.")] = 30,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a key after a waiting period. What it encrypted is lost then."""
+    metadata = call("DescribeKey", KeyId=key)["KeyMetadata"]
+    confirm(f"Everything under {metadata['Arn']} becomes unreadable now and lost in {days} days", key, yes=yes)
+    answer = call("ScheduleKeyDeletion", KeyId=key, PendingWindowInDays=days)
+    show(answer, lambda: say(f"will be deleted on {when(answer['DeletionDate'])}; `kmsfs key cancel-deletion` keeps it"))
+
+
+@app.command("cancel-deletion")
+def cancel_deletion(key: Key) -> None:
+    """Keep a key that was to be deleted; it is disabled afterwards."""
+    answer = call("CancelKeyDeletion", KeyId=key)
+    show(answer, lambda: say(f"kept, and disabled: `kmsfs key enable {key}` lets it be used"))
+
+
+@policy_app.command("get")
+def policy_get(key: Key) -> None:
+    """Print a key's policy."""
+    answer = call("GetKeyPolicy", KeyId=key)
+    show(answer, lambda: print(answer["Policy"]))
+
+
+@policy_app.command("put")
+def policy_put(
+    key: Key,
+    policy_file: Annotated[str, typer.Argument(help="File with the policy, `-` for standard input.")],
+    bypass: Annotated[
+        bool, typer.Option("--bypass-policy-lockout-safety-check", help="Even if you could not change it again.")
+    ] = False,
+) -> None:
+    """Replace a key's policy. It takes effect at once, in mounts too."""
+    text = read_value(policy_file).decode(errors="replace")
+    call("PutKeyPolicy", KeyId=key, Policy=text, BypassPolicyLockoutSafetyCheck=bypass)
+    show({}, lambda: say(f"policy of {key} replaced"))
+
+
+@app.command()
+def encrypt(
+    key: Key,
+    source: Annotated[str, typer.Argument(help="File with at most 4,096 bytes, `-` for standard input.")] = "-",
+    context: Annotated[list[str] | None, typer.Option("--context", help="NAME=VALUE of the encryption context.")] = None,
+) -> None:
+    """Encrypt up to 4,096 bytes; the ciphertext blob goes to stdout."""
+    answer = call("Encrypt", KeyId=key, Plaintext=read_value(source), EncryptionContext=parse_context(context))
+    show(answer, lambda: _write_bytes(answer["CiphertextBlob"]))
+
+
+@app.command()
+def decrypt(
+    source: Annotated[str, typer.Argument(help="File with a ciphertext blob, `-` for standard input.")] = "-",
+    context: Annotated[list[str] | None, typer.Option("--context", help="NAME=VALUE of the encryption context.")] = None,
+) -> None:
+    """Decrypt a ciphertext blob; the plaintext goes to stdout."""
+    answer = call("Decrypt", CiphertextBlob=read_value(source), EncryptionContext=parse_context(context))
+    show(answer, lambda: _write_bytes(answer["Plaintext"]))
+
+
+def parse_context(items: list[str] | None) -> dict[str, str]:
+    """Return the encryption context of NAME=VALUE options.
+
+    Raises:
+        UsageError: if an item has no `=`.
+    """
+    from kmsfs.errors import UsageError
+
+    context = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"{item!r} is not NAME=VALUE")
+        context[name] = value
+    return context
+
+
+def _write_bytes(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

@@ -1,0 +1,158 @@
+"""How commands print: data on stdout, everything else on stderr; tables for people, JSON for programs."""
+
+import base64
+import datetime
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kmsfs.client.session import ClientSession
+from kmsfs.errors import KmsfsError
+
+
+@dataclass(slots=True)
+class Settings:
+    """Options that every command shares."""
+
+    as_json: bool = False
+    quiet: bool = False
+    socket: str | None = None
+    autostart: bool = True
+
+
+SETTINGS = Settings()
+
+
+def session() -> ClientSession:
+    """Return a session with the chosen daemon."""
+    return ClientSession(socket=SETTINGS.socket, autostart=SETTINGS.autostart)
+
+
+def call(operation: str, **parameters: Any) -> Any:
+    """Run one operation; None parameters are left out.
+
+    Raises:
+        KmsfsError: the operation's error.
+    """
+    given = {key: value for key, value in parameters.items() if value is not None}
+    return session().call(operation, given)
+
+
+def pages(operation: str, field: str, marker_in: str, marker_out: str, **parameters: Any) -> list[Any]:
+    """Run a paged operation to its end and return all entries of `field`.
+
+    Raises:
+        KmsfsError: the operation's error.
+    """
+    given = {key: value for key, value in parameters.items() if value is not None}
+    talk = session()
+    found: list[Any] = []
+    while True:
+        page = talk.call(operation, given)
+        found += page[field]
+        if not page.get(marker_out):
+            return found
+        given[marker_in] = page[marker_out]
+
+
+def show(document: Any, human: Callable[[], None]) -> None:
+    """Print `document` as JSON if asked, else let `human` print."""
+    if SETTINGS.as_json:
+        print(json.dumps(plain(document), indent=1, sort_keys=True))
+    else:
+        human()
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON can carry: bytes become base64."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table that fits the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*("" if cell is None else str(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, soft_wrap=False).print(made)
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Print names and values, one pair a line."""
+    listed = [(name, value) for name, value in pairs if value is not None]
+    width = max((len(name) for name, _ in listed), default=0)
+    for name, value in listed:
+        print(f"{name:<{width}}  {value}")
+
+
+def when(seconds: float | None) -> str | None:
+    """Return a point in time as ISO text in UTC."""
+    if seconds is None:
+        return None
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def say(text: str) -> None:
+    """Print a message on stderr."""
+    if not SETTINGS.quiet:
+        print(f"kmsfs: {text}", file=sys.stderr)
+
+
+def fail(error: KmsfsError) -> int:
+    """Print an error and its hint; return the exit code."""
+    text = error.detail or type(error).__name__
+    if SETTINGS.as_json:
+        code = getattr(error, "wire_code", error.code)
+        print(json.dumps({"error": {"code": code, "message": text, "hint": error.hint}}), file=sys.stderr)
+    else:
+        print(f"kmsfs: {text}", file=sys.stderr)
+        if error.hint:
+            print(f"kmsfs: hint: {error.hint}", file=sys.stderr)
+    return int(error.exit_code)
+
+
+def confirm(what: str, name: str, *, yes: bool) -> None:
+    """Ask before something that cannot be undone: the name must be typed, or --yes given.
+
+    Raises:
+        UsageError: if it is not confirmed.
+    """
+    from kmsfs.errors import UsageError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{what} needs confirmation", hint="pass --yes")
+    print(f"{what}. Type {name} to go on: ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip() != name:
+        raise UsageError("not confirmed, nothing was done")
+
+
+def read_value(source: str) -> bytes:
+    """Return the bytes of a file, or of standard input for `-`: secrets do not go on the command line.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    from kmsfs.errors import UsageError
+
+    try:
+        if source == "-":
+            return sys.stdin.buffer.read()
+        with open(source, "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror}") from error
