@@ -322,7 +322,7 @@ class IntegrityError(KmsfsError):
     code = "InvalidCiphertextException"
     exit_code = ExitCode.INTEGRITY
     errno = _errno.EIO
-    audience = "operator"
+    audience: ClassVar[Audience] = "operator"
 
 
 class InvalidCiphertext(IntegrityError):
@@ -414,7 +414,9 @@ class StorageError(Unavailable):
     exit_code = ExitCode.STORAGE
     errno = _errno.EIO
 
-    def __init__(self, detail: str = "", *, hint: str = "", evidence: str = "", os_errno: int = _errno.EIO) -> None:
+    def __init__(
+        self, detail: str = "", *, hint: str = "", evidence: str = "", os_errno: int = _errno.EIO
+    ) -> None:
         super().__init__(detail, hint=hint, evidence=evidence)
         self.os_errno = os_errno
 

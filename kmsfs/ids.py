@@ -71,7 +71,9 @@ def check_alias(name: str) -> str:
     if not name.startswith("alias/"):
         raise InvalidAliasName('Alias must start with the prefix "alias/".')
     if not _ALIAS.match(name):
-        raise InvalidAliasName(f"Alias {name[:80]!r} has a character that aliases may not have, or is too long.")
+        raise InvalidAliasName(
+            f"Alias {name[:80]!r} has a character that aliases may not have, or is too long."
+        )
     if name.startswith("alias/aws/"):
         raise InvalidAliasName("Aliases beginning with alias/aws/ are reserved.")
     return name

@@ -21,7 +21,10 @@ from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.errors import KmsfsError
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="The key daemon of kmsfs."
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The key daemon of kmsfs.",
 )
 State = Annotated[Path, typer.Option("--state", envvar="KMSD_STATE", help="Folder of the daemon's state.")]
 Socket = Annotated[Path, typer.Option("--socket", envvar="KMSD_SOCKET", help="Unix socket to listen on.")]
@@ -33,7 +36,9 @@ Passphrase = Annotated[
 @app.command()
 def init(
     state: State = SYSTEM_STATE,
-    source: Annotated[str, typer.Option(help="Root key source: keyfile, passphrase or credential.")] = "keyfile",
+    source: Annotated[
+        str, typer.Option(help="Root key source: keyfile, passphrase or credential.")
+    ] = "keyfile",
     passphrase_file: Passphrase = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -44,10 +49,15 @@ def init(
         raise typer.BadParameter(f"--source is one of {', '.join(seal_types)}")
     made = initialise(Config(state, SYSTEM_SOCKET), seal_types[source], passphrase_file)
     if as_json:
-        document = {"recovery_code": made.recovery_code, "audit_verification_key": made.audit_verification_key}
+        document = {
+            "recovery_code": made.recovery_code,
+            "audit_verification_key": made.audit_verification_key,
+        }
         print(json.dumps({"state": os.fspath(state), **document}))
         return
-    print(f"Made a realm in {state}. Both lines below are shown once and stored nowhere: keep them elsewhere.")
+    print(
+        f"Made a realm in {state}. Both lines below are shown once and stored nowhere: keep them elsewhere."
+    )
     print(f"  recovery code           {made.recovery_code}")
     print(f"  audit verification key  {made.audit_verification_key}")
 
@@ -58,7 +68,9 @@ def serve(
     socket: Socket = SYSTEM_SOCKET,
     passphrase_file: Passphrase = None,
     socket_mode: Annotated[str, typer.Option(help="Octal mode of the socket.")] = "0660",
-    administrator: Annotated[list[int] | None, typer.Option(help="uid that may read every parameter.")] = None,
+    administrator: Annotated[
+        list[int] | None, typer.Option(help="uid that may read every parameter.")
+    ] = None,
     *,
     private: Annotated[bool, typer.Option(help="Serve this user only, with a 0600 socket.")] = False,
     accept_rollback: Annotated[bool, typer.Option(help="Start on a restored, older state; audited.")] = False,
@@ -84,7 +96,9 @@ def serve(
 @app.command("recover")
 def recover_command(
     state: State = SYSTEM_STATE,
-    code_file: Annotated[Path, typer.Option(help="File with the recovery code, `-` for standard input.")] = Path("-"),
+    code_file: Annotated[
+        Path, typer.Option(help="File with the recovery code, `-` for standard input.")
+    ] = Path("-"),
 ) -> None:
     """Give a realm a new keyfile from its recovery code."""
     text = sys.stdin.readline() if os.fspath(code_file) == "-" else code_file.read_text(encoding="utf-8")
@@ -95,7 +109,9 @@ def recover_command(
 @app.command("verify-audit")
 def verify_audit(
     log: Annotated[Path, typer.Argument(help="The audit log, audit.jsonl.")],
-    key_file: Annotated[Path, typer.Option(help="File with the audit verification key, `-` for standard input.")],
+    key_file: Annotated[
+        Path, typer.Option(help="File with the audit verification key, `-` for standard input.")
+    ],
 ) -> None:
     """Check an audit log from its first record with the key that `init` printed."""
     text = sys.stdin.readline() if os.fspath(key_file) == "-" else key_file.read_text(encoding="ascii")

@@ -72,11 +72,17 @@ class Daemon:
         parameters = ParameterService(self._account, self._store, pipeline, os.urandom, administrators)
         volumes = VolumeService(self._store, _boot_id(), time.time())
         facts = DaemonFacts(
-            os.getpid(), os.fspath(config.state), realm.keyring.seal_type.name.lower(), time.time(), config.private
+            os.getpid(),
+            os.fspath(config.state),
+            realm.keyring.seal_type.name.lower(),
+            time.time(),
+            config.private,
         )
         admin = AdminService(facts, registry, authoriser, time.time)
         batches = BatchService(pipeline, authoriser, crypto)
-        pipeline.bind(authoriser, bind_handlers(self._keys, crypto, grants, parameters, volumes, batches, admin))
+        pipeline.bind(
+            authoriser, bind_handlers(self._keys, crypto, grants, parameters, volumes, batches, admin)
+        )
         registry.listeners.append(self._push_change)
         self._state.on_lost = volumes.connection_lost
 
@@ -147,7 +153,14 @@ class Daemon:
             session.push(key.key_id, message)
 
     def _record(self, name: str, **fields: str) -> None:
-        record = {"ts": round(time.time(), 3), "req": "-", "uid": os.getuid(), "op": name, "res": "ok", **fields}
+        record = {
+            "ts": round(time.time(), 3),
+            "req": "-",
+            "uid": os.getuid(),
+            "op": name,
+            "res": "ok",
+            **fields,
+        }
         self._journal.append(record)
         self._journal.sync()
 

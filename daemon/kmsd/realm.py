@@ -52,7 +52,9 @@ def initialise(config: Config, seal_type: SealType, passphrase_file: Path | None
     except OSError as error:
         raise StorageError(f"cannot make {config.state}: {error.strerror}") from error
     root_key, argon2 = make_root_key(config.source(seal_type, passphrase_file), os.urandom)
-    keyring = Keyring(seal_type, os.urandom(16), argon2, 1, {1: KeyMaterial(os.urandom(32))}, {1: time.time()})
+    keyring = Keyring(
+        seal_type, os.urandom(16), argon2, 1, {1: KeyMaterial(os.urandom(32))}, {1: time.time()}
+    )
     domain = keyring.domain_keys[1].reveal()
     for leftover in config.state.glob("state.db*"):
         leftover.unlink()

@@ -41,7 +41,9 @@ class GcmKey:
         except InvalidTag as error:
             raise AuthenticationFailed("authentication tag does not match") from error
 
-    def seal_detached(self, rng: Rng, plain: bytes | bytearray | memoryview, aad: bytes) -> tuple[bytes, bytes]:
+    def seal_detached(
+        self, rng: Rng, plain: bytes | bytearray | memoryview, aad: bytes
+    ) -> tuple[bytes, bytes]:
         """Return (nonce ‖ tag, ciphertext): the pin is stored away from the ciphertext."""
         nonce = draw(rng, 1)
         sealed = self._aead.encrypt(nonce, plain, aad)
@@ -54,9 +56,7 @@ class GcmKey:
             AuthenticationFailed: as `open`.
         """
         try:
-            return self._aead.decrypt(
-                pin[:GCM_NONCE_BYTES], b"".join((cipher, pin[GCM_NONCE_BYTES:])), aad
-            )
+            return self._aead.decrypt(pin[:GCM_NONCE_BYTES], b"".join((cipher, pin[GCM_NONCE_BYTES:])), aad)
         except InvalidTag as error:
             raise AuthenticationFailed("authentication tag does not match") from error
 
@@ -83,7 +83,12 @@ class GcmKey:
         return pins
 
     def open_run(
-        self, pins: Sequence[bytes], cipher: memoryview, chunk_bytes: int, aads: Sequence[bytes], out: memoryview
+        self,
+        pins: Sequence[bytes],
+        cipher: memoryview,
+        chunk_bytes: int,
+        aads: Sequence[bytes],
+        out: memoryview,
     ) -> None:
         """Open consecutive chunks from `cipher` into `out`, the inverse of `seal_run`.
 

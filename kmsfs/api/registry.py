@@ -36,4 +36,6 @@ def find(name: str) -> Operation:
     try:
         return OPERATIONS[name]
     except KeyError:
-        raise UnknownOperation(f"Unknown operation {name[:64]!r}", hint="see docs/reference/operations.md") from None
+        raise UnknownOperation(
+            f"Unknown operation {name[:64]!r}", hint="see docs/reference/operations.md"
+        ) from None

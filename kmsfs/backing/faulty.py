@@ -10,7 +10,9 @@ from kmsfs.errors import StorageError
 class FaultyFile(TrackingFile):
     """Raises StorageError on one chosen write or barrier; a failed write may leave half of its bytes."""
 
-    def __init__(self, inner: BlockFile, *, fail_write: int = -1, fail_barrier: int = -1, code: int = errno.ENOSPC) -> None:
+    def __init__(
+        self, inner: BlockFile, *, fail_write: int = -1, fail_barrier: int = -1, code: int = errno.ENOSPC
+    ) -> None:
         super().__init__(inner)
         self.fail_write = fail_write
         self.fail_barrier = fail_barrier

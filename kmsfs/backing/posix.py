@@ -18,7 +18,9 @@ def storage_failed(error: OSError, what: str) -> NoReturn:
     Raises:
         StorageError: always.
     """
-    raise StorageError(f"the backing store cannot {what}: {error.strerror}", os_errno=error.errno or 5) from error
+    raise StorageError(
+        f"the backing store cannot {what}: {error.strerror}", os_errno=error.errno or 5
+    ) from error
 
 
 class PosixFile:

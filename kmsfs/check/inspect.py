@@ -51,12 +51,12 @@ def _inspect_file(path: Path, data: bytes, facts: os.stat_result) -> dict[str, A
     return {
         "what": "file",
         "format": "KF1",
-        **{key: newest[key] for key in ("volume_id", "file_id", "suite", "chunk_bytes", "map", "wrapped_key")},
+        **{
+            key: newest[key] for key in ("volume_id", "file_id", "suite", "chunk_bytes", "map", "wrapped_key")
+        },
         "encrypted_bytes": facts.st_size,
         "headers": [{key: header[key] for key in ("slot", "generation", "session")} for header in headers],
     }
-
-
 
 
 def _describe(clear: Clear) -> dict[str, Any]:

@@ -9,22 +9,28 @@ from typing import Annotated, Any
 
 import typer
 
-from kmsfs.cli.output import SETTINGS, fail, facts, say, session, show
+from kmsfs.cli.output import SETTINGS, facts, fail, say, session, show
 from kmsfs.errors import KmsfsError, UsageError
 
 volume_app = typer.Typer(no_args_is_help=True, help="Encrypted volumes.")
 CipherDir = Annotated[Path, typer.Argument(metavar="CIPHERDIR", help="Directory of the encrypted files.")]
-MountPoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Directory where they appear readable.")]
+MountPoint = Annotated[
+    Path, typer.Argument(metavar="MOUNTPOINT", help="Directory where they appear readable.")
+]
 TRANSPORTS = ("kernel", "fusepy")
 
 
 def mount(
     cipher_dir: CipherDir,
     mountpoint: MountPoint,
-    key: Annotated[str | None, typer.Option(help="KMS key of a new volume (default alias/kmsfs/default).")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="KMS key of a new volume (default alias/kmsfs/default).")
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until it is unmounted.")] = False,
     transport: Annotated[str, typer.Option(help="kernel, or fusepy where that cannot run.")] = "kernel",
-    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in, by file modes.")] = False,
+    allow_other: Annotated[
+        bool, typer.Option("--allow-other", help="Let other users in, by file modes.")
+    ] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Change nothing.")] = False,
     recover: Annotated[bool, typer.Option("--recover", help="Accept files with one damaged header.")] = False,
 ) -> None:
@@ -80,7 +86,9 @@ def _detach_from_terminal(writer: int, mountpoint: Path) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    target = logging.handlers.RotatingFileHandler(state / f"mount-{name}.log", maxBytes=1 << 20, backupCount=2)
+    target = logging.handlers.RotatingFileHandler(
+        state / f"mount-{name}.log", maxBytes=1 << 20, backupCount=2
+    )
     target.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(target)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -96,7 +104,9 @@ def _log_to_stderr() -> None:
 
 def umount(
     mountpoint: MountPoint,
-    lazy: Annotated[bool, typer.Option("--lazy", help="Detach now, end when nothing uses it any more.")] = False,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Detach now, end when nothing uses it any more.")
+    ] = False,
 ) -> None:
     """Unmount, and wait until everything is stored."""
     from kmsfs.mount.run import unmount
@@ -138,7 +148,9 @@ def bench(
     """Measure this machine: the AES-GCM core, the key service, the mount beside its peers."""
     from kmsfs.cli.benchmarks import run_benchmarks
 
-    results = run_benchmarks(what, [name for name in peers.split(",") if name], rounds, folder, SETTINGS.quiet)
+    results = run_benchmarks(
+        what, [name for name in peers.split(",") if name], rounds, folder, SETTINGS.quiet
+    )
     show(results, lambda: _print_results(results))
 
 

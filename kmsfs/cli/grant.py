@@ -18,13 +18,19 @@ def create(
     operation: Annotated[list[str], typer.Option("--operation", help="Decrypt, Encrypt, GenerateDataKey …")],
     retiring: Annotated[str | None, typer.Option(help="Principal that may retire the grant.")] = None,
     name: Annotated[str | None, typer.Option(help="Makes the call idempotent.")] = None,
-    context: Annotated[list[str] | None, typer.Option("--context", help="NAME=VALUE that calls must carry.")] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Calls must carry this context and nothing else.")] = False,
+    context: Annotated[
+        list[str] | None, typer.Option("--context", help="NAME=VALUE that calls must carry.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Calls must carry this context and nothing else.")
+    ] = False,
 ) -> None:
     """Create a grant. Example: kmsfs grant create alias/a --to uid/1000 --operation Decrypt"""
     constraints = None
     if context:
-        constraints = {"EncryptionContextEquals" if exact else "EncryptionContextSubset": parse_context(context)}
+        constraints = {
+            "EncryptionContextEquals" if exact else "EncryptionContextSubset": parse_context(context)
+        }
     answer = call(
         "CreateGrant", KeyId=key, GranteePrincipal=_principal(to), Operations=operation, Name=name,
         RetiringPrincipal=_principal(retiring) if retiring else None, Constraints=constraints,
@@ -41,7 +47,9 @@ def list_grants(key: Key) -> None:
 
 
 @app.command("list-retirable")
-def list_retirable(principal: Annotated[str | None, typer.Argument(help="By default yourself.")] = None) -> None:
+def list_retirable(
+    principal: Annotated[str | None, typer.Argument(help="By default yourself.")] = None,
+) -> None:
     """List the grants that you may retire."""
     who = _principal(principal) if principal else call("GetStatus")["Principal"]
     found = pages("ListRetirableGrants", "Grants", "Marker", "NextMarker", RetiringPrincipal=who)

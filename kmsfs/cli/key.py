@@ -32,7 +32,9 @@ def _print_metadata(metadata: dict[str, Any]) -> None:
 def create(
     description: Annotated[str, typer.Option(help="What it is for.")] = "",
     alias: Annotated[str | None, typer.Option(help="Name it: alias/NAME.")] = None,
-    policy_file: Annotated[str | None, typer.Option(help="File with a key policy, `-` for standard input.")] = None,
+    policy_file: Annotated[
+        str | None, typer.Option(help="File with a key policy, `-` for standard input.")
+    ] = None,
 ) -> None:
     """Create a KMS key. Example: kmsfs key create --alias alias/projects"""
     policy = read_value(policy_file).decode() if policy_file else None
@@ -85,7 +87,9 @@ def disable(key: Key) -> None:
 
 
 @app.command("describe-as")
-def set_description(key: Key, description: Annotated[str, typer.Argument(help="The new description.")]) -> None:
+def set_description(
+    key: Key, description: Annotated[str, typer.Argument(help="The new description.")]
+) -> None:
     """Change a key's description."""
     call("UpdateKeyDescription", KeyId=key, Description=description)
     show({}, lambda: say(f"described {key}"))
@@ -99,9 +103,16 @@ def schedule_deletion(
 ) -> None:
     """Delete a key after a waiting period. What it encrypted is lost then."""
     metadata = call("DescribeKey", KeyId=key)["KeyMetadata"]
-    confirm(f"Everything under {metadata['Arn']} becomes unreadable now and lost in {days} days", key, yes=yes)
+    confirm(
+        f"Everything under {metadata['Arn']} becomes unreadable now and lost in {days} days", key, yes=yes
+    )
     answer = call("ScheduleKeyDeletion", KeyId=key, PendingWindowInDays=days)
-    show(answer, lambda: say(f"will be deleted on {when(answer['DeletionDate'])}; `kmsfs key cancel-deletion` keeps it"))
+    show(
+        answer,
+        lambda: say(
+            f"will be deleted on {when(answer['DeletionDate'])}; `kmsfs key cancel-deletion` keeps it"
+        ),
+    )
 
 
 @app.command("cancel-deletion")
@@ -123,7 +134,8 @@ def policy_put(
     key: Key,
     policy_file: Annotated[str, typer.Argument(help="File with the policy, `-` for standard input.")],
     bypass: Annotated[
-        bool, typer.Option("--bypass-policy-lockout-safety-check", help="Even if you could not change it again.")
+        bool,
+        typer.Option("--bypass-policy-lockout-safety-check", help="Even if you could not change it again."),
     ] = False,
 ) -> None:
     """Replace a key's policy. It takes effect at once, in mounts too."""
@@ -135,18 +147,26 @@ def policy_put(
 @app.command()
 def encrypt(
     key: Key,
-    source: Annotated[str, typer.Argument(help="File with at most 4,096 bytes, `-` for standard input.")] = "-",
-    context: Annotated[list[str] | None, typer.Option("--context", help="NAME=VALUE of the encryption context.")] = None,
+    source: Annotated[
+        str, typer.Argument(help="File with at most 4,096 bytes, `-` for standard input.")
+    ] = "-",
+    context: Annotated[
+        list[str] | None, typer.Option("--context", help="NAME=VALUE of the encryption context.")
+    ] = None,
 ) -> None:
     """Encrypt up to 4,096 bytes; the ciphertext blob goes to stdout."""
-    answer = call("Encrypt", KeyId=key, Plaintext=read_value(source), EncryptionContext=parse_context(context))
+    answer = call(
+        "Encrypt", KeyId=key, Plaintext=read_value(source), EncryptionContext=parse_context(context)
+    )
     show(answer, lambda: _write_bytes(answer["CiphertextBlob"]))
 
 
 @app.command()
 def decrypt(
     source: Annotated[str, typer.Argument(help="File with a ciphertext blob, `-` for standard input.")] = "-",
-    context: Annotated[list[str] | None, typer.Option("--context", help="NAME=VALUE of the encryption context.")] = None,
+    context: Annotated[
+        list[str] | None, typer.Option("--context", help="NAME=VALUE of the encryption context.")
+    ] = None,
 ) -> None:
     """Decrypt a ciphertext blob; the plaintext goes to stdout."""
     answer = call("Decrypt", CiphertextBlob=read_value(source), EncryptionContext=parse_context(context))

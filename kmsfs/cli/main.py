@@ -39,9 +39,15 @@ def _version(value: bool) -> None:
 def shared(
     as_json: Annotated[bool, typer.Option("--json", help="Print documents as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no messages.")] = False,
-    socket: Annotated[str | None, typer.Option("--socket", help="Socket of the key daemon ($KMSFS_SOCKET).")] = None,
-    no_autostart: Annotated[bool, typer.Option("--no-autostart", help="Never start a private daemon.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    socket: Annotated[
+        str | None, typer.Option("--socket", help="Socket of the key daemon ($KMSFS_SOCKET).")
+    ] = None,
+    no_autostart: Annotated[
+        bool, typer.Option("--no-autostart", help="Never start a private daemon.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
 ) -> None:
     """Options before the command."""
     del version

@@ -15,13 +15,19 @@ Decrypt = Annotated[bool, typer.Option("--with-decryption", help="Decrypt Secure
 @app.command()
 def put(
     name: Name,
-    value_file: Annotated[str, typer.Option("--value-file", help="File with the value, `-` for standard input.")],
+    value_file: Annotated[
+        str, typer.Option("--value-file", help="File with the value, `-` for standard input.")
+    ],
     kind: Annotated[str | None, typer.Option("--type", help="String, StringList or SecureString.")] = None,
     tier: Annotated[str | None, typer.Option(help="Standard, Advanced or Intelligent-Tiering.")] = None,
     key: Annotated[str | None, typer.Option(help="KMS key of a SecureString.")] = None,
     description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make a new version of an existing one.")] = False,
-    allowed_pattern: Annotated[str | None, typer.Option(help="Regular expression that the value must match.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make a new version of an existing one.")
+    ] = False,
+    allowed_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression that the value must match.")
+    ] = None,
     strip: Annotated[bool, typer.Option(help="Drop one line break at the end of the value.")] = True,
 ) -> None:
     """Store a parameter. Example: pwgen | kmsfs param put /app/db --type SecureString --value-file -"""
@@ -78,9 +84,17 @@ def list_parameters(
 def history(name: Name, with_decryption: Decrypt = False) -> None:
     """List the kept versions of a parameter."""
     found = pages(
-        "GetParameterHistory", "Parameters", "NextToken", "NextToken", Name=name, WithDecryption=with_decryption
+        "GetParameterHistory",
+        "Parameters",
+        "NextToken",
+        "NextToken",
+        Name=name,
+        WithDecryption=with_decryption,
     )
-    rows = [(p["Version"], p["Type"], p["Tier"], when(p["LastModifiedDate"]), p["LastModifiedUser"]) for p in found]
+    rows = [
+        (p["Version"], p["Type"], p["Tier"], when(p["LastModifiedDate"]), p["LastModifiedUser"])
+        for p in found
+    ]
     show(found, lambda: table(("version", "type", "tier", "modified", "by"), rows))
 
 
@@ -95,7 +109,10 @@ def by_path(
         "GetParametersByPath", "Parameters", "NextToken", "NextToken", Path=path, Recursive=recursive,
         WithDecryption=with_decryption,
     )  # fmt: skip
-    show(found, lambda: table(("name", "version", "value"), [(p["Name"], p["Version"], p["Value"]) for p in found]))
+    show(
+        found,
+        lambda: table(("name", "version", "value"), [(p["Name"], p["Version"], p["Value"]) for p in found]),
+    )
 
 
 @app.command()
@@ -110,4 +127,9 @@ def delete(
         answer = {"DeletedParameters": names, "InvalidParameters": []}
     else:
         answer = call("DeleteParameters", Names=names)
-    show(answer, lambda: say(f"deleted {len(answer['DeletedParameters'])}, not found {len(answer['InvalidParameters'])}"))
+    show(
+        answer,
+        lambda: say(
+            f"deleted {len(answer['DeletedParameters'])}, not found {len(answer['InvalidParameters'])}"
+        ),
+    )

@@ -26,7 +26,10 @@ class ClientError(Exception):
 
     def __init__(self, code: str, message: str, operation: str, hint: str) -> None:
         super().__init__(f"An error occurred ({code}) when calling the {operation} operation: {message}")
-        self.response = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+        self.response = {
+            "Error": {"Code": code, "Message": message},
+            "ResponseMetadata": {"HTTPStatusCode": 400},
+        }
         self.operation_name = operation
         self.hint = hint
 
@@ -34,10 +37,8 @@ class ClientError(Exception):
 class ClientExceptions:
     """Exception classes by AWS's error names: `client.exceptions.NotFoundException`."""
 
-    ClientError = ClientError
-
     def __init__(self) -> None:
-        self._classes: dict[str, type[ClientError]] = {}
+        self._classes: dict[str, type[ClientError]] = {"ClientError": ClientError}
 
     def from_code(self, code: str) -> type[ClientError]:
         """Return the class of an error code, always the same one."""

@@ -64,7 +64,9 @@ class Transport:
                 return decode_answer(frame)
             self._fill(deadline)
 
-    def call(self, operation: str, parameters: dict[str, Any], context_uid: int | None = None) -> dict[str, Any]:
+    def call(
+        self, operation: str, parameters: dict[str, Any], context_uid: int | None = None
+    ) -> dict[str, Any]:
         """Send a request and return its answer; answers to given-up requests are dropped."""
         request_id = self.send(operation, parameters, context_uid)
         while True:

@@ -106,7 +106,9 @@ class CachingProvider:
     def _require_lease(self) -> None:
         if not self._lease_holds():
             self.drop()
-            raise KeyLease("the key daemon is silent: data keys are unusable until it is back", hint="start kmsd")
+            raise KeyLease(
+                "the key daemon is silent: data keys are unusable until it is back", hint="start kmsd"
+            )
 
     def _fill(self, now: float) -> None:
         ids = [self._rng(16) for _ in range(self._pool_goal)]

@@ -65,7 +65,9 @@ def _scratch(file: Kf1File, needed: int) -> memoryview:
     return memoryview(file.tools.scratch)[:needed]
 
 
-def _read_chunks(file: Kf1File, keys: FileKeys, first: int, last: int, plain: memoryview, spare: memoryview) -> None:
+def _read_chunks(
+    file: Kf1File, keys: FileKeys, first: int, last: int, plain: memoryview, spare: memoryview
+) -> None:
     """Open chunks first…last-1 into `plain`, gathering neighbours on disk into one read each."""
     tree, log2 = _tree(file), file.clear.chunk_log2
     chunk_bytes = 1 << log2
@@ -82,7 +84,9 @@ def _read_chunks(file: Kf1File, keys: FileKeys, first: int, last: int, plain: me
         index += len(run)
 
 
-def _run_from(tree: MapTree, file: Kf1File, keys: FileKeys, index: int, last: int, entry: bytes) -> list[tuple[int, int, int, bytes]]:
+def _run_from(
+    tree: MapTree, file: Kf1File, keys: FileKeys, index: int, last: int, entry: bytes
+) -> list[tuple[int, int, int, bytes]]:
     """Return (block, plain bytes, epoch, pin) of chunks that lie one after the other on disk."""
     chunk_bytes = 1 << file.clear.chunk_log2
     run: list[tuple[int, int, int, bytes]] = []
@@ -91,7 +95,11 @@ def _run_from(tree: MapTree, file: Kf1File, keys: FileKeys, index: int, last: in
         block, plain_bytes = split_location(word)
         if not 0 < plain_bytes <= chunk_bytes:
             raise CorruptFile("chunk entry has an impossible length", IntegrityReason.MAP, chunk_index=index)
-        if run and (block != run[-1][0] + chunk_bytes // BLOCK_BYTES or epoch != run[0][2] or run[-1][1] != chunk_bytes):
+        if run and (
+            block != run[-1][0] + chunk_bytes // BLOCK_BYTES
+            or epoch != run[0][2]
+            or run[-1][1] != chunk_bytes
+        ):
             break
         run.append((block, plain_bytes, epoch, pin))
         index += 1
@@ -102,7 +110,12 @@ def _run_from(tree: MapTree, file: Kf1File, keys: FileKeys, index: int, last: in
 
 
 def _open_run(
-    file: Kf1File, keys: FileKeys, first: int, run: list[tuple[int, int, int, bytes]], plain: memoryview, spare: memoryview
+    file: Kf1File,
+    keys: FileKeys,
+    first: int,
+    run: list[tuple[int, int, int, bytes]],
+    plain: memoryview,
+    spare: memoryview,
 ) -> None:
     chunk_bytes = 1 << file.clear.chunk_log2
     total = (len(run) - 1) * chunk_bytes + run[-1][1]
@@ -156,8 +169,7 @@ def write(file: Kf1File, data: bytes | bytearray | memoryview, offset: int) -> N
         view = data if isinstance(data, memoryview) else memoryview(data)
         _write_chunks(file, keys, view, offset)
     file.content_dirty = True
-    if end > file.attributes.size:
-        file.attributes.size = end
+    file.attributes.size = max(file.attributes.size, end)
 
 
 def _write_inline(file: Kf1File, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -227,7 +239,9 @@ def _store(file: Kf1File, keys: FileKeys, first: int, plain: memoryview) -> None
     for i, (block, length) in enumerate(zip(blocks, lengths, strict=True)):
         buffer, at = tree.leaf(first + i, file.file, keys.map)
         old = bytes(buffer[at : at + ENTRY_BYTES])
-        tree.set_entry(first + i, ENTRY.pack(pack_location(block, length), epoch, pins[i]), file.file, keys.map)
+        tree.set_entry(
+            first + i, ENTRY.pack(pack_location(block, length), epoch, pins[i]), file.file, keys.map
+        )
         if old != HOLE:
             _release(file, old, generation)
 

@@ -34,7 +34,9 @@ class FileKeys:
         """Return the chunk key of an epoch."""
         key = self._chunks.get(epoch)
         if key is None:
-            key = self._chunks[epoch] = GcmKey(derive(self._root, Label.FILE_CHUNK, epoch.to_bytes(4, "little")))
+            key = self._chunks[epoch] = GcmKey(
+                derive(self._root, Label.FILE_CHUNK, epoch.to_bytes(4, "little"))
+            )
         return key
 
 

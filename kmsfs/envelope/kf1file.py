@@ -80,7 +80,9 @@ class Kf1File:
         return made
 
     @classmethod
-    def open(cls, tools: FileTools, file: BlockFile, durable_slot: int | None = None, *, known: bool = False) -> "Kf1File":
+    def open(
+        cls, tools: FileTools, file: BlockFile, durable_slot: int | None = None, *, known: bool = False
+    ) -> "Kf1File":
         """Open an existing file by its headers, recovering it if its session did not end cleanly.
 
         Args:
@@ -233,7 +235,9 @@ class Kf1File:
         else:
             raise CorruptFile("file has neither data nor map", IntegrityReason.MAP)
         if generation > MAP_WRITES_LIMIT:
-            raise LimitExceeded("this file's key has reached its usage limit", hint="copy the file: a copy has a new key")
+            raise LimitExceeded(
+                "this file's key has reached its usage limit", hint="copy the file: a copy has a new key"
+            )
         self.clear.map_kind = kind
         self.clear.map_generation = generation
         plain = pack_map(self.attributes.size, kind, content)

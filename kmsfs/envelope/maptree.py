@@ -96,7 +96,7 @@ class MapTree:
                 continue
             buffer, at = self._parent(level, index, file, key)
             if buffer[at : at + ENTRY_BYTES] == HOLE:
-                return (index + 1) * span
+                return int((index + 1) * span)
         return chunk + 1
 
     # --- nodes ----------------------------------------------------------------------------------------------
@@ -106,7 +106,11 @@ class MapTree:
         if node is None:
             buffer, at = self._parent(level, index, file, key)
             entry = bytes(buffer[at : at + ENTRY_BYTES])
-            node = bytearray(NODE_BODY_BYTES) if entry == HOLE else self.read_node(level, index, entry, file, key)
+            node = (
+                bytearray(NODE_BODY_BYTES)
+                if entry == HOLE
+                else self.read_node(level, index, entry, file, key)
+            )
             self._nodes[(level, index)] = node
         return node
 
@@ -125,7 +129,12 @@ class MapTree:
         word, _epoch, pin = ENTRY.unpack(entry)
         block, plain_bytes = split_location(word)
         data = file.read(BLOCK_BYTES, block * BLOCK_BYTES)
-        if plain_bytes or len(data) != BLOCK_BYTES or data[:4] != NODE_MAGIC or data[4:NODE_HEAD_BYTES] != pin:
+        if (
+            plain_bytes
+            or len(data) != BLOCK_BYTES
+            or data[:4] != NODE_MAGIC
+            or data[4:NODE_HEAD_BYTES] != pin
+        ):
             raise CorruptFile("a map node is not the one its parent names", IntegrityReason.NODE)
         aad = node_aad(self._identity.volume_id, self._identity.file_id, level, index)
         try:
@@ -135,7 +144,9 @@ class MapTree:
         check_node_prefix(plain, level, index)
         return bytearray(plain[NODE_PREFIX_BYTES:])
 
-    def write_dirty(self, generation: int, allocator: Allocator, file: BlockFile, key: GcmKey, rng: Rng) -> None:
+    def write_dirty(
+        self, generation: int, allocator: Allocator, file: BlockFile, key: GcmKey, rng: Rng
+    ) -> None:
         """Write changed nodes bottom-up into free blocks and pin them in their parents; the root is left to the header."""
         for level in range(1, self.height + 1):
             changed = sorted(index for at, index in self._dirty if at == level)

@@ -63,7 +63,9 @@ def check_pair(pair: SlotPair, rules: SessionRules) -> None:
     if not pair.valid:
         raise pair.damaged or CorruptFile("file has no header", IntegrityReason.EMPTY)
     if pair.damaged is not None and rules.clean and not rules.tolerate_other_slot:
-        raise CorruptFile(f"one of the two file headers is damaged: {pair.damaged}", IntegrityReason.OTHER_SLOT)
+        raise CorruptFile(
+            f"one of the two file headers is damaged: {pair.damaged}", IntegrityReason.OTHER_SLOT
+        )
 
 
 def choose(pair: SlotPair, rules: SessionRules, keys: FileKeys | None, file: BlockFile) -> Choice:
@@ -121,7 +123,9 @@ class _Walk:
         _size, content = open_map(slot, self._keys)
         return slot.clear.map_kind - MAP_DIRECT, content if slot.clear.map_kind != MAP_INLINE else b""
 
-    def entries(self, level: int, first: int, body: bytes | bytearray, other: bytes | bytearray, count: int) -> None:
+    def entries(
+        self, level: int, first: int, body: bytes | bytearray, other: bytes | bytearray, count: int
+    ) -> None:
         for place in range(count):
             at = place * ENTRY_BYTES
             entry = bytes(body[at : at + ENTRY_BYTES])
@@ -164,7 +168,9 @@ def open_map(slot: Slot, keys: FileKeys) -> tuple[int, bytes]:
     return size, content
 
 
-def open_chunk(index: int, entry: bytes, file_id: bytes, chunk_bytes: int, keys: FileKeys, file: BlockFile) -> bytes:
+def open_chunk(
+    index: int, entry: bytes, file_id: bytes, chunk_bytes: int, keys: FileKeys, file: BlockFile
+) -> bytes:
     """Return a chunk's plaintext; it may be shorter than the chunk size, the rest reads as zeros.
 
     Raises:
@@ -180,4 +186,6 @@ def open_chunk(index: int, entry: bytes, file_id: bytes, chunk_bytes: int, keys:
     try:
         return keys.chunk(epoch).open_detached(pin, cipher, chunk_aad(file_id, index, plain_bytes, epoch))
     except AuthenticationFailed as error:
-        raise CorruptFile(f"chunk {index} does not authenticate", IntegrityReason.CHUNK_TAG, chunk_index=index) from error
+        raise CorruptFile(
+            f"chunk {index} does not authenticate", IntegrityReason.CHUNK_TAG, chunk_index=index
+        ) from error

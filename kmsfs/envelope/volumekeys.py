@@ -45,7 +45,9 @@ class VolumeKeys:
             CorruptVolume: if it was edited.
         """
         if not equal(self.config_mac(signed), mac):
-            raise CorruptVolume("the volume configuration was edited or damaged", hint="restore it from a backup")
+            raise CorruptVolume(
+                "the volume configuration was edited or damaged", hint="restore it from a backup"
+            )
 
     # --- names --------------------------------------------------------------------------------------------
 

@@ -181,7 +181,12 @@ def parse_map(plain: bytes, kind: int) -> tuple[int, bytes]:
     size, count, inline_len, reserved = _MAP_HEAD.unpack_from(plain)
     inline = kind == MAP_INLINE
     expected = 0 if inline else ROOT_ENTRIES
-    if count != expected or reserved != bytes(12) or inline_len > INLINE_MAX_BYTES or (inline_len and not inline):
+    if (
+        count != expected
+        or reserved != bytes(12)
+        or inline_len > INLINE_MAX_BYTES
+        or (inline_len and not inline)
+    ):
         raise CorruptFile("map box has an impossible field", IntegrityReason.MAP)
     length = inline_len if inline else ROOT_ENTRIES * ENTRY_BYTES
     return size, plain[MAP_HEAD_BYTES : MAP_HEAD_BYTES + length]

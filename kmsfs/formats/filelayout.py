@@ -25,7 +25,7 @@ def map_height(chunks: int) -> int:
 
 def max_file_bytes(chunk_log2: int, max_height: int) -> int:
     """Largest plaintext size that a map of `max_height` can address."""
-    return ROOT_ENTRIES * NODE_ENTRIES**max_height << chunk_log2
+    return int(ROOT_ENTRIES * NODE_ENTRIES**max_height) << chunk_log2
 
 
 def chunk_runs(offset: int, length: int, chunk_log2: int) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def with_length(body: bytes) -> bytes:
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
-def read_length(prefix: bytes | memoryview) -> int:
+def read_length(prefix: bytes | bytearray | memoryview) -> int:
     """Return the length that four bytes announce.
 
     Raises:

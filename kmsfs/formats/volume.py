@@ -11,7 +11,18 @@ from kmsfs.errors import CorruptVolume, UnsupportedFormat
 CONFIG_NAME = "kmsfs.volume"
 CONFIG_FORMAT = 1
 _FIELDS = frozenset(
-    {"bind", "chunk_log2", "features", "format", "key_arn", "mac", "mode", "root_id", "volume_id", "wrapped_key"}
+    {
+        "bind",
+        "chunk_log2",
+        "features",
+        "format",
+        "key_arn",
+        "mac",
+        "mode",
+        "root_id",
+        "volume_id",
+        "wrapped_key",
+    }
 )
 _HEX16 = re.compile(r"[0-9a-f]{32}\Z")
 
@@ -64,13 +75,17 @@ def parse_config(data: bytes) -> tuple[VolumeConfig, bytes]:
     if not isinstance(fields, dict) or "format" not in fields:
         raise CorruptVolume(f"{CONFIG_NAME} is not a volume configuration", hint="restore it from a backup")
     if fields["format"] != CONFIG_FORMAT or fields.get("features") or fields.get("mode") != "per-file":
-        raise UnsupportedFormat(f"{CONFIG_NAME} has an unknown format or feature", hint="a newer kmsfs may read it")
+        raise UnsupportedFormat(
+            f"{CONFIG_NAME} has an unknown format or feature", hint="a newer kmsfs may read it"
+        )
     return _typed(fields)
 
 
 def _typed(fields: dict[str, Any]) -> tuple[VolumeConfig, bytes]:
     try:
-        texts = {name: fields[name] for name in ("bind", "key_arn", "mac", "root_id", "volume_id", "wrapped_key")}
+        texts = {
+            name: fields[name] for name in ("bind", "key_arn", "mac", "root_id", "volume_id", "wrapped_key")
+        }
         good = (
             fields.keys() == _FIELDS
             and all(type(text) is str for text in texts.values())
@@ -91,4 +106,6 @@ def _typed(fields: dict[str, Any]) -> tuple[VolumeConfig, bytes]:
         )
         return config, bytes.fromhex(texts["mac"])
     except (KeyError, ValueError) as error:
-        raise CorruptVolume(f"{CONFIG_NAME} has an impossible field", hint="restore it from a backup") from error
+        raise CorruptVolume(
+            f"{CONFIG_NAME} has an impossible field", hint="restore it from a backup"
+        ) from error

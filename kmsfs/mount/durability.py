@@ -27,7 +27,9 @@ class Vfs(DirectoryOperations):
             return
         with self.lock:
             self._commit_open_files()
-            covered = [(n, n.file, n.file.clear.generation) for n in self.open_files if n.file and n.file.provisional]
+            covered = [
+                (n, n.file, n.file.clear.generation) for n in self.open_files if n.file and n.file.provisional
+            ]
             closed = dict(self.recent)
             if not covered and not closed:
                 return

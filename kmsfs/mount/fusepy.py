@@ -83,7 +83,10 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
         def act() -> list[Any]:
             node = self._node(path)
             here = {"st_mode": node.kind, "st_ino": node.key[1]}
-            found = [(os.fsdecode(e.name), {"st_mode": e.kind, "st_ino": e.ino}, 0) for e in self._vfs.list_directory(node)]
+            found = [
+                (os.fsdecode(e.name), {"st_mode": e.kind, "st_ino": e.ino}, 0)
+                for e in self._vfs.list_directory(node)
+            ]
             # Entries without an inode number are left out by readdir(3).
             return [(".", here, 0), ("..", here, 0), *found]
 
@@ -148,7 +151,9 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
         """See mfusepy.Operations."""
         now = time.time_ns()
         atime, mtime = times or (now, now)
-        self._run(lambda: self._vfs.setattr(self._node(path), Changes(atime_ns=int(atime), mtime_ns=int(mtime))))
+        self._run(
+            lambda: self._vfs.setattr(self._node(path), Changes(atime_ns=int(atime), mtime_ns=int(mtime)))
+        )
         return 0
 
     def open(self, path: str, flags: int) -> int:
@@ -209,7 +214,7 @@ def serve(vfs: Vfs, mountpoint: Path, options: MountOptions, on_ready: Callable[
 
     class Ready(VfsOperations):
         def init(self, path: str) -> None:
-            """libfuse is up: the file system answers from here on."""
+            """Libfuse is up: the file system answers from here on."""
             on_ready()
 
     extra: dict[str, Any] = {"allow_other": True} if options.allow_other else {}

@@ -127,7 +127,13 @@ class NodeTable:
 
     def drop_if_unused(self, node: Node) -> None:
         """Drop a node and then its parents, as far as they are unused."""
-        while node is not self.root and node.lookups <= 0 and not node.handles and not node.kids and node.file is None:
+        while (
+            node is not self.root
+            and node.lookups <= 0
+            and not node.handles
+            and not node.kids
+            and node.file is None
+        ):
             if self._by_id.pop(node.node_id, None) is None:
                 return
             self.disown_key(node)

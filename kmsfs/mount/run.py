@@ -23,13 +23,21 @@ from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
 from kmsfs.errors import KmsfsError, StorageError, UsageError
+from kmsfs.formats.volume import CONFIG_NAME
 from kmsfs.mount.durability import TICK_SECONDS, Vfs
 from kmsfs.mount.kernel.attach import MountOptions, attach, detach
 from kmsfs.mount.kernel.notify import KernelNotifier
 from kmsfs.mount.kernel.session import KernelSession
 from kmsfs.mount.kernel.wire import MAX_WRITE
 from kmsfs.mount.vfs import VfsOptions
-from kmsfs.mount.volume import CONFIG_NAME, OpenVolume, VolumeLease, decrypt_volume_keys, default_key, make_volume, open_volume
+from kmsfs.mount.volume import (
+    OpenVolume,
+    VolumeLease,
+    decrypt_volume_keys,
+    default_key,
+    make_volume,
+    open_volume,
+)
 
 _LOG = logging.getLogger("kmsfs.mount")
 _REVALIDATE_SECONDS = 1.0
@@ -67,7 +75,9 @@ def check_places(request: MountRequest) -> None:
         raise UsageError(f"{point} is not empty: its files would be hidden", hint="choose an empty directory")
     real_cipher, real_point = cipher.resolve(), point.resolve()
     if real_cipher == real_point or real_cipher in real_point.parents or real_point in real_cipher.parents:
-        raise UsageError("cipher directory and mountpoint lie inside each other", hint="keep them side by side")
+        raise UsageError(
+            "cipher directory and mountpoint lie inside each other", hint="keep them side by side"
+        )
 
 
 class RunningMount:
@@ -152,7 +162,9 @@ class RunningMount:
         finally:
             self._finish()
 
-    def _serve_kernel(self, options: MountOptions, on_ready: Callable[[], None], threads: list[threading.Thread]) -> None:
+    def _serve_kernel(
+        self, options: MountOptions, on_ready: Callable[[], None], threads: list[threading.Thread]
+    ) -> None:
         from kmsfs.mount.watch import CipherWatcher
 
         descriptor = attach(self._request.mountpoint, options)
@@ -174,7 +186,9 @@ class RunningMount:
             watcher.close()
             os.close(descriptor)
 
-    def _serve_fusepy(self, options: MountOptions, on_ready: Callable[[], None], threads: list[threading.Thread]) -> None:
+    def _serve_fusepy(
+        self, options: MountOptions, on_ready: Callable[[], None], threads: list[threading.Thread]
+    ) -> None:
         from kmsfs.mount import fusepy
 
         def ready() -> None:
@@ -327,7 +341,9 @@ def _wait_until_unlocked(cipher_dir: Path) -> None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             time.sleep(0.02)
-        raise StorageError("unmounted, but the mount process is still storing changes", hint="wait for it before copying")
+        raise StorageError(
+            "unmounted, but the mount process is still storing changes", hint="wait for it before copying"
+        )
     finally:
         os.close(descriptor)
 

@@ -41,7 +41,12 @@ class VfsBase:
     """State and steps that every family of operations uses."""
 
     def __init__(
-        self, tools: FileTools, provider: CachingProvider, root_descriptor: int, root_dir_id: bytes, options: VfsOptions
+        self,
+        tools: FileTools,
+        provider: CachingProvider,
+        root_descriptor: int,
+        root_dir_id: bytes,
+        options: VfsOptions,
     ) -> None:
         self.lock = threading.RLock()
         self.tools = tools
@@ -70,7 +75,9 @@ class VfsBase:
         """
         if not self.lease_holds():
             self.drop_keys()
-            raise KeyLease("the key daemon is silent: the volume is unusable until it is back", hint="start kmsd")
+            raise KeyLease(
+                "the key daemon is silent: the volume is unusable until it is back", hint="start kmsd"
+            )
         if self.locked is not None:
             self.revalidate()
             if self.locked is not None:
@@ -156,7 +163,9 @@ class VfsBase:
         if self.options.bind == "enforce" and self.tools.rules.clean:
             raise CorruptFile(f"{what} is not where it was written", IntegrityReason.HOME)
         if self.options.bind != "off":
-            _LOG.warning("%s is not where it was written; accepted because the last session ended uncleanly", what)
+            _LOG.warning(
+                "%s is not where it was written; accepted because the last session ended uncleanly", what
+            )
 
     def check_home(self, attributes: Attributes, parent: Node, name: bytes) -> None:
         """Check that a file's header names this entry as one of its homes.
@@ -378,7 +387,9 @@ class VfsBase:
         if changes.size is not None:
             self._set_size(node, changes.size)
         if changes.uid is not None or changes.gid is not None:
-            self._chown(node, -1 if changes.uid is None else changes.uid, -1 if changes.gid is None else changes.gid)
+            self._chown(
+                node, -1 if changes.uid is None else changes.uid, -1 if changes.gid is None else changes.gid
+            )
         if changes.mode is not None:
             self._chmod(node, changes.mode)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
@@ -474,5 +485,3 @@ class VfsBase:
                     _LOG.error("a file could not be stored before its key was dropped: %s", error)
             file.lock()
         self.provider.drop()
-
-

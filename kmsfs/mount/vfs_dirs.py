@@ -56,7 +56,7 @@ class DirectoryOperations(FileOperations):
             dir_id = self.tools.rng(16)
             tags = [self.keys.dir_tag(self.dir_id(parent), name)]
             os.symlink(self.keys.seal_dir_id(dir_id, tags), f"{disk_name}/{DIR_ID_NAME}", dir_fd=directory)
-            if not mode & 0o700 == 0o700:
+            if mode & 0o700 != 0o700:
                 os.chmod(disk_name, stat.S_IMODE(mode), dir_fd=directory)
             self.own(parent, disk_name, who, mode, is_dir=True)
         except BaseException:
@@ -87,7 +87,9 @@ class DirectoryOperations(FileOperations):
         self.put_sidecar(directory, disk_name, sidecar)
         os.symlink(self.keys.seal_link(target, self.tools.rng), disk_name, dir_fd=directory)
         self.own(parent, disk_name, who, stat.S_IFLNK)
-        return self.enter(parent, name, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
+        return self.enter(
+            parent, name, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False)
+        )
 
     def mknod(self, parent: Node, name: bytes, mode: int, rdev: int, who: Requester) -> tuple[Node, Stat]:
         """Make a FIFO, socket, device node or an empty regular file.
@@ -107,7 +109,9 @@ class DirectoryOperations(FileOperations):
         self.put_sidecar(directory, disk_name, sidecar)
         os.mknod(disk_name, mode, rdev, dir_fd=directory)
         self.own(parent, disk_name, who, mode)
-        return self.enter(parent, name, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
+        return self.enter(
+            parent, name, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False)
+        )
 
     def link(self, node: Node, parent: Node, name: bytes) -> Stat:
         """Make a hard link: the file's header learns of its new home first.
@@ -128,7 +132,13 @@ class DirectoryOperations(FileOperations):
             self._add_home(node, parent, name)
         self.put_sidecar(directory, disk_name, sidecar)
         source = self.nodes.descriptor(place[0])
-        os.link(place[2], disk_name, src_dir_fd=source, dst_dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
+        os.link(
+            place[2],
+            disk_name,
+            src_dir_fd=source,
+            dst_dir_fd=self.nodes.descriptor(parent),
+            follow_symlinks=False,
+        )
         self.nodes.link(node, parent, name, disk_name)
         node.synced_entry = False
         return self.getattr(node)
@@ -224,7 +234,9 @@ class DirectoryOperations(FileOperations):
 
     def _remove_empty(self, directory: int, disk_name: str) -> None:
         """Remove a directory that holds nothing but its id; put the id back if something appears meanwhile."""
-        inner = os.open(disk_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        inner = os.open(
+            disk_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
+        )
         try:
             if set(os.listdir(inner)) - {DIR_ID_NAME, _NEW_ID}:
                 raise OSError(errno.ENOTEMPTY, "directory not empty")
@@ -318,7 +330,13 @@ class DirectoryOperations(FileOperations):
         node.dir_tags = tags
 
     def _rename_on_disk(
-        self, old_parent: Node, old_disk: str, parent: Node, new: tuple[str, str | None], flags: int, target: Node | None
+        self,
+        old_parent: Node,
+        old_disk: str,
+        parent: Node,
+        new: tuple[str, str | None],
+        flags: int,
+        target: Node | None,
     ) -> None:
         new_disk, new_sidecar = new
         self.put_sidecar(self.nodes.descriptor(parent), new_disk, new_sidecar)
@@ -371,7 +389,7 @@ class DirectoryOperations(FileOperations):
         attributes = file.attributes
         old_dir = self.dir_id(old[0])
         new_dir = self.dir_id(new[0])
-        if attributes.primary_dir == old_dir and attributes.name == old[1] or not attributes.extra_homes:
+        if (attributes.primary_dir == old_dir and attributes.name == old[1]) or not attributes.extra_homes:
             attributes.primary_dir, attributes.name = new_dir, new[1]
         else:
             tag = self.keys.home_tag(old_dir, old[1])
@@ -398,10 +416,14 @@ class DirectoryOperations(FileOperations):
                 if disk_name[0] in ".s" or disk_name == CONFIG_NAME:
                     continue
                 try:
-                    sidecar = os.readlink("s" + disk_name[1:], dir_fd=descriptor) if disk_name[0] == "l" else None
+                    sidecar = (
+                        os.readlink("s" + disk_name[1:], dir_fd=descriptor) if disk_name[0] == "l" else None
+                    )
                     name = self.keys.open_name(dir_id, disk_name, sidecar)
                 except (InvalidName, OSError):
-                    _LOG.warning("an entry of the cipher directory was not made by this volume; `kmsfs check` names it")
+                    _LOG.warning(
+                        "an entry of the cipher directory was not made by this volume; `kmsfs check` names it"
+                    )
                     continue
                 found.append(Entry(name, disk_name, _kind_of(entry), entry.inode()))
         return found

@@ -185,7 +185,7 @@ class FileOperations(VfsBase):
             node = place[0]
 
     def sync_directory(self, node: Node) -> None:
-        """fsync a directory.
+        """Fsync a directory.
 
         Raises:
             StorageError: if the disk refuses.
@@ -193,4 +193,6 @@ class FileOperations(VfsBase):
         try:
             os.fsync(self.nodes.descriptor(node))
         except OSError as error:
-            raise StorageError("a directory could not be stored", os_errno=error.errno or errno.EIO) from error
+            raise StorageError(
+                "a directory could not be stored", os_errno=error.errno or errno.EIO
+            ) from error

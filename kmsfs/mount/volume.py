@@ -47,7 +47,9 @@ def default_key(session: ClientSession, uid: int) -> str:
     raise AccessDenied("the default key of volumes belongs to somebody else", hint="name one with --key")
 
 
-def make_volume(cipher_dir: Path, session: ClientSession, key: str, chunk_log2: int = DEFAULT_CHUNK_LOG2) -> None:
+def make_volume(
+    cipher_dir: Path, session: ClientSession, key: str, chunk_log2: int = DEFAULT_CHUNK_LOG2
+) -> None:
     """Make a volume in an empty directory.
 
     Raises:
@@ -57,7 +59,8 @@ def make_volume(cipher_dir: Path, session: ClientSession, key: str, chunk_log2: 
     """
     if any(cipher_dir.iterdir()):
         raise UsageError(
-            f"{cipher_dir} is not empty and holds no volume", hint="choose an empty directory for encrypted files"
+            f"{cipher_dir} is not empty and holds no volume",
+            hint="choose an empty directory for encrypted files",
         )
     volume_id = os.urandom(16)
     request: dict[str, Any] = {
@@ -79,7 +82,9 @@ def write_config(cipher_dir: Path, config: VolumeConfig, keys: VolumeKeys) -> No
     """
     temporary = cipher_dir / f".{CONFIG_NAME}.new"
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         try:
             os.write(descriptor, config.encode(keys.config_mac(config.signed_bytes())))
             os.fsync(descriptor)
@@ -92,7 +97,9 @@ def write_config(cipher_dir: Path, config: VolumeConfig, keys: VolumeKeys) -> No
         finally:
             os.close(directory)
     except OSError as error:
-        raise StorageError(f"cannot write {cipher_dir / CONFIG_NAME}: {error.strerror}", os_errno=error.errno or 5) from error
+        raise StorageError(
+            f"cannot write {cipher_dir / CONFIG_NAME}: {error.strerror}", os_errno=error.errno or 5
+        ) from error
 
 
 def read_config(cipher_dir: Path) -> tuple[VolumeConfig, bytes]:
@@ -105,7 +112,9 @@ def read_config(cipher_dir: Path) -> tuple[VolumeConfig, bytes]:
     try:
         return parse_config((cipher_dir / CONFIG_NAME).read_bytes())
     except FileNotFoundError as error:
-        raise UsageError(f"{cipher_dir} holds no kmsfs volume", hint="`kmsfs mount` makes one in an empty directory") from error
+        raise UsageError(
+            f"{cipher_dir} holds no kmsfs volume", hint="`kmsfs mount` makes one in an empty directory"
+        ) from error
     except OSError as error:
         raise StorageError(f"cannot read {cipher_dir / CONFIG_NAME}: {error.strerror}") from error
 
@@ -204,7 +213,11 @@ class VolumeLease:
             self._session_call("CloseVolumeSession")
 
     def _session_call(self, operation: str, **more: Any) -> None:
-        request = {"KeyId": self._request["KeyId"], "VolumeId": self._request["VolumeId"], "Session": self.number}
+        request = {
+            "KeyId": self._request["KeyId"],
+            "VolumeId": self._request["VolumeId"],
+            "Session": self.number,
+        }
         self._call(operation, {**request, **more})
 
     def _call(self, operation: str, request: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
-"""Changes made behind the mount: watchdog follows the cipher directories that the kernel knows, and what a sync
-tool or a restore changed there is dropped from the kernel's caches. That is what allows long cache lifetimes.
+"""Changes made behind the mount: watchdog follows the cipher directories that the kernel knows.
+
+What a sync tool or a restore changed there is dropped from the kernel's caches; that is what allows long lifetimes.
 """
 
 import ctypes
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from watchdog.observers.inotify_c import InotifyConstants, InotifyFD
+from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyFD, Mask, WatchDescriptor
 
 from kmsfs.errors import InvalidName
 from kmsfs.mount.durability import Vfs
@@ -89,7 +90,9 @@ class CipherWatcher:
             return
         path = f"/proc/self/fd/{self._vfs.nodes.descriptor(node)}".encode()
         try:
-            wd = self._inotify.add_callback(path, _MASK, _DirectoryWatch(self, node), node.node_id)
+            wd = self._inotify.add_callback(
+                path, Mask(_MASK), _DirectoryWatch(self, node), CallbackId(node.node_id)
+            )
         except OSError as error:
             self._shorten(f"no more directories can be watched ({error.strerror})")
             return
@@ -99,7 +102,7 @@ class CipherWatcher:
         """Watch a directory no more. The caller holds the vfs lock."""
         wd = self._watches.pop(node.node_id, None)
         if wd is not None and self._inotify is not None:
-            self._inotify.remove_callbacks([(wd, node.node_id)])
+            self._inotify.remove_callbacks([(WatchDescriptor(wd), CallbackId(node.node_id))])
 
     def close(self) -> None:
         """Stop."""
@@ -112,7 +115,11 @@ class CipherWatcher:
         """Drop what the kernel holds of an entry that somebody else changed."""
         vfs = self._vfs
         with vfs.lock:
-            if disk_name in vfs.own_changes or disk_name in vfs.own_changes_before or disk_name[:1] in (".", "s", ""):
+            if (
+                disk_name in vfs.own_changes
+                or disk_name in vfs.own_changes_before
+                or disk_name[:1] in (".", "s", "")
+            ):
                 return
             try:
                 sidecar = None

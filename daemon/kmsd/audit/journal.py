@@ -67,7 +67,9 @@ class Chain:
 class Journal:
     """The open journal of one realm. Used from one thread, but for `sync`, which may run in another."""
 
-    def __init__(self, directory: Path, state_key: bytes, rng: Rng, *, first_key: bytes | None = None) -> None:
+    def __init__(
+        self, directory: Path, state_key: bytes, rng: Rng, *, first_key: bytes | None = None
+    ) -> None:
         self._log_path = directory / "audit.jsonl"
         self._state_path = directory / "audit.state"
         self._state_cipher = GcmKey(state_key)
@@ -112,10 +114,13 @@ class Journal:
             written = os.write(self._descriptor, data)
             if written != len(data):
                 os.ftruncate(self._descriptor, size)
-                raise AuditUnavailable("the audit log's disk is full", hint="free space; until then nothing is answered")
+                raise AuditUnavailable(
+                    "the audit log's disk is full", hint="free space; until then nothing is answered"
+                )
         except OSError as error:
             raise AuditUnavailable(
-                f"the audit log cannot be written: {error.strerror}", hint="free space; until then nothing is answered"
+                f"the audit log cannot be written: {error.strerror}",
+                hint="free space; until then nothing is answered",
             ) from error
         self._unsynced += len(self._pending)
         self._pending.clear()

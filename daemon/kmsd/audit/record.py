@@ -14,7 +14,7 @@ def request_fields(operation: Operation, request: Shape | None) -> dict[str, Any
     fields: dict[str, Any] = {}
     for name in operation.audit:
         value = getattr(request, name)
-        if value is not None and name not in ("encryption_context",):
+        if value is not None and name != "encryption_context":
             fields[name] = value[:_MAX_TEXT] if isinstance(value, str) else value
     return fields
 

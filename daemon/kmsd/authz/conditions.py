@@ -26,7 +26,7 @@ def _date(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+        return datetime.datetime.fromisoformat(text).timestamp()
 
 
 def _numeric(compare: Callable[[float, float], bool], read: Callable[[str], float]) -> _Test:
@@ -123,7 +123,9 @@ def parse_conditions(block: object) -> tuple[Condition, ...]:
             raise MalformedPolicy(f"unknown condition operator {operator[:64]!r}")
         if not isinstance(keys, dict) or not keys:
             raise MalformedPolicy(f"condition operator {operator} needs an object of keys")
-        found += [Condition(base, key, _values(key, raw), qualifier, base != rest) for key, raw in keys.items()]
+        found += [
+            Condition(base, key, _values(key, raw), qualifier, base != rest) for key, raw in keys.items()
+        ]
     return tuple(found)
 
 

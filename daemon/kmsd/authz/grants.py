@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from kmsd.authz.principal import Caller
 
 CONTEXT_OPERATIONS = frozenset(
-    {"Decrypt", "Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo"}
+    {
+        "Decrypt",
+        "Encrypt",
+        "GenerateDataKey",
+        "GenerateDataKeyWithoutPlaintext",
+        "ReEncryptFrom",
+        "ReEncryptTo",
+    }
 )
 """Operations whose calls carry an encryption context; constraints speak of these only (KMS guide, "Grants")."""
 

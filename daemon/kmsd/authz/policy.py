@@ -14,7 +14,17 @@ from kmsfs.quantity import POLICY_MAX_BYTES
 
 _ACTION = re.compile(r"(\*|kms:[A-Za-z*?]+)\Z")
 _ELEMENTS = frozenset(
-    {"Sid", "Effect", "Principal", "NotPrincipal", "Action", "NotAction", "Resource", "NotResource", "Condition"}
+    {
+        "Sid",
+        "Effect",
+        "Principal",
+        "NotPrincipal",
+        "Action",
+        "NotAction",
+        "Resource",
+        "NotResource",
+        "Condition",
+    }
 )
 _VERSIONS = (None, "2012-10-17", "2008-10-17")
 _MAX_STATEMENTS = 1000
@@ -124,7 +134,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _compile(raw: object) -> Statement:
     if not isinstance(raw, dict) or not raw.keys() <= _ELEMENTS:
-        raise MalformedPolicy("A statement is an object with Effect, Principal, Action, Resource and Condition.")
+        raise MalformedPolicy(
+            "A statement is an object with Effect, Principal, Action, Resource and Condition."
+        )
     effect, sid = raw.get("Effect"), raw.get("Sid", "")
     if effect not in ("Allow", "Deny"):
         raise MalformedPolicy("Effect must be Allow or Deny.")
@@ -166,7 +178,9 @@ def _principals(raw: dict[str, Any]) -> tuple[frozenset[str], bool, bool]:
     try:
         names = frozenset(check_principal(text) for text in texts if text != "*")
     except InvalidArn as error:
-        raise MalformedPolicy(f"Policy contains a statement with an invalid principal: {error.detail}") from error
+        raise MalformedPolicy(
+            f"Policy contains a statement with an invalid principal: {error.detail}"
+        ) from error
     return names, "*" in texts, negated
 
 

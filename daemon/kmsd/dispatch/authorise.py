@@ -49,7 +49,12 @@ class Authoriser:
             check(call)
 
     def require(
-        self, call: Call, key: KmsKey, action: str, context: dict[str, str], values: dict[str, Any] | None = None
+        self,
+        call: Call,
+        key: KmsKey,
+        action: str,
+        context: dict[str, str],
+        values: dict[str, Any] | None = None,
     ) -> None:
         """Ask the evaluator about one action on one key.
 
@@ -144,7 +149,9 @@ class Authoriser:
         call.key = key
         grant = key.grants[grant_id]
         principals = call.caller.principals
-        if grant.retiring in principals or ("RetireGrant" in grant.operations and grant.grantee in principals):
+        if grant.retiring in principals or (
+            "RetireGrant" in grant.operations and grant.grantee in principals
+        ):
             call.decided_by = f"grant:{grant_id}"
             return
         self.require(call, key, call.operation.action, {})
@@ -162,7 +169,9 @@ def _values(call: Call) -> dict[str, Any]:
             values["kms:RetiringPrincipal"] = request.retiring_principal
         if request.constraints is not None:
             equals = request.constraints.encryption_context_equals is not None
-            values["kms:GrantConstraintType"] = "EncryptionContextEquals" if equals else "EncryptionContextSubset"
+            values["kms:GrantConstraintType"] = (
+                "EncryptionContextEquals" if equals else "EncryptionContextSubset"
+            )
         return values
     if call.operation.name == "PutKeyPolicy":
         return {"kms:BypassPolicyLockoutSafetyCheck": str(request.bypass_policy_lockout_safety_check).lower()}

@@ -71,7 +71,9 @@ class Pipeline:
         )  # fmt: skip
         return self._run(call, parameters)
 
-    def record_item(self, call: Call, operation_name: str, context: dict[str, str], error: str | None) -> None:
+    def record_item(
+        self, call: Call, operation_name: str, context: dict[str, str], error: str | None
+    ) -> None:
         """Record one item of a batch as the operation it stands for."""
         record = self._base(call, error)
         record["op"] = operation_name

@@ -5,7 +5,9 @@ from kmsd.authz.grants import CONTEXT_OPERATIONS, Grant
 GRANTS_PER_KEY_MAX = 50_000
 
 
-def within(parent: Grant, operations: frozenset[str], equals: dict[str, str] | None, subset: dict[str, str] | None) -> bool:
+def within(
+    parent: Grant, operations: frozenset[str], equals: dict[str, str] | None, subset: dict[str, str] | None
+) -> bool:
     """Tell whether a child with these terms allows nothing that `parent` does not."""
     if not operations <= parent.operations:
         return False

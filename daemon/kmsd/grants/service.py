@@ -48,7 +48,8 @@ class GrantService:
         wanted = [
             grant
             for grant in grants.values()
-            if request.grant_id in (None, grant.grant_id) and request.grantee_principal in (None, grant.grantee)
+            if request.grant_id in (None, grant.grant_id)
+            and request.grantee_principal in (None, grant.grantee)
         ]
         return self._page(wanted, request.limit, request.marker)
 

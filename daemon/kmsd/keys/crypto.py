@@ -74,10 +74,15 @@ class CryptoService:
         key = call.the_key
         plaintext, blob = self._data_key(call)
         return shapes.GenerateDataKeyResponse(
-            ciphertext_blob=blob, plaintext=plaintext, key_id=key.arn, key_material_id=self._material_id(key, key.term)
+            ciphertext_blob=blob,
+            plaintext=plaintext,
+            key_id=key.arn,
+            key_material_id=self._material_id(key, key.term),
         )
 
-    def generate_data_key_without_plaintext(self, call: Call) -> shapes.GenerateDataKeyWithoutPlaintextResponse:
+    def generate_data_key_without_plaintext(
+        self, call: Call
+    ) -> shapes.GenerateDataKeyWithoutPlaintextResponse:
         """GenerateDataKeyWithoutPlaintext."""
         key = call.the_key
         _, blob = self._data_key(call)

@@ -29,7 +29,9 @@ class MaterialVault:
     def wrap(self, material: KeyMaterial, place: str) -> bytes:
         """Return a blob of type 2; `place` (key id/term) is bound to it."""
         head = make_head(BlobType.WRAPPED_MATERIAL, self._realm_id, self._newest)
-        return head + seal_derived(self._keys[self._newest], self._rng, head, material.reveal(), place.encode())
+        return head + seal_derived(
+            self._keys[self._newest], self._rng, head, material.reveal(), place.encode()
+        )
 
     def unwrap(self, data: bytes, place: str) -> KeyMaterial:
         """Return the material of a blob of type 2.
@@ -43,7 +45,9 @@ class MaterialVault:
                 raise CorruptStore("wrapped key material is of another kind or realm")
             return KeyMaterial(open_derived(self._keys[blob.term], blob.head, blob.body, place.encode()))
         except (InvalidCiphertext, AuthenticationFailed, KeyError) as error:
-            raise CorruptStore("wrapped key material is damaged", hint="restore a backup of the state") from error
+            raise CorruptStore(
+                "wrapped key material is damaged", hint="restore a backup of the state"
+            ) from error
 
 
 def material_id(material: KeyMaterial) -> str:
@@ -51,7 +55,9 @@ def material_id(material: KeyMaterial) -> str:
     return sha256(b"kmsfs/material-id" + material.reveal()).hex()
 
 
-def encrypt(material: KeyMaterial, key_id: str, term: int, plain: bytes, context: dict[str, str], rng: Rng) -> bytes:
+def encrypt(
+    material: KeyMaterial, key_id: str, term: int, plain: bytes, context: dict[str, str], rng: Rng
+) -> bytes:
     """Return a ciphertext blob (type 1)."""
     head = make_head(BlobType.KMS_CIPHERTEXT, uuid.UUID(key_id).bytes, term)
     return head + seal_derived(material.reveal(), rng, head, plain, canonical(context))

@@ -58,7 +58,16 @@ class KeyService:
         if request.policy and not request.bypass_policy_lockout_safety_check:
             refuse_lockout(policy, arn, call.caller, call.now)
         key = KmsKey(
-            key_id, arn, request.description, KeyState.ENABLED, call.now, None, policy, 1, 1, call.caller.principal
+            key_id,
+            arn,
+            request.description,
+            KeyState.ENABLED,
+            call.now,
+            None,
+            policy,
+            1,
+            1,
+            call.caller.principal,
         )
         key.materials[1] = self._registry.vault.make()
         self._registry.add_key(key)
@@ -72,7 +81,9 @@ class KeyService:
     def list_keys(self, call: Call) -> shapes.ListKeysResponse:
         """ListKeys."""
         request: shapes.ListKeysRequest = call.request
-        visible = sorted(k for k, key in self._registry.keys.items() if may(call.caller, "kms:DescribeKey", key, call.now))
+        visible = sorted(
+            k for k, key in self._registry.keys.items() if may(call.caller, "kms:DescribeKey", key, call.now)
+        )
         page, marker = page_of(visible, request.limit, request.marker)
         entries = [shapes.KeyListEntry(key_id=k, key_arn=self._registry.keys[k].arn) for k in page]
         return shapes.ListKeysResponse(keys=entries, next_marker=marker, truncated=marker is not None)
@@ -139,7 +150,9 @@ class KeyService:
         """CreateAlias."""
         name = check_alias(call.request.alias_name)
         if name in self._registry.aliases:
-            raise AlreadyExists(f"An alias with the name {alias_arn(self._registry.account, name)} already exists")
+            raise AlreadyExists(
+                f"An alias with the name {alias_arn(self._registry.account, name)} already exists"
+            )
         if len(self._registry.aliases_of(call.the_key.key_id)) >= ALIASES_PER_KEY_MAX:
             raise LimitExceeded(f"a key has at most {ALIASES_PER_KEY_MAX} aliases")
         self._registry.put_alias(Alias(name, call.the_key.key_id, call.now, call.now))

@@ -29,7 +29,9 @@ def make_test(filters: Iterable[StringFilter], allowed: frozenset[str]) -> Calla
 
 def _one(item: StringFilter, allowed: frozenset[str]) -> Callable[[ParameterFacts], bool]:
     if item.key not in allowed:
-        raise InvalidFilter(f"The following filter key is not valid: {item.key[:64]}. Valid: {', '.join(sorted(allowed))}")
+        raise InvalidFilter(
+            f"The following filter key is not valid: {item.key[:64]}. Valid: {', '.join(sorted(allowed))}"
+        )
     if item.key == "Path":
         if item.option not in (None, "OneLevel", "Recursive"):
             raise InvalidFilter("The Path filter takes the options OneLevel and Recursive.")

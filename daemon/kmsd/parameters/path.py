@@ -22,7 +22,9 @@ def check_name(name: str) -> str:
             "Only a mix of letters, numbers and the following 4 symbols .-_/ are allowed in a parameter name."
         )
     if "/" in name and not name.startswith("/"):
-        raise InvalidName("Parameter name must be a fully qualified name: it starts with / where it has levels.")
+        raise InvalidName(
+            "Parameter name must be a fully qualified name: it starts with / where it has levels."
+        )
     levels = name.strip("/").split("/")
     if name.endswith("/") or "" in levels:
         raise InvalidName("A parameter name has no empty level and does not end with /.")

@@ -5,8 +5,8 @@ back-references leaves patterns whose time is a small power of the value's lengt
 """
 
 import re
-import re._constants as ops  # the parse tree's names; there is no public spelling of them
-import re._parser as parser
+import re._constants as ops  # type: ignore[import-not-found]  # the parse tree has no public spelling
+import re._parser as parser  # type: ignore[import-not-found]
 from typing import Any
 
 from kmsfs.errors import InvalidAllowedPattern, ParameterPatternMismatch
@@ -30,7 +30,9 @@ def check_value(pattern: str, value: str) -> None:
     if _cost(tree, inside=False) > _MAX_OPEN_REPEATS:
         raise InvalidAllowedPattern("The pattern repeats too often to be matched in bounded time.")
     if not compiled.search(value):
-        raise ParameterPatternMismatch(f"Parameter value, cannot be validated against allowedPattern: {pattern}")
+        raise ParameterPatternMismatch(
+            f"Parameter value, cannot be validated against allowedPattern: {pattern}"
+        )
 
 
 def _cost(tree: Any, *, inside: bool) -> int:
@@ -47,7 +49,9 @@ def _cost(tree: Any, *, inside: bool) -> int:
         elif code is ops.SUBPATTERN:
             total += _cost(argument[-1], inside=inside)
         elif code is ops.BRANCH:
-            total += (_MAX_OPEN_REPEATS + 1 if inside else 0) + sum(_cost(b, inside=inside) for b in argument[1])
+            total += (_MAX_OPEN_REPEATS + 1 if inside else 0) + sum(
+                _cost(b, inside=inside) for b in argument[1]
+            )
         elif code in (ops.ASSERT, ops.ASSERT_NOT):
             total += _cost(argument[1], inside=inside)
     return total

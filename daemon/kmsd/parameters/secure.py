@@ -17,7 +17,9 @@ CONTEXT_KEY = "PARAMETER_ARN"
 Unwrap = Callable[[bytes], bytes]
 
 
-def seal_message(plain: bytes, arn: str, key_arn: str, data_key: bytes, wrapped_key: bytes, rng: Rng) -> bytes:
+def seal_message(
+    plain: bytes, arn: str, key_arn: str, data_key: bytes, wrapped_key: bytes, rng: Rng
+) -> bytes:
     """Return the Encryption SDK message of an advanced SecureString."""
     message_id = rng(32)
     keys = MessageKeys(data_key, message_id)

@@ -34,6 +34,7 @@ def parse_selector(text: str, account: str) -> Selector:
         return Selector(name, None, None)
     if not chosen.isascii() or not chosen.isdigit() or len(chosen) > 18:
         raise ParameterVersionNotFound(
-            f"Systems Manager could not find version {chosen[:100]} of {name}.", hint="versions are numbers from 1"
+            f"Systems Manager could not find version {chosen[:100]} of {name}.",
+            hint="versions are numbers from 1",
         )
     return Selector(name, int(chosen), ":" + chosen)

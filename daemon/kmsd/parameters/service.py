@@ -92,7 +92,9 @@ class ParameterService:
                 raise HierarchyTypeMismatch(f"The parameter is a {present.type}; its type cannot change.")
         kind = request.type or (present.type if present else None)
         if kind is None:
-            raise UnsupportedParameterType("A new parameter needs a Type: String, StringList or SecureString.")
+            raise UnsupportedParameterType(
+                "A new parameter needs a Type: String, StringList or SecureString."
+            )
         if not request.value:
             raise InvalidRequest("A parameter's value is not empty.")
         if request.key_id is not None and kind != "SecureString":
@@ -108,7 +110,11 @@ class ParameterService:
         if pattern:
             check_value(pattern, request.value)
         version = present.version + 1 if present else 1
-        key = (request.key_id or (present.key if present else None) or DEFAULT_KEY) if kind == "SecureString" else None
+        key = (
+            (request.key_id or (present.key if present else None) or DEFAULT_KEY)
+            if kind == "SecureString"
+            else None
+        )
         return ParameterFacts(
             request.name, kind, tier, version, present.owner if present else call.caller.principal, key,
             request.description, pattern, request.data_type, call.now, call.caller.principal,
@@ -151,7 +157,9 @@ class ParameterService:
         """GetParameter."""
         request: shapes.GetParameterRequest = call.request
         selector = parse_selector(request.name, self._account)
-        return shapes.GetParameterResponse(parameter=self._read(call, selector, decrypt=request.with_decryption))
+        return shapes.GetParameterResponse(
+            parameter=self._read(call, selector, decrypt=request.with_decryption)
+        )
 
     def get_parameters(self, call: Call) -> shapes.GetParametersResponse:
         """GetParameters."""
@@ -180,7 +188,9 @@ class ParameterService:
             and test(self._facts[name])
         ]
         page, token = token_page_of(names, request.max_results, request.next_token)
-        read = [self._read(call, Selector(name, None, None), decrypt=request.with_decryption) for name in page]
+        read = [
+            self._read(call, Selector(name, None, None), decrypt=request.with_decryption) for name in page
+        ]
         return shapes.GetParametersByPathResponse(parameters=read, next_token=token)
 
     def get_parameter_history(self, call: Call) -> shapes.GetParameterHistoryResponse:
@@ -251,7 +261,9 @@ class ParameterService:
 
     def _version(self, newest: ParameterFacts, version: int) -> tuple[ParameterFacts, bytes]:
         if not newest.oldest <= version <= newest.version:
-            raise ParameterVersionNotFound(f"Systems Manager could not find version {version} of {newest.name}.")
+            raise ParameterVersionNotFound(
+                f"Systems Manager could not find version {version} of {newest.name}."
+            )
         row = self._store.get(Table.PARAMETER_VERSION, f"{newest.name}:{version}")
         if row is None:
             raise CorruptStore(f"version {version} of a parameter is missing from the state")
@@ -322,7 +334,10 @@ class ParameterService:
             }
             made = self._calls.internal(call, "CreateKey", parameters, SERVICE)
             self._calls.internal(
-                call, "CreateAlias", {"AliasName": DEFAULT_KEY, "TargetKeyId": made.key_metadata.key_id}, SERVICE
+                call,
+                "CreateAlias",
+                {"AliasName": DEFAULT_KEY, "TargetKeyId": made.key_metadata.key_id},
+                SERVICE,
             )
         except AccessDenied:
             return

@@ -68,7 +68,9 @@ def parse_header(data: bytes) -> Keyring:
         UnsupportedFormat: if its seal type is unknown.
     """
     if len(data) < HEADER_BYTES + 28 or data[:8] != MAGIC:
-        raise CorruptStore("the keyring file is damaged or is no keyring", hint="restore a backup of the state")
+        raise CorruptStore(
+            "the keyring file is damaged or is no keyring", hint="restore a backup of the state"
+        )
     _, seal, reserved, realm, salt, memory, iterations, lanes, generation, length = _HEADER.unpack_from(data)
     if reserved != bytes(3) or length != len(data) - HEADER_BYTES - 12:
         raise CorruptStore("the keyring file is damaged", hint="restore a backup of the state")

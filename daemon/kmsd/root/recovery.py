@@ -28,7 +28,9 @@ def parse_recovery_code(text: str) -> KeyMaterial:
     try:
         raw = base64.b32decode(letters)
     except binascii.Error as error:
-        raise RootKeyMissing("this is not a recovery code", hint="it has 56 letters and digits in eight groups") from error
+        raise RootKeyMissing(
+            "this is not a recovery code", hint="it has 56 letters and digits in eight groups"
+        ) from error
     secret, check = raw[:32], raw[32:]
     if len(raw) != 35 or sha256(b"kmsfs/recovery" + secret)[:_CHECK_BYTES] != check:
         raise RootKeyMissing("the recovery code is mistyped", hint="compare it group by group")

@@ -40,7 +40,9 @@ def make_root_key(source: RootSource, rng: Rng) -> tuple[KeyMaterial, Argon2Para
     """
     if source.seal_type is SealType.KEYFILE:
         if source.keyfile.exists():
-            raise RootKeyMissing(f"{source.keyfile} exists already", hint="move it away; it may be your only root key")
+            raise RootKeyMissing(
+                f"{source.keyfile} exists already", hint="move it away; it may be your only root key"
+            )
         key = KeyMaterial(rng(32))
         write_atomically(source.keyfile, key.reveal(), mode=0o400)
         return key, Argon2Parameters()
@@ -80,7 +82,9 @@ def _credential_path() -> Path:
 
 def _read_passphrase(source: RootSource) -> bytes:
     if source.passphrase_file is None:
-        raise RootKeyMissing("this realm needs a passphrase", hint="pass --passphrase-file, or `-` for standard input")
+        raise RootKeyMissing(
+            "this realm needs a passphrase", hint="pass --passphrase-file, or `-` for standard input"
+        )
     if os.fspath(source.passphrase_file) == "-":
         with os.fdopen(os.dup(0), "rb") as stream:
             raw = stream.readline()
@@ -103,7 +107,9 @@ def _read_private(path: Path) -> bytes:
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077:
-            raise RootKeyMissing(f"{path} must be a regular file that only its owner can read", hint=f"chmod 0400 {path}")
+            raise RootKeyMissing(
+                f"{path} must be a regular file that only its owner can read", hint=f"chmod 0400 {path}"
+            )
         return os.read(descriptor, 4096)
     finally:
         os.close(descriptor)

@@ -96,8 +96,9 @@ class Session(asyncio.Protocol):
         answers: list[tuple[str, int, bytes]] = []
         fatal = False
         try:
+            # One by one: answers already made are sent even if a later frame is broken.
             for body in self._complete_frames():
-                answers.append(self._answer(self._caller, body))
+                answers.append(self._answer(self._caller, body))  # noqa: PERF401
         except ProtocolError as error:
             answers.append(("", 0, encode_error(0, error.code, error.detail, error.hint, retryable=False)))
             fatal = True
@@ -149,7 +150,11 @@ class Session(asyncio.Protocol):
             return frame.operation, frame.request_id, _error_frame(frame.request_id, error)
         except Exception:
             _LOG.exception("frame failed")
-            return frame.operation, frame.request_id, _error_frame(frame.request_id, InvariantBroken("internal error"))
+            return (
+                frame.operation,
+                frame.request_id,
+                _error_frame(frame.request_id, InvariantBroken("internal error")),
+            )
 
     def _send(self, answers: list[tuple[str, int, bytes]]) -> None:
         if not answers:

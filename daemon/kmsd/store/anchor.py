@@ -31,7 +31,9 @@ class Anchor:
         """
         problem = self._problem(store)
         if problem and not accept_rollback:
-            raise CorruptStore(problem, hint="if you restored a backup on purpose, start kmsd with --accept-rollback")
+            raise CorruptStore(
+                problem, hint="if you restored a backup on purpose, start kmsd with --accept-rollback"
+            )
 
     def write(self, store: SealedStore) -> None:
         """Remember the database's present state, durably; does nothing if nothing changed."""

@@ -11,8 +11,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from kmsd.store.schema import HEAD, METADATA, ROW, SCHEMA_VERSION, Table
 from kmsd.store.sealing import RowSealer
-from kmsfs.errors import CorruptStore, StorageError, UnsupportedFormat
 from kmsfs.aead.kdf import sha256
+from kmsfs.errors import CorruptStore, StorageError, UnsupportedFormat
 
 _ZERO = bytes(16)
 
@@ -35,7 +35,9 @@ class Transaction:
         row = {"tbl": int(table), "id": row_id, "parent": parent_id, "ver": version, "blob": blob}
         statement = insert(ROW).values(row)
         self._connection.execute(
-            statement.on_conflict_do_update(index_elements=["tbl", "id"], set_={"ver": version, "blob": blob, "parent": parent_id})
+            statement.on_conflict_do_update(
+                index_elements=["tbl", "id"], set_={"ver": version, "blob": blob, "parent": parent_id}
+            )
         )
 
     def delete(self, table: Table, natural_key: str) -> None:
@@ -132,7 +134,11 @@ class SealedStore:
             yield self._sealer.open(table, row.id, row.parent, row.ver, row.blob)
 
     def _write_head(self, connection: Connection, commit: int, accumulator: int) -> None:
-        value = {"commit": commit, "acc": accumulator.to_bytes(32, "big"), "seals": self._sealer.usage.used + 1}
+        value = {
+            "commit": commit,
+            "acc": accumulator.to_bytes(32, "big"),
+            "seals": self._sealer.usage.used + 1,
+        }
         blob = self._sealer.seal(Table.HEAD, _ZERO, _ZERO, 0, value)
         statement = insert(HEAD).values(only=1, blob=blob)
         connection.execute(statement.on_conflict_do_update(index_elements=["only"], set_={"blob": blob}))
@@ -174,7 +180,11 @@ def _storage_errors() -> Iterator[None]:
     except DBAPIError as error:
         text = str(error.orig)
         if "malformed" in text or "not a database" in text:
-            raise CorruptStore("the state database is damaged", hint="restore a backup of the state") from error
-        raise StorageError(f"the state database cannot be used: {text}", hint="check the disk's space and rights") from error
+            raise CorruptStore(
+                "the state database is damaged", hint="restore a backup of the state"
+            ) from error
+        raise StorageError(
+            f"the state database cannot be used: {text}", hint="check the disk's space and rights"
+        ) from error
     except SQLAlchemyError as error:
         raise StorageError("the state database cannot be used", evidence=str(error)) from error

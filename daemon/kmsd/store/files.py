@@ -14,7 +14,9 @@ def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode
+        )
         try:
             view = memoryview(data)
             while view:
@@ -27,7 +29,9 @@ def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
         sync_directory(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}", hint="check the disk's space and rights") from error
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}", hint="check the disk's space and rights"
+        ) from error
 
 
 def sync_directory(path: Path) -> None:

@@ -22,7 +22,9 @@ class RowSealer:
     def __init__(self, domain_keys: dict[int, KeyMaterial], rng: Rng) -> None:
         oldest = domain_keys[min(domain_keys)].reveal()
         self._newest = max(domain_keys)
-        self._state = {number: GcmKey(derive(key.reveal(), Label.DOMAIN_STATE)) for number, key in domain_keys.items()}
+        self._state = {
+            number: GcmKey(derive(key.reveal(), Label.DOMAIN_STATE)) for number, key in domain_keys.items()
+        }
         self._index = derive(oldest, Label.DOMAIN_INDEX)
         self._accumulator = derive(oldest, Label.DOMAIN_ACCUMULATOR)
         self._rng = rng
@@ -62,7 +64,8 @@ class RowSealer:
             value = unpack(plain)
         except (struct.error, KeyError, AuthenticationFailed, BadFrame) as error:
             raise CorruptStore(
-                "a row of the key daemon's state is damaged or was changed", hint="restore a backup of the state"
+                "a row of the key daemon's state is damaged or was changed",
+                hint="restore a backup of the state",
             ) from error
         if type(value) is not dict:
             raise CorruptStore("a state row does not hold a map")

@@ -29,7 +29,13 @@ class Volume:
 
     def row(self) -> dict[str, Any]:
         """The sealed row of this volume."""
-        return {"id": self.volume_id, "key": self.key_id, "session": self.session, "unclean": self.unclean, "boot": self.boot}
+        return {
+            "id": self.volume_id,
+            "key": self.key_id,
+            "session": self.session,
+            "unclean": self.unclean,
+            "boot": self.boot,
+        }
 
 
 class VolumeService:
@@ -50,7 +56,11 @@ class VolumeService:
         """OpenVolumeSession."""
         request: shapes.OpenVolumeSessionRequest = call.request
         volume = self._volume(call, request.volume_id)
-        resumed = request.resume is not None and request.resume == volume.session and request.resume in volume.unclean
+        resumed = (
+            request.resume is not None
+            and request.resume == volume.session
+            and request.resume in volume.unclean
+        )
         if request.read_only:
             return shapes.OpenVolumeSessionResponse(session=volume.session, unclean_sessions=volume.unclean)
         leased = volume.holder is not None or call.now < volume.released + LEASE_SECONDS
@@ -63,7 +73,9 @@ class VolumeService:
             raise VolumeBusy("this volume was taken over by another session", hint="unmount and mount again")
         if not resumed:
             session = volume.session + 1
-            self._save(Volume(volume.volume_id, volume.key_id, session, [*volume.unclean, session], self._boot))
+            self._save(
+                Volume(volume.volume_id, volume.key_id, session, [*volume.unclean, session], self._boot)
+            )
             volume.session = session
             volume.unclean.append(session)
         volume.holder = call.connection_id

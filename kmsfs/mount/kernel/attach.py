@@ -53,7 +53,9 @@ def detach(mountpoint: Path, *, lazy: bool = False) -> None:
     command = [_helper(), "-u", *(["-z"] if lazy else []), os.fspath(mountpoint)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UsageError(f"cannot unmount {mountpoint}: {done.stderr.strip()}", hint="close what uses it, or pass --lazy")
+        raise UsageError(
+            f"cannot unmount {mountpoint}: {done.stderr.strip()}", hint="close what uses it, or pass --lazy"
+        )
 
 
 def _attach_as_root(mountpoint: Path, options: MountOptions) -> int:

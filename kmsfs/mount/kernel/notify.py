@@ -2,12 +2,19 @@
 
 import os
 
-from kmsfs.mount.kernel.wire import INVAL_ENTRY, INVAL_INODE, NOTIFY_INVAL_ENTRY, NOTIFY_INVAL_INODE, OUT_HEADER
+from kmsfs.mount.kernel.wire import (
+    INVAL_ENTRY,
+    INVAL_INODE,
+    NOTIFY_INVAL_ENTRY,
+    NOTIFY_INVAL_INODE,
+    OUT_HEADER,
+)
 
 
 class KernelNotifier:
-    """Writes notifications to the FUSE descriptor. Never call it from the thread that serves requests with the
-    lock of a directory held in the kernel for the same entry: the kernel would wait for us, and we for it.
+    """Writes notifications to the FUSE descriptor.
+
+    Never call it with the vfs lock held: the kernel may wait for a request that waits for that lock.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -210,7 +210,9 @@ class KernelSession:
 
     def _setattr(self, node: Node, body: memoryview) -> Answer:
         fields = wire.SETATTR_IN.unpack_from(body)
-        valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = (fields[i] for i in (0, 3, 5, 6, 8, 9, 11, 13, 14))
+        valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = (
+            fields[i] for i in (0, 3, 5, 6, 8, 9, 11, 13, 14)
+        )
         now = time.time_ns()
         times: list[int | None] = []
         for flag, now_flag, seconds, nanoseconds in (
@@ -218,7 +220,9 @@ class KernelSession:
             (SetattrField.MTIME, SetattrField.MTIME_NOW, mtime, mtime_ns),
         ):
             signed = seconds - (1 << 64) if seconds >> 63 else seconds
-            times.append((now if valid & now_flag else signed * wire.NS + nanoseconds) if valid & flag else None)
+            times.append(
+                (now if valid & now_flag else signed * wire.NS + nanoseconds) if valid & flag else None
+            )
         changes = Changes(
             mode if valid & SetattrField.MODE else None,
             uid if valid & SetattrField.UID else None,
@@ -361,7 +365,9 @@ class KernelSession:
         for position in range(offset, len(entries) + 2):
             if position < 2:
                 entry_name = (b".", b"..")[position]
-                piece = bytes(wire.ENTRY_OUT.size) + wire.dirent(node.key[1], position + 1, 0o040000, entry_name)
+                piece = bytes(wire.ENTRY_OUT.size) + wire.dirent(
+                    node.key[1], position + 1, 0o040000, entry_name
+                )
                 if len(piece) > left:
                     break
             else:

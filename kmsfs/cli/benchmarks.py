@@ -1,0 +1,161 @@
+"""kmsfs bench: the AES-GCM core, the key service, and the mount beside its peers; medians of alternating rounds."""
+
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kmsfs.aead.bare import bare_seal_loop
+from kmsfs.aead.gcm import GcmKey
+from kmsfs.cli.output import session
+from kmsfs.client.session import ClientSession
+from kmsfs.errors import UsageError
+
+_SIZES = (4096, 16384, 65536, 1 << 20)
+_ROUND_SECONDS = 0.3
+_CALLS = 3000
+
+
+def run_benchmarks(what: str, peers: list[str], rounds: int, folder: Path, quiet: bool) -> dict[str, Any]:
+    """Run the named part, or all; return tables by name.
+
+    Raises:
+        UsageError: if there is no such part.
+    """
+    from kmsfs.cli.mountbench import bench_mount
+
+    parts: dict[str, Callable[[Callable[[str], None]], dict[str, Any]]] = {
+        "aead": lambda tell: _bench_aead(rounds, tell),
+        "kms": lambda tell: _bench_kms(rounds, tell),
+        "mount": lambda tell: bench_mount(peers, rounds, folder, tell),
+    }
+    chosen = list(parts) if what == "all" else [what]
+    if not set(chosen) <= set(parts):
+        raise UsageError(f"no benchmark {what!r}", hint=f"one of {', '.join(parts)}, all")
+    from rich.console import Console
+    from rich.status import Status
+
+    with Status("measuring", console=Console(stderr=True, quiet=quiet)) as status:
+        return {name: parts[name](lambda text: status.update(f"measuring {text}")) for name in chosen}
+
+
+def _bench_aead(rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    rows = []
+    for size in _SIZES:
+        tell(f"AES-GCM, chunks of {size} bytes")
+        ours, bare = [], []
+        for _ in range(rounds):
+            ours.append(_rate(size, _core_loop(size)))
+            bare.append(_rate(size, bare_seal_loop(size, os.urandom)))
+        core, plain = statistics.median(ours), statistics.median(bare)
+        rows.append([size, round(core), round(plain), round(core / plain, 2)])
+    return {"columns": ["chunk bytes", "core MB/s", "bare loop MB/s", "ratio"], "rows": rows}
+
+
+def _core_loop(size: int) -> Callable[[], int]:
+    """Seal 1 MiB as chunks of `size`, as a write does."""
+    key = GcmKey(os.urandom(32))
+    total = max(size, 1 << 20)
+    plain = memoryview(os.urandom(total))
+    out = memoryview(bytearray(total + 16))
+    aads = [index.to_bytes(36, "little") for index in range(total // size)]
+
+    def once() -> int:
+        key.seal_run(os.urandom, plain, size, aads, out)
+        return total
+
+    return once
+
+
+def _rate(_size: int, once: Callable[[], int]) -> float:
+    once()
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < _ROUND_SECONDS:
+        done += once()
+    return done / (time.perf_counter() - start) / 1e6
+
+
+def _bench_kms(rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    talk = session()
+    key, blob, name = _prepare(talk)
+    operations: dict[str, tuple[str, dict[str, Any]]] = {
+        "GenerateDataKey": ("GenerateDataKey", {"KeyId": key, "KeySpec": "AES_256"}),
+        "Decrypt": ("Decrypt", {"CiphertextBlob": blob}),
+        "GetParameter(SecureString)": ("GetParameter", {"Name": name, "WithDecryption": True}),
+    }
+    rows = []
+    for label, (operation, parameters) in operations.items():
+        for clients in (1, 8):
+            tell(f"{label}, {clients} client(s)")
+            runs = [_call_many(operation, parameters, clients) for _ in range(rounds)]
+            middle = sorted(runs)[len(runs) // 2]
+            rows.append([label, clients, *middle])
+        tell(f"{label}, pipelined")
+        piped = statistics.median(_pipelined(talk, operation, parameters) for _ in range(rounds))
+        rows.append([label, "1, pipelined", round(piped), "", ""])
+    tell("batches")
+    rows.append(["GenerateDataKeyBatch (keys)", 1, round(_batched(talk, key)), "", ""])
+    talk.call("DeleteParameter", {"Name": name})
+    talk.call("ScheduleKeyDeletion", {"KeyId": key, "PendingWindowInDays": 7})
+    return {"columns": ["operation", "clients", "calls/s", "p50 us", "p99 us"], "rows": rows}
+
+
+def _prepare(talk: ClientSession) -> tuple[str, bytes, str]:
+    made = talk.call("CreateKey", {"Description": "kmsfs bench; may be deleted"})
+    key = made["KeyMetadata"]["KeyId"]
+    blob = talk.call("GenerateDataKey", {"KeyId": key, "KeySpec": "AES_256"})["CiphertextBlob"]
+    name = f"/kmsfs-bench/{os.getpid()}"
+    talk.call("PutParameter", {"Name": name, "Value": "secret", "Type": "SecureString", "KeyId": key})
+    return key, blob, name
+
+
+def _call_many(operation: str, parameters: dict[str, Any], clients: int) -> tuple[int, float, float]:
+    talk = session()
+    times: list[float] = []
+
+    def work(count: int) -> None:
+        mine = []
+        for _ in range(count):
+            start = time.perf_counter()
+            talk.call(operation, parameters)
+            mine.append(time.perf_counter() - start)
+        times.extend(mine)
+
+    threads = [threading.Thread(target=work, args=(_CALLS // clients,)) for _ in range(clients)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    spent = time.perf_counter() - start
+    talk.close()
+    times.sort()
+    p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
+    return round(len(times) / spent), round(p50 * 1e6, 1), round(p99 * 1e6, 1)
+
+
+def _pipelined(talk: ClientSession, operation: str, parameters: dict[str, Any]) -> float:
+    """Calls per second with 64 requests under way: what the daemon does when its client is not the limit."""
+    transport = talk.open_transport()
+    depth, left = 64, _CALLS
+    start = time.perf_counter()
+    for _ in range(depth):
+        transport.send(operation, parameters)
+    for done in range(left):
+        transport.receive()
+        if done + depth < left:
+            transport.send(operation, parameters)
+    spent = time.perf_counter() - start
+    transport.close()
+    return left / spent
+
+
+def _batched(talk: ClientSession, key: str) -> float:
+    contexts = [{"file": f"{number:032x}"} for number in range(128)]
+    start = time.perf_counter()
+    for _ in range(16):
+        talk.call("GenerateDataKeyBatch", {"KeyId": key, "EncryptionContexts": contexts})
+    return 16 * len(contexts) / (time.perf_counter() - start)
