@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from kmsfs.envelope.kf1file import Kf1File
+from kmsfs.formats.fileheader import Attributes
 
 ROOT_ID = 1
 _OPEN_DIRECTORIES_MAX = 512
@@ -30,6 +31,8 @@ class Node:
     descriptor: int = -1
     synced_entry: bool = True
     keep_cache: bool = False
+    attributes: Attributes | None = None
+    """What the header of a closed file said, until somebody else may have changed it."""
 
     @property
     def is_dir(self) -> bool:

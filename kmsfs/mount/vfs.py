@@ -62,6 +62,8 @@ class VfsBase:
         self.forget_directory: Callable[[Node], None] = lambda _node: None
         self.lease_holds: Callable[[], bool] = lambda: True
         self.privileged = os.geteuid() == 0
+        self.keep_attributes = True
+        """Whether attributes of closed files are remembered: only where changes behind the mount are noticed."""
         self.own_changes: set[str] = set()
         self.own_changes_before: set[str] = set()
 
@@ -232,7 +234,9 @@ class VfsBase:
     def _stat(self, node: Node, facts: os.stat_result, parent: Node | None, name: bytes) -> Stat:
         answer = from_backing(facts)
         if node.is_file:
-            attributes = node.file.attributes if node.file is not None else self._peek(node, facts)
+            attributes = node.file.attributes if node.file is not None else node.attributes
+            if attributes is None:
+                attributes = self._peek(node, facts)
             if attributes is not None:
                 if parent is not None:
                     self.check_home(attributes, parent, name)
@@ -255,6 +259,8 @@ class VfsBase:
         try:
             pair = read_slots(self.keys, backing)
             if pair.valid and pair.damaged is None and self.tools.rules.trusts(pair.valid[0].clear.session):
+                if self.keep_attributes:
+                    node.attributes = pair.valid[0].attributes
                 return pair.valid[0].attributes
             return self._peek_recovered(node, backing)
         finally:
@@ -371,6 +377,7 @@ class VfsBase:
         node.descriptor = -1
         self.open_files.discard(node)
         self.own_changes.update(node.names.values())
+        node.attributes = file.attributes if self.keep_attributes and not file.failed else None
         file.close()
         self.nodes.drop_if_unused(node)
 
@@ -427,6 +434,9 @@ class VfsBase:
 
     def _set_times(self, node: Node, changes: Changes) -> None:
         if node.is_file and changes.mtime_ns is not None:
+            known = node.file.attributes if node.file is not None else node.attributes
+            if changes.atime_ns is None and known is not None and known.mtime_ns == changes.mtime_ns:
+                return
             file = self.acquire(node)
             file.attributes.mtime_ns = changes.mtime_ns
             file.attributes_dirty = True

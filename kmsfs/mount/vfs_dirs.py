@@ -274,8 +274,8 @@ class DirectoryOperations(FileOperations):
             return
         self.changed_here(old_disk)
         self.changed_here(new_disk)
-        source, _ = self.lookup(old_parent, old_name)
-        target = self._rename_target(parent, name, flags)
+        source = old_parent.kids.get(old_name) or self.lookup(old_parent, old_name)[0]
+        target = self._rename_target(parent, name, new_disk, flags)
         if target is source:
             return
         self._before_rename(source, parent, name, replaces=target is not None)
@@ -286,13 +286,14 @@ class DirectoryOperations(FileOperations):
             self._drop_sidecar(self.nodes.descriptor(old_parent), old_disk, old_sidecar)
         self._after_rename(source, (old_parent, old_name), (parent, name), new_disk, target, old_disk, flags)
 
-    def _rename_target(self, parent: Node, name: bytes, flags: int) -> Node | None:
+    def _rename_target(self, parent: Node, name: bytes, disk_name: str, flags: int) -> Node | None:
+        directory = self.nodes.descriptor(parent)
+        if not flags & _EXCHANGE and not os.access(
+            disk_name, os.F_OK, dir_fd=directory, follow_symlinks=False
+        ):
+            return None
         try:
             target, _ = self.lookup(parent, name)
-        except FileNotFoundError:
-            if flags & _EXCHANGE:
-                raise
-            return None
         except KmsfsError:
             # Replacing a damaged file is a way to be rid of it.
             return parent.kids.get(name)

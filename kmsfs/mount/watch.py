@@ -134,6 +134,7 @@ class CipherWatcher:
                 return
             if child is not None:
                 child.keep_cache = False
+                child.attributes = None
         self._notifier.drop_entry(node.node_id, name)
         self._notifier.drop_inode(node.node_id)
         if child is not None:
@@ -152,6 +153,7 @@ class CipherWatcher:
             nodes = [node for node in self._vfs.nodes.all_nodes() if node.file is None]
             places = [(place[0].node_id, place[1]) for node in nodes if (place := node.place()) is not None]
         for node in nodes:
+            node.attributes = None
             self._notifier.drop_inode(node.node_id)
         for parent_id, name in places:
             self._notifier.drop_entry(parent_id, name)
@@ -159,6 +161,7 @@ class CipherWatcher:
     def _shorten(self, why: str) -> None:
         if self._lifetimes.positive > 1:
             _LOG.warning("%s: the kernel's caches are kept for a second only", why)
+        self._vfs.keep_attributes = False
         self._lifetimes.positive = 1
         self._lifetimes.negative = 0
 

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import select
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from kmsfs.mount.attributes import Changes, Requester, Stat
 from kmsfs.mount.durability import Vfs
 from kmsfs.mount.errno_map import errno_of
 from kmsfs.mount.kernel import wire
-from kmsfs.mount.kernel.wire import InitFlag, Opcode, SetattrField
+from kmsfs.mount.kernel.wire import InitFlag, Opcode
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs_dirs import Entry
 
@@ -23,8 +24,10 @@ _WANTED = (
     | InitFlag.ABORT_ERROR | InitFlag.MAX_PAGES | InitFlag.CACHE_SYMLINKS | InitFlag.EXPLICIT_INVAL_DATA
 )  # fmt: skip
 _SEEK_DATA, _SEEK_HOLE = 3, 4
+_SPIN_NS = 60_000
+"""Look for the next request this long before sleeping: waking a sleeping thread costs more than most requests."""
 
-Answer = bytes | memoryview | tuple[bytes | memoryview, ...] | None
+Answer = bytes | memoryview | None
 
 
 @dataclass(slots=True)
@@ -98,11 +101,19 @@ class KernelSession:
         """
         buffer = bytearray(wire.BUFFER_BYTES)
         view = memoryview(buffer)
+        buffers = [buffer]
+        descriptor, dispatch = self.descriptor, self.dispatch
+        os.set_blocking(descriptor, False)
+        spin_until = 0
         while True:
             try:
-                length = os.readv(self.descriptor, [buffer])
+                length = os.readv(descriptor, buffers)
+            except BlockingIOError:
+                if time.perf_counter_ns() > spin_until:
+                    self._wait()
+                continue
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                if error.errno in (errno.ENOENT, errno.EINTR):
                     continue
                 if error.errno == errno.ENODEV:
                     return
@@ -110,7 +121,12 @@ class KernelSession:
             if not length:
                 return
             self.requests += 1
-            self.dispatch(view[:length])
+            dispatch(view[:length])
+            spin_until = time.perf_counter_ns() + _SPIN_NS
+
+    def _wait(self) -> None:
+        """Sleep until the kernel has a request."""
+        select.select([self.descriptor], [], [])
 
     def dispatch(self, request: memoryview) -> None:
         """Serve one request."""
@@ -136,9 +152,10 @@ class KernelSession:
             self._reply_error(unique, errno.EIO)
 
     def _reply(self, unique: int, answer: Answer) -> None:
-        parts = answer if isinstance(answer, tuple) else (answer,) if answer is not None else ()
-        length = wire.OUT_HEADER.size + sum(len(part) for part in parts)
-        self._send([wire.OUT_HEADER.pack(length, 0, unique), *parts])
+        if answer is None:
+            self._send([wire.OUT_HEADER.pack(16, 0, unique)])
+        else:
+            self._send([wire.OUT_HEADER.pack(16 + len(answer), 0, unique), answer])
 
     def _reply_error(self, unique: int, number: int) -> None:
         self._send([wire.OUT_HEADER.pack(wire.OUT_HEADER.size, -number, unique)])
@@ -213,23 +230,13 @@ class KernelSession:
         valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = (
             fields[i] for i in (0, 3, 5, 6, 8, 9, 11, 13, 14)
         )
-        now = time.time_ns()
-        times: list[int | None] = []
-        for flag, now_flag, seconds, nanoseconds in (
-            (SetattrField.ATIME, SetattrField.ATIME_NOW, atime, atime_ns),
-            (SetattrField.MTIME, SetattrField.MTIME_NOW, mtime, mtime_ns),
-        ):
-            signed = seconds - (1 << 64) if seconds >> 63 else seconds
-            times.append(
-                (now if valid & now_flag else signed * wire.NS + nanoseconds) if valid & flag else None
-            )
         changes = Changes(
-            mode if valid & SetattrField.MODE else None,
-            uid if valid & SetattrField.UID else None,
-            gid if valid & SetattrField.GID else None,
-            size if valid & SetattrField.SIZE else None,
-            times[0],
-            times[1],
+            mode if valid & wire.SET_MODE else None,
+            uid if valid & wire.SET_UID else None,
+            gid if valid & wire.SET_GID else None,
+            size if valid & wire.SET_SIZE else None,
+            _time(atime, atime_ns, now=bool(valid & wire.SET_ATIME_NOW)) if valid & wire.SET_ATIME else None,
+            _time(mtime, mtime_ns, now=bool(valid & wire.SET_MTIME_NOW)) if valid & wire.SET_MTIME else None,
         )
         return self._attr(self.vfs.setattr(node, changes))
 
@@ -391,6 +398,12 @@ class KernelSession:
     def _fsyncdir(self, node: Node, _body: memoryview) -> Answer:
         self.vfs.fsyncdir(node)
         return None
+
+
+def _time(seconds: int, nanoseconds: int, *, now: bool) -> int:
+    if now:
+        return time.time_ns()
+    return (seconds - (1 << 64) if seconds >> 63 else seconds) * wire.NS + nanoseconds
 
 
 def _name(body: memoryview) -> bytes:
