@@ -25,8 +25,8 @@ def check_name(name: str) -> str:
         raise InvalidName(
             "Parameter name must be a fully qualified name: it starts with / where it has levels."
         )
-    levels = name.strip("/").split("/")
-    if name.endswith("/") or "" in levels:
+    levels = name.removeprefix("/").split("/")
+    if "" in levels:
         raise InvalidName("A parameter name has no empty level and does not end with /.")
     if len(levels) > PARAMETER_LEVELS_MAX:
         raise HierarchyLevelLimit(f"A parameter name has at most {PARAMETER_LEVELS_MAX} levels.")

@@ -1,0 +1,178 @@
+"""Fixtures: a realm and its daemon over a real socket, mounted volumes, and a guard against leftovers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+from hypothesis import HealthCheck, settings
+
+from kmsfs.client.session import ClientSession
+from kmsfs.mount.run import mounted_source
+
+settings.register_profile(
+    "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("ci")
+
+HAS_FUSE = os.path.exists("/dev/fuse") and os.access("/dev/fuse", os.R_OK | os.W_OK)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("fuse") and not HAS_FUSE:
+            item.add_marker(pytest.mark.skip(reason="no usable /dev/fuse"))
+        if item.get_closest_marker("root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+class DaemonProcess:
+    """A kmsd over a state folder of its own."""
+
+    def __init__(self, folder: Path, *serve_options: str, private: bool = True, source=("--source", "keyfile")):
+        self.folder = folder
+        self.state = folder / "state"
+        self.socket = folder / "kmsd.sock"
+        self.options = ["--private"] if private else []
+        self.options += serve_options
+        self.process = None
+        self.source = source
+
+    def init(self, *options):
+        return subprocess.run(
+            [sys.executable, "-m", "kmsd", "init", "--state", str(self.state), *self.source, *options, "--json"],
+            capture_output=True, text=True,
+        )
+
+    def start(self, *options, wait=True):
+        command = [sys.executable, "-m", "kmsd", "serve", "--state", str(self.state), "--socket", str(self.socket)]
+        self.process = subprocess.Popen([*command, *self.options, *options], stderr=subprocess.PIPE, text=True)
+        if wait:
+            deadline = time.monotonic() + 20
+            while not self.answers():
+                if self.process.poll() is not None:
+                    raise RuntimeError(self.process.stderr.read())
+                assert time.monotonic() < deadline, "kmsd does not start"
+                time.sleep(0.02)
+        return self
+
+    def answers(self):
+        try:
+            self.session().call("GetStatus", {})
+        except Exception:
+            return False
+        return True
+
+    def session(self, **options):
+        return ClientSession(socket=str(self.socket), autostart=False, **options)
+
+    def stop(self, number=signal.SIGTERM):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(20)
+        if self.process:
+            self.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    made = DaemonProcess(tmp_path_factory.mktemp("kmsd"))
+    assert made.init().returncode == 0
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def fresh_daemon(tmp_path):
+    made = DaemonProcess(tmp_path)
+    result = made.init()
+    assert result.returncode == 0, result.stderr
+    made.init_output = result.stdout
+    yield made
+    made.stop(signal.SIGKILL)
+
+
+class MountProcess:
+    """A `kmsfs mount --foreground`."""
+
+    def __init__(self, socket, cipher: Path, plain: Path, *options: str):
+        self.cipher = cipher
+        self.plain = plain
+        self.socket = str(socket)
+        self.options = options
+        self.process = None
+
+    def start(self, *, wait=True):
+        environment = {**os.environ, "KMSFS_SOCKET": self.socket}
+        command = [sys.executable, "-m", "kmsfs.cli", "mount", "--foreground", str(self.cipher), str(self.plain)]
+        self.process = subprocess.Popen(
+            [*command, *self.options], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        if wait:
+            deadline = time.monotonic() + 30
+            while not os.path.ismount(self.plain):
+                if self.process.poll() is not None:
+                    raise RuntimeError(self.process.stderr.read())
+                assert time.monotonic() < deadline, "does not mount"
+                time.sleep(0.02)
+        return self
+
+    def stop(self):
+        if os.path.ismount(self.plain):
+            subprocess.run(["umount", str(self.plain)], check=False)
+        if self.process and self.process.poll() is None:
+            self.process.wait(60)
+        self._close()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(20)
+        subprocess.run(["umount", "-l", str(self.plain)], check=False)
+        self._close()
+
+    def _close(self):
+        if self.process and not self.process.stderr.closed:
+            self.log = self.process.stderr.read()
+            self.process.stderr.close()
+
+    def again(self):
+        self.stop()
+        return self.start()
+
+
+@pytest.fixture
+def make_mount(daemon, tmp_path):
+    made = []
+
+    def make(*options, name="v", on=None):
+        cipher, plain = tmp_path / f"{name}.cipher", tmp_path / f"{name}.plain"
+        cipher.mkdir(exist_ok=True)
+        plain.mkdir(exist_ok=True)
+        process = MountProcess((on or daemon).socket, cipher, plain, *options)
+        made.append(process)
+        return process
+
+    yield make
+    for process in made:
+        try:
+            if process.process and process.process.poll() is None:
+                process.stop()
+        finally:
+            if os.path.ismount(process.plain):
+                subprocess.run(["umount", "-l", str(process.plain)], check=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_leftovers():
+    yield
+    with open("/proc/self/mountinfo") as table:
+        left = [line.split()[4] for line in table if "fuse.kmsfs" in line and "pytest" in line]
+    assert not left, f"tests left mounts behind: {left}"
+    assert mounted_source(Path("/nonexistent")) is None

@@ -1,0 +1,173 @@
+"""Policies, conditions, grants and the one decision."""
+
+import json
+import time
+
+import pytest
+
+from kmsd.authz.decide import Question, decide
+from kmsd.authz.grants import Grant
+from kmsd.authz.policy import compile_policy, default_policy, service_key_policy
+from kmsd.authz.principal import make_caller
+from kmsd.authz.wildcard import matches
+from kmsd.grants.rules import within
+from kmsfs.errors import LimitExceeded, MalformedPolicy
+
+ACCOUNT = "1" * 12
+ARN = "arn:kmsfs:kms:local:111111111111:key/x"
+
+
+def arn(kind, number):
+    return f"arn:kmsfs:iam::{ACCOUNT}:{kind}/{number}"
+
+
+def policy(*statements):
+    return compile_policy(json.dumps({"Version": "2012-10-17", "Statement": list(statements)}))
+
+
+def statement(effect="Allow", who="*", action="kms:*", **more):
+    return {"Effect": effect, "Principal": "*" if who == "*" else {"AWS": who}, "Action": action, "Resource": "*", **more}
+
+
+def ask(document, action="kms:Decrypt", uid=1000, groups=(), context=None, via=None, grants=(), **values):
+    caller = make_caller(ACCOUNT, uid, uid, 1, tuple(groups))
+    return decide(caller, Question(action, ARN, context or {}, via, time.time(), values), document, grants)
+
+
+def test_default_policy_allows_its_creator_only():
+    document = compile_policy(default_policy(arn("uid", 1000)))
+    assert ask(document).allowed
+    assert not ask(document, uid=1001).allowed
+    assert not ask(document, uid=0).allowed
+
+
+def test_explicit_deny_always_wins():
+    allow, deny = statement(), statement("Deny", arn("uid", 1000), "kms:Decrypt", Sid="no")
+    for document in (policy(allow, deny), policy(deny, allow)):
+        assert ask(document).by == "deny:no"
+        assert ask(document, "kms:Encrypt").allowed
+    grant = Grant("1" * 64, "x", arn("uid", 1000), None, frozenset({"Decrypt"}), None, None, None, 0, "")
+    assert not ask(policy(deny), grants=[grant]).allowed
+
+
+def test_groups_are_principals():
+    document = policy(statement(who=arn("gid", 50)))
+    assert ask(document, groups=(50,)).allowed
+    assert not ask(document, groups=(51,)).allowed
+
+
+@pytest.mark.parametrize(
+    ("condition", "context", "via", "expected"),
+    [
+        ({"StringEquals": {"kms:EncryptionContext:app": "x"}}, {"app": "x"}, None, True),
+        ({"StringEquals": {"kms:EncryptionContext:app": "x"}}, {"app": "X"}, None, False),
+        ({"StringEquals": {"kms:EncryptionContext:app": "x"}}, {}, None, False),
+        ({"StringEqualsIfExists": {"kms:EncryptionContext:app": "x"}}, {}, None, True),
+        ({"StringNotEquals": {"kms:EncryptionContext:app": "x"}}, {}, None, True),
+        ({"StringEqualsIgnoreCase": {"kms:EncryptionContext:app": ["y", "x"]}}, {"app": "X"}, None, True),
+        ({"StringLike": {"kms:EncryptionContext:app": "a*z?"}}, {"app": "abczd"}, None, True),
+        ({"StringEquals": {"kms:ViaService": "ssm"}}, {}, "ssm", True),
+        ({"StringEquals": {"kms:ViaService": "ssm"}}, {}, None, False),
+        ({"Null": {"kms:ViaService": "true"}}, {}, None, True),
+        ({"Null": {"kms:ViaService": "true"}}, {}, "ssm", False),
+        ({"ForAllValues:StringEquals": {"kms:EncryptionContextKeys": ["a", "b"]}}, {"a": ""}, None, True),
+        ({"ForAllValues:StringEquals": {"kms:EncryptionContextKeys": ["a"]}}, {"a": "", "c": ""}, None, False),
+        ({"ForAnyValue:StringEquals": {"kms:EncryptionContextKeys": ["a"]}}, {"a": "", "c": ""}, None, True),
+        ({"ForAnyValue:StringEquals": {"kms:EncryptionContextKeys": ["a"]}}, {}, None, False),
+        ({"DateGreaterThan": {"aws:CurrentTime": "2020-01-01T00:00:00Z"}}, {}, None, True),
+        ({"DateLessThan": {"aws:CurrentTime": "2020-01-01T00:00:00Z"}}, {}, None, False),
+        ({"NumericLessThan": {"aws:EpochTime": "not a number"}}, {}, None, False),
+        ({"StringEquals": {"kms:CallerAccount": ACCOUNT}, "Bool": {"aws:Nothing": "true"}}, {}, None, False),
+        ({"StringEquals": {"kmsfs:VolumeId": "ab"}}, {"kmsfs:volume": "ab"}, None, True),
+    ],
+)
+def test_conditions(condition, context, via, expected):
+    assert ask(policy(statement(Condition=condition)), context=context, via=via).allowed is expected
+
+
+def test_not_action_not_principal_not_resource():
+    assert not ask(policy(_without(statement(), "Action", NotAction="kms:Decrypt"))).allowed
+    assert ask(policy(_without(statement(), "Action", NotAction="kms:Encrypt"))).allowed
+    deny_others = _without(statement("Deny"), "Principal", NotPrincipal={"AWS": arn("uid", 1000)})
+    assert ask(policy(statement(), deny_others)).allowed
+    assert not ask(policy(statement(), deny_others), uid=5).allowed
+    assert not ask(policy(_without(statement(), "Resource", NotResource="*"))).allowed
+
+
+def _without(base, name, **more):
+    return {key: value for key, value in base.items() if key != name} | more
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "no json", "[]", "{}", '{"Statement": []}', '{"Statement": [1]}', '{"Version": "2011", "Statement": []}',
+        '{"Statement": [], "Statement": []}', '{"Extra": 1, "Statement": []}',
+        json.dumps({"Statement": [statement("Perhaps")]}),
+        json.dumps({"Statement": [statement(action="s3:Get")]}),
+        json.dumps({"Statement": [statement(who="bob")]}),
+        json.dumps({"Statement": [statement(Condition={"Sounds": {"a": "b"}})]}),
+        json.dumps({"Statement": [statement(Condition={"StringEquals": {}})]}),
+        json.dumps({"Statement": [statement(Condition={"StringEquals": {"a": None}})]}),
+        json.dumps({"Statement": [statement(Sid="a"), statement(Sid="a")]}),
+        json.dumps({"Statement": [_without(statement(), "Principal")]}),
+        json.dumps({"Statement": [_without(statement(), "Resource")]}),
+        json.dumps({"Statement": [_without(statement(), "Action")]}),
+        json.dumps({"Statement": [_without(statement(), "Principal", NotPrincipal="*")]}),
+        "[" * 30000,
+    ],
+)  # fmt: skip
+def test_what_is_no_policy(text):
+    with pytest.raises(MalformedPolicy):
+        compile_policy(text)
+
+
+def test_policy_size_limit():
+    with pytest.raises(LimitExceeded):
+        compile_policy(" " * 40_000)
+
+
+def test_service_policy_works_through_the_service_only():
+    document = compile_policy(service_key_policy(ACCOUNT, arn("uid", 1), "ssm"))
+    assert ask(document, uid=2, via="ssm").allowed
+    assert not ask(document, uid=2).allowed
+    assert not ask(document, "kms:DisableKey", uid=2, via="ssm").allowed
+
+
+@pytest.mark.parametrize(
+    ("equals", "subset", "context", "expected"),
+    [
+        (None, None, {}, True),
+        ({"a": "b"}, None, {"a": "b"}, True),
+        ({"a": "b"}, None, {"a": "b", "c": "d"}, False),
+        (None, {"a": "b"}, {"a": "b", "c": "d"}, True),
+        (None, {"a": "b"}, {"a": "x"}, False),
+        ({}, None, {"a": "b"}, False),
+    ],
+)
+def test_grant_constraints(equals, subset, context, expected):
+    grant = Grant("1" * 64, "x", arn("uid", 1000), None, frozenset({"Decrypt", "DescribeKey"}), equals, subset, None, 0, "")
+    nobody = policy(statement(who=arn("uid", 1)))
+    assert ask(nobody, context=context, grants=[grant]).allowed is expected
+    assert ask(nobody, "kms:DescribeKey", grants=[grant]).allowed
+    assert not ask(nobody, "kms:Encrypt", context=context, grants=[grant]).allowed
+    assert not ask(nobody, uid=7, context=context, grants=[grant]).allowed
+
+
+def test_a_child_grant_cannot_exceed_its_parent():
+    def parent(equals=None, subset=None):
+        return Grant("1" * 64, "x", "p", None, frozenset({"Decrypt", "CreateGrant"}), equals, subset, None, 0, "")
+
+    assert within(parent(), frozenset({"Decrypt"}), None, None)
+    assert not within(parent(), frozenset({"Encrypt"}), None, None)
+    assert not within(parent(subset={"a": "b"}), frozenset({"Decrypt"}), None, None)
+    assert within(parent(subset={"a": "b"}), frozenset({"Decrypt"}), None, {"a": "b", "c": "d"})
+    assert within(parent(subset={"a": "b"}), frozenset({"Decrypt"}), {"a": "b"}, None)
+    assert not within(parent(equals={"a": "b"}), frozenset({"Decrypt"}), None, {"a": "b"})
+
+
+def test_wildcards_stay_fast_on_hostile_patterns():
+    start = time.perf_counter()
+    assert not matches("*a" * 200 + "b", "a" * 4000)
+    assert time.perf_counter() - start < 2
+    assert matches("a*c?e", "abbbcde") and not matches("a*c", "ab") and matches("*", "") and not matches("?", "")

@@ -1,0 +1,275 @@
+"""Keyring, recovery code, store, anchor, audit journal, parameters' pure rules."""
+
+import os
+import sqlite3
+
+import pytest
+
+from kmsd.audit.journal import Journal, verify_log
+from kmsd.parameters.path import below, check_name, check_path
+from kmsd.parameters.pattern import check_value
+from kmsd.parameters.secure import open_message, seal_message
+from kmsd.parameters.selector import parse_selector
+from kmsd.parameters.tier import settle_tier
+from kmsd.root.keyring import Argon2Parameters, Keyring, SealType, open_keyring
+from kmsd.root.recovery import parse_recovery_code, recovery_code
+from kmsd.store.anchor import Anchor
+from kmsd.store.database import SealedStore
+from kmsd.store.schema import Table
+from kmsd.store.sealing import RowSealer
+from kmsfs import errors
+from kmsfs.secret import KeyMaterial
+
+
+def test_recovery_code_round_trip_and_typos():
+    key = KeyMaterial(os.urandom(32))
+    code = recovery_code(key)
+    assert parse_recovery_code(code.lower().replace("-", " ")).matches(key)
+    for bad in ("", code[:-1], code[:-1] + ("A" if code[-1] != "A" else "B"), "KMSFS1-!!!!"):
+        with pytest.raises(errors.RootKeyMissing):
+            parse_recovery_code(bad)
+
+
+def test_every_bit_of_the_keyring_counts():
+    root = KeyMaterial(os.urandom(32))
+    ring = Keyring(SealType.KEYFILE, os.urandom(16), Argon2Parameters(), 1, {1: KeyMaterial(os.urandom(32))}, {1: 1.0})
+    data = ring.encode(root, os.urandom)
+    assert open_keyring(data, root).domain_keys[1].matches(ring.domain_keys[1])
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(errors.KmsfsError):
+            open_keyring(bytes(flipped), root)
+    with pytest.raises(errors.RootKeyMissing):
+        open_keyring(data, KeyMaterial(bytes(32)))
+
+
+@pytest.fixture
+def store(tmp_path):
+    sealer = RowSealer({1: KeyMaterial(b"k" * 32)}, os.urandom)
+    made = SealedStore(tmp_path / "s.db", sealer, create=True)
+    with made.transaction() as work:
+        for number in range(4):
+            work.put(Table.ALIAS, f"alias/{number}", {"name": f"alias/{number}"})
+    yield made
+    made.close()
+
+
+def reopen(tmp_path):
+    return SealedStore(tmp_path / "s.db", RowSealer({1: KeyMaterial(b"k" * 32)}, os.urandom))
+
+
+def test_store_survives_and_hides_names(store, tmp_path):
+    store.close()
+    again = reopen(tmp_path)
+    assert sorted(row["name"] for row in again.scan(Table.ALIAS)) == [f"alias/{n}" for n in range(4)]
+    assert again.get(Table.ALIAS, "alias/2") == {"name": "alias/2"}
+    assert again.get(Table.ALIAS, "alias/9") is None
+    raw = (tmp_path / "s.db").read_bytes()
+    assert b"alias" not in raw
+    again.close()
+
+
+def test_every_bit_of_a_row_counts(store, tmp_path):
+    store.close()
+    database = sqlite3.connect(tmp_path / "s.db")
+    table, row_id, parent, version, blob = database.execute("SELECT tbl, id, parent, ver, blob FROM row").fetchone()
+    where = "WHERE tbl=? AND id=?"
+    for bit in range(len(blob) * 8):
+        flipped = bytearray(blob)
+        flipped[bit // 8] ^= 1 << bit % 8
+        database.execute(f"UPDATE row SET blob=? {where}", (bytes(flipped), table, row_id))
+        database.commit()
+        with pytest.raises((errors.CorruptStore, errors.UnsupportedFormat)):
+            opened = reopen(tmp_path)
+            list(opened.scan(Table.ALIAS))
+        database.execute(f"UPDATE row SET blob=? {where}", (blob, table, row_id))
+        database.commit()
+    for column, value in (("ver", version + 1), ("parent", b"x" * 16)):
+        database.execute(f"UPDATE row SET {column}=? {where}", (value, table, row_id))
+        database.commit()
+        with pytest.raises(errors.CorruptStore):
+            list(reopen(tmp_path).scan(Table.ALIAS))
+        database.execute(f"UPDATE row SET ver=?, parent=? {where}", (version, parent, table, row_id))
+        database.commit()
+    database.close()
+
+
+def test_removed_swapped_and_reverted_rows_are_noticed(store, tmp_path):
+    database = sqlite3.connect(tmp_path / "s.db")
+    rows = database.execute("SELECT tbl, id, blob, ver FROM row").fetchall()
+    with store.transaction() as work:
+        work.put(Table.ALIAS, "alias/0", {"name": "alias/0", "new": True})
+    store.close()
+    changed = dict((row_id, blob) for _, row_id, blob, _ in rows)
+    now = database.execute("SELECT id, blob, ver FROM row").fetchall()
+    [(reverted_id, new_blob, _)] = [row for row in now if changed[row[0]] != row[1]]
+    old_version = next(version for _, row_id, _, version in rows if row_id == reverted_id)
+    database.execute("UPDATE row SET blob=?, ver=? WHERE id=?", (changed[reverted_id], old_version, reverted_id))
+    database.commit()
+    with pytest.raises(errors.CorruptStore):
+        reopen(tmp_path)
+    database.execute("UPDATE row SET blob=?, ver=? WHERE id=?", (new_blob, old_version + 1, reverted_id))
+    database.commit()
+    reopen(tmp_path).close()
+    database.execute("DELETE FROM row WHERE id=?", (reverted_id,))
+    database.commit()
+    with pytest.raises(errors.CorruptStore):
+        reopen(tmp_path)
+    database.close()
+
+
+def test_a_failed_transaction_changes_nothing(store):
+    before = store.digest
+    with pytest.raises(RuntimeError), store.transaction() as work:
+        work.put(Table.ALIAS, "alias/x", {"name": "x"})
+        raise RuntimeError
+    assert store.digest == before and store.get(Table.ALIAS, "alias/x") is None
+
+
+def test_anchor_notices_an_older_database(store, tmp_path):
+    anchor = Anchor(tmp_path / "anchor", b"a" * 32)
+    with pytest.raises(errors.CorruptStore):
+        anchor.check(store)
+    anchor.write(store)
+    anchor.check(store)
+    old = (tmp_path / "s.db").read_bytes(), (tmp_path / "s.db-wal").read_bytes()
+    with store.transaction() as work:
+        work.put(Table.ALIAS, "alias/new", {"name": "new"})
+    anchor.write(store)
+    store.close()
+    (tmp_path / "s.db").write_bytes(old[0])
+    (tmp_path / "s.db-wal").write_bytes(old[1])
+    (tmp_path / "s.db-shm").unlink(missing_ok=True)
+    rolled_back = reopen(tmp_path)
+    with pytest.raises(errors.CorruptStore, match="older"):
+        Anchor(tmp_path / "anchor", b"a" * 32).check(rolled_back)
+    Anchor(tmp_path / "anchor", b"a" * 32).check(rolled_back, accept_rollback=True)
+    rolled_back.close()
+    data = bytearray((tmp_path / "anchor").read_bytes())
+    data[9] ^= 1
+    (tmp_path / "anchor").write_bytes(data)
+    with pytest.raises(errors.CorruptStore, match="damaged"):
+        Anchor(tmp_path / "anchor", b"a" * 32).check(reopen(tmp_path))
+
+
+def make_log(folder, records=6):
+    journal = Journal(folder, b"s" * 32, os.urandom, first_key=b"v" * 32)
+    for number in range(records):
+        journal.append({"op": "X", "n": number})
+    journal.close()
+    return folder / "audit.jsonl"
+
+
+def test_audit_chain_verifies_and_resumes(tmp_path):
+    log = make_log(tmp_path)
+    again = Journal(tmp_path, b"s" * 32, os.urandom)
+    again.append({"op": "Y"})
+    again.flush()
+    # Killed before any checkpoint: the chain is followed from the stored point.
+    third = Journal(tmp_path, b"s" * 32, os.urandom)
+    third.append({"op": "Z"})
+    third.close()
+    assert verify_log(log, b"v" * 32) == 8
+
+
+@pytest.mark.parametrize("attack", ["drop", "swap", "edit", "insert"])
+def test_audit_attacks_are_named(tmp_path, attack):
+    log = make_log(tmp_path)
+    lines = log.read_bytes().splitlines(keepends=True)
+    if attack == "drop":
+        del lines[2]
+    elif attack == "swap":
+        lines[1], lines[2] = lines[2], lines[1]
+    elif attack == "edit":
+        lines[2] = lines[2].replace(b'"n":2', b'"n":7')
+    else:
+        lines.insert(2, lines[3])
+    log.write_bytes(b"".join(lines))
+    with pytest.raises(errors.AuditChainBroken):
+        verify_log(log, b"v" * 32)
+
+
+def test_audit_torn_tail_is_dropped_and_cut_tail_is_noticed(tmp_path):
+    log = make_log(tmp_path)
+    with log.open("ab") as stream:
+        stream.write(b'{"half":')
+    Journal(tmp_path, b"s" * 32, os.urandom).close()
+    assert verify_log(log, b"v" * 32) == 6
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:4]))
+    with pytest.raises(errors.AuditChainBroken, match="cut off"):
+        Journal(tmp_path, b"s" * 32, os.urandom)
+
+
+@pytest.mark.parametrize("name", ["a", "/a", "/a/b.c-d_e", "/" + "/".join("x" * 15)])
+def test_good_parameter_names(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "/a/", "//a", "/a b", "/ä", "aws", "/AWSome", "ssm-x", "/ssm/x", "x" * 1012])
+def test_bad_parameter_names(name):
+    with pytest.raises(errors.InvalidName):
+        check_name(name)
+
+
+def test_sixteen_levels_are_too_many():
+    with pytest.raises(errors.HierarchyLevelLimit):
+        check_name("/" + "/".join("x" * 16))
+
+
+def test_paths():
+    assert check_path("/") == "" and check_path("/a/") == "/a"
+    assert below("/a/b", "/a", recursive=False) and not below("/a/b/c", "/a", recursive=False)
+    assert below("/a/b/c", "/a", recursive=True) and not below("/ab", "/a", recursive=True)
+    assert below("x", "", recursive=False)
+    with pytest.raises(errors.InvalidName):
+        check_path("a")
+
+
+def test_selectors():
+    assert parse_selector("/a:3", "1" * 12).version == 3
+    assert parse_selector("arn:kmsfs:ssm:local:111111111111:parameter/a/b:2", "1" * 12).name == "/a/b"
+    assert parse_selector("arn:kmsfs:ssm:local:111111111111:parameter/a", "1" * 12).name == "a"
+    for bad in ("/a:", "/a:x", "/a:-1", "/a:٣"):
+        with pytest.raises(errors.ParameterVersionNotFound):
+            parse_selector(bad, "1" * 12)
+    with pytest.raises(errors.ParameterNotFound):
+        parse_selector("arn:aws:s3:::x", "1" * 12)
+
+
+def test_tiers():
+    assert settle_tier(None, None, 10) == "Standard"
+    assert settle_tier("Intelligent-Tiering", None, 5000) == "Advanced"
+    assert settle_tier("Advanced", "Standard", 5000) == "Advanced"
+    for asked, present, size in (("Standard", None, 4097), ("Standard", "Advanced", 1), ("Advanced", None, 8193)):
+        with pytest.raises(errors.InvalidRequest):
+            settle_tier(asked, present, size)
+
+
+def test_allowed_patterns():
+    check_value(r"^[a-z]+\d{2}$", "abc12")
+    with pytest.raises(errors.ParameterPatternMismatch):
+        check_value(r"^\d+$", "x")
+    for hostile in (r"^(a+)+$", r"(a*)*b", r"(a|aa)+$", "(", r"(x+x+)+y", r"(.*)\1", "a*a*a*a*a*b"):
+        with pytest.raises(errors.InvalidAllowedPattern):
+            check_value(hostile, "a" * 40)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8192])
+def test_messages_round_trip_and_notice_every_flipped_byte(size):
+    plain, key = os.urandom(size), os.urandom(32)
+    data = seal_message(plain, "arn:x", "key", key, b"w" * 132, os.urandom)
+    assert open_message(data, "arn:x", lambda _blob: key) == plain
+    with pytest.raises(errors.InvalidCiphertext):
+        open_message(data, "arn:y", lambda _blob: key)
+    with pytest.raises(errors.InvalidCiphertext):
+        open_message(data, "arn:x", lambda _blob: os.urandom(32))
+    for position in [*range(0, min(len(data), 400)), *range(400, len(data), 97)]:
+        broken = bytearray(data)
+        broken[position] ^= 1
+        with pytest.raises(errors.InvalidCiphertext):
+            open_message(bytes(broken), "arn:x", lambda _blob: key)
+    for cut in (data[:-1], data + b"\0", data[: len(data) // 2]):
+        with pytest.raises(errors.InvalidCiphertext):
+            open_message(cut, "arn:x", lambda _blob: key)
