@@ -1,0 +1,101 @@
+"""Published vectors through our own rooms: Wycheproof (C2SP, Apache-2.0) and NIST (package cryptography-vectors)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kmsfs.aead.gcm import GcmKey
+from kmsfs.aead.kdf import hkdf_expand_sha512, hkdf_extract_sha512, hmac_sha256, kbkdf
+from kmsfs.aead.siv import SivKey
+from kmsfs.errors import AuthenticationFailed
+
+FOLDER = Path(__file__).parents[3] / "shared" / "vectors" / "wycheproof"
+wycheproof = pytest.mark.skipif(not FOLDER.is_dir(), reason="the Wycheproof files are not beside this checkout")
+
+
+def cases(name, **sizes):
+    document = json.loads((FOLDER / name).read_text())
+    for group in document["testGroups"]:
+        if all(group.get(key) == value for key, value in sizes.items()):
+            for case in group["tests"]:
+                yield {key: bytes.fromhex(v) if isinstance(v, str) and key in _HEX else v for key, v in case.items()}
+
+
+_HEX = {"key", "iv", "aad", "msg", "ct", "tag", "ikm", "salt", "info", "okm"}
+
+
+@wycheproof
+def test_aes_gcm():
+    ran = 0
+    for case in cases("aes_gcm_test.json", ivSize=96, keySize=256):
+        key, pin = GcmKey(case["key"]), case["iv"] + case["tag"]
+        if case["result"] == "valid":
+            assert key.open_detached(pin, case["ct"], case["aad"]) == case["msg"]
+        else:
+            with pytest.raises(AuthenticationFailed):
+                key.open_detached(pin, case["ct"], case["aad"])
+        ran += 1
+    assert ran > 50
+
+
+@wycheproof
+def test_aes_siv():
+    ran = 0
+    for case in cases("aes_siv_cmac_test.json", keySize=512):
+        if not case["msg"]:
+            continue
+        key = SivKey(case["key"])
+        if case["result"] == "valid":
+            assert key.seal(case["msg"], [case["aad"]]) == case["ct"]
+            assert key.open(case["ct"], [case["aad"]]) == case["msg"]
+        else:
+            with pytest.raises(AuthenticationFailed):
+                key.open(case["ct"], [case["aad"]])
+        ran += 1
+    assert ran > 50
+
+
+@wycheproof
+def test_hmac_and_hkdf():
+    for case in cases("hmac_sha256_test.json", tagSize=256):
+        assert (hmac_sha256(case["key"], case["msg"]) == case["tag"]) == (case["result"] == "valid")
+    for case in cases("hkdf_sha512_test.json"):
+        if case["result"] == "valid":
+            prk = hkdf_extract_sha512(case["salt"], case["ikm"])
+            assert hkdf_expand_sha512(prk, case["info"], case["size"]) == case["okm"]
+
+
+def test_nist_gcm_256():
+    vectors = pytest.importorskip("cryptography_vectors")
+    ran, case = 0, {}
+    with vectors.open_vector_file("ciphers/AES/GCM/gcmDecrypt256.rsp", "r") as stream:
+        for line in stream:
+            line = line.strip()
+            if " = " in line or line.endswith("="):
+                name, _, value = line.partition("=")
+                case[name.strip()] = value.strip()
+            elif line == "FAIL":
+                case["FAIL"] = "1"
+            if not line and "Tag" in case:
+                iv, tag = bytes.fromhex(case["IV"]), bytes.fromhex(case["Tag"])
+                if len(iv) == 12 and len(tag) == 16:
+                    key = GcmKey(bytes.fromhex(case["Key"]))
+                    arguments = iv + tag, bytes.fromhex(case["CT"]), bytes.fromhex(case["AAD"])
+                    if "FAIL" in case:
+                        with pytest.raises(AuthenticationFailed):
+                            key.open_detached(*arguments)
+                    else:
+                        assert key.open_detached(*arguments) == bytes.fromhex(case["PT"])
+                    ran += 1
+                case = {}
+    assert ran > 300
+
+
+def test_kbkdf_against_its_definition():
+    """SP 800-108r1: K(i) = HMAC(key, [i]_32 ‖ label ‖ 00 ‖ context ‖ [L]_32)."""
+    key, label, context = b"k" * 32, b"kmsfs/kms/v1", b"c" * 40
+    expected = b"".join(
+        hmac_sha256(key, i.to_bytes(4, "big") + label + b"\0" + context + (512).to_bytes(4, "big")) for i in (1, 2)
+    )
+    assert kbkdf(key, label, context, 64) == expected
