@@ -7,7 +7,7 @@ from kmsfs.errors import KmsfsError, Unavailable, all_errors
 
 def _index() -> dict[str, type[KmsfsError]]:
     found: dict[str, type[KmsfsError]] = {}
-    for kind in all_errors():
+    for kind in sorted(all_errors(), key=lambda kind: kind.audience != "caller"):
         found.setdefault(kind.code, kind)
     return found
 

@@ -1,0 +1,461 @@
+"""Operations over a real socket, as one user and as another."""
+
+import json
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from kmsfs import errors
+from kmsfs.api.registry import OPERATIONS
+from kmsfs.client.boto import make_client
+from kmsfs.client.datakeys import DataKeyCache
+from kmsfs.client.transport import Transport
+from kmsfs.client.watch import KeyWatcher
+from kmsfs.formats.frame import encode_request
+from kmsfs.formats.packing import pack
+from support.peers import as_user
+
+
+@pytest.fixture
+def call(daemon):
+    session = daemon.session()
+    yield lambda operation, **parameters: session.call(operation, parameters)
+    session.close()
+
+
+@pytest.fixture
+def key(call):
+    return call("CreateKey", Description="test")["KeyMetadata"]
+
+
+def principal(call, uid):
+    return f"arn:kmsfs:iam::{call('GetStatus')['Account']}:uid/{uid}"
+
+
+def test_encrypt_decrypt_with_context(call, key):
+    blob = call("Encrypt", KeyId=key["KeyId"], Plaintext=b"x" * 4096, EncryptionContext={"a": "bc"})["CiphertextBlob"]
+    assert call("Decrypt", CiphertextBlob=blob, EncryptionContext={"a": "bc"})["Plaintext"] == b"x" * 4096
+    for context in ({"ab": "c"}, {}, {"a": "bc", "d": ""}, {"A": "bc"}):
+        with pytest.raises(errors.InvalidCiphertext):
+            call("Decrypt", CiphertextBlob=blob, EncryptionContext=context)
+    other = call("CreateKey")["KeyMetadata"]["KeyId"]
+    with pytest.raises(errors.IncorrectKey):
+        call("Decrypt", CiphertextBlob=blob, EncryptionContext={"a": "bc"}, KeyId=other)
+    moved = call("ReEncrypt", CiphertextBlob=blob, SourceEncryptionContext={"a": "bc"}, DestinationKeyId=other)
+    assert call("Decrypt", CiphertextBlob=moved["CiphertextBlob"])["KeyId"].endswith(other)
+
+
+def test_data_keys(call, key):
+    made = call("GenerateDataKey", KeyId=key["Arn"], KeySpec="AES_128")
+    assert len(made["Plaintext"]) == 16
+    assert call("Decrypt", CiphertextBlob=made["CiphertextBlob"])["Plaintext"] == made["Plaintext"]
+    assert "Plaintext" not in call("GenerateDataKeyWithoutPlaintext", KeyId=key["Arn"], NumberOfBytes=1024)
+    batch = call("GenerateDataKeyBatch", KeyId=key["Arn"], EncryptionContexts=[{"n": str(n)} for n in range(5)])
+    items = [
+        {"CiphertextBlob": item["CiphertextBlob"], "EncryptionContext": {"n": str(n)}}
+        for n, item in enumerate(batch["DataKeys"])
+    ]
+    items.append({"CiphertextBlob": items[0]["CiphertextBlob"], "EncryptionContext": {"n": "9"}})
+    answers = call("DecryptBatch", Items=items)["Items"]
+    assert [a.get("Plaintext") for a in answers[:5]] == [item["Plaintext"] for item in batch["DataKeys"]]
+    assert answers[5] == {"ErrorCode": "InvalidCiphertextException"}
+    assert len(call("GenerateRandom", NumberOfBytes=1024)["Plaintext"]) == 1024
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameters", "text"),
+    [
+        ("GenerateRandom", {"NumberOfBytes": 1025}, "less than or equal to 1024"),
+        ("GenerateRandom", {}, "NumberOfBytes is required."),
+        ("GenerateDataKey", {"KeyId": "x"}, "number of bytes or key spec"),
+        ("GenerateDataKey", {"KeyId": "x", "KeySpec": "AES_256", "NumberOfBytes": 1}, "number of bytes or key spec"),
+        ("Encrypt", {"KeyId": "x", "Plaintext": b"y" * 4097}, "'plaintext' failed to satisfy constraint"),
+        ("Encrypt", {"KeyId": "x", "Plaintext": b""}, "greater than or equal to 1"),
+        ("Encrypt", {"KeyId": "x", "Plaintext": b"y", "Colour": 1}, "Unknown parameter"),
+        ("Encrypt", {"KeyId": "x"}, "must not be null"),
+        ("ScheduleKeyDeletion", {"KeyId": "x", "PendingWindowInDays": 6}, "greater than or equal to 7"),
+        ("CreateKey", {"KeySpec": "RSA_2048"}, "enum value set"),
+        ("RetireGrant", {}, "GrantToken"),
+    ],
+)
+def test_bad_requests(call, operation, parameters, text):
+    with pytest.raises(errors.InvalidRequest, match=text) as caught:
+        call(operation, **parameters)
+    assert "yyyy" not in str(caught.value)
+
+
+def test_unknown_things(call):
+    for operation, parameters, kind in [
+        ("DescribeKey", {"KeyId": "alias/none"}, errors.NotFound),
+        ("DescribeKey", {"KeyId": "e0c3c3a0-0000-4000-8000-000000000000"}, errors.NotFound),
+        ("DescribeKey", {"KeyId": "rubbish"}, errors.NotFound),
+        ("Decrypt", {"CiphertextBlob": b"rubbish" * 30}, errors.InvalidCiphertext),
+        ("DeleteAlias", {"AliasName": "alias/none"}, errors.NotFound),
+        ("RetireGrant", {"GrantToken": "rubbish"}, errors.InvalidGrantToken),
+        ("ListKeys", {"Marker": "rubbish"}, errors.InvalidMarker),
+    ]:
+        with pytest.raises(kind):
+            call(operation, **parameters)
+
+
+def test_key_states(call, key):
+    name = key["KeyId"]
+    blob = call("Encrypt", KeyId=name, Plaintext=b"x")["CiphertextBlob"]
+    call("DisableKey", KeyId=name)
+    for operation, parameters in [
+        ("Encrypt", {"KeyId": name, "Plaintext": b"x"}),
+        ("Decrypt", {"CiphertextBlob": blob}),
+        ("GenerateDataKey", {"KeyId": name, "KeySpec": "AES_256"}),
+        ("RotateKeyOnDemand", {"KeyId": name}),
+        ("CreateGrant", {"KeyId": name, "GranteePrincipal": principal(call, 1), "Operations": ["Decrypt"]}),
+    ]:
+        with pytest.raises(errors.KeyDisabled, match="is disabled"):
+            call(operation, **parameters)
+    with pytest.raises(errors.KeyInvalidState):
+        call("CancelKeyDeletion", KeyId=name)
+    call("EnableKey", KeyId=name)
+    answer = call("ScheduleKeyDeletion", KeyId=name, PendingWindowInDays=7)
+    assert 6.9 < (answer["DeletionDate"] - time.time()) / 86400 < 7.1
+    for operation, parameters in [
+        ("Decrypt", {"CiphertextBlob": blob}),
+        ("EnableKey", {"KeyId": name}),
+        ("DisableKey", {"KeyId": name}),
+        ("ScheduleKeyDeletion", {"KeyId": name}),
+        ("UpdateKeyDescription", {"KeyId": name, "Description": ""}),
+        ("CreateAlias", {"AliasName": "alias/pending", "TargetKeyId": name}),
+    ]:
+        with pytest.raises(errors.KeyInvalidState, match="pending deletion"):
+            call(operation, **parameters)
+    call("CancelKeyDeletion", KeyId=name)
+    assert call("DescribeKey", KeyId=name)["KeyMetadata"]["KeyState"] == "Disabled"
+    call("EnableKey", KeyId=name)
+    assert call("Decrypt", CiphertextBlob=blob)["Plaintext"] == b"x"
+
+
+def test_rotation_keeps_old_ciphertext_readable(call, key):
+    old = call("Encrypt", KeyId=key["KeyId"], Plaintext=b"old")["CiphertextBlob"]
+    for _ in range(25):
+        call("RotateKeyOnDemand", KeyId=key["KeyId"])
+    with pytest.raises(errors.LimitExceeded, match="on-demand rotations limit"):
+        call("RotateKeyOnDemand", KeyId=key["KeyId"])
+    new = call("Encrypt", KeyId=key["KeyId"], Plaintext=b"new")["CiphertextBlob"]
+    assert old[20:24] != new[20:24]
+    first, second = call("Decrypt", CiphertextBlob=old), call("Decrypt", CiphertextBlob=new)
+    assert (first["Plaintext"], second["Plaintext"]) == (b"old", b"new")
+    assert first["KeyMaterialId"] != second["KeyMaterialId"]
+
+
+def test_aliases(call, key):
+    call("CreateAlias", AliasName="alias/t/one", TargetKeyId=key["KeyId"])
+    with pytest.raises(errors.AlreadyExists):
+        call("CreateAlias", AliasName="alias/t/one", TargetKeyId=key["KeyId"])
+    other = call("CreateKey")["KeyMetadata"]["KeyId"]
+    call("UpdateAlias", AliasName="alias/t/one", TargetKeyId=other)
+    assert call("DescribeKey", KeyId="alias/t/one")["KeyMetadata"]["KeyId"] == other
+    listed = call("ListAliases", KeyId=other)["Aliases"]
+    assert [entry["AliasName"] for entry in listed] == ["alias/t/one"]
+    call("DeleteAlias", AliasName="alias/t/one")
+    for bad in ("nope", "alias/aws/x"):
+        with pytest.raises(errors.InvalidAliasName):
+            call("CreateAlias", AliasName=bad, TargetKeyId=other)
+
+
+def test_pages(call):
+    wanted = {call("CreateKey")["KeyMetadata"]["KeyId"] for _ in range(5)}
+    found, marker = set(), None
+    while True:
+        page = call("ListKeys", Limit=2, **({"Marker": marker} if marker else {}))
+        assert len(page["Keys"]) <= 2
+        found |= {entry["KeyId"] for entry in page["Keys"]}
+        marker = page.get("NextMarker")
+        if not marker:
+            break
+    assert wanted <= found
+
+
+@pytest.mark.root
+def test_another_user_gets_nothing_by_default(daemon, call, key):
+    blob = call("Encrypt", KeyId=key["KeyId"], Plaintext=b"x")["CiphertextBlob"]
+    with as_user(daemon, 4321) as other:
+        assert other("GetStatus")["Principal"].endswith(":uid/4321")
+        for operation, parameters in deny_table(key["KeyId"], blob, principal(call, 4321)):
+            with pytest.raises(errors.AccessDenied):
+                other(operation, **parameters)
+        assert key["KeyId"] not in {entry["KeyId"] for entry in other("ListKeys", Limit=1000)["Keys"]}
+
+
+def deny_table(key_id, blob, who):
+    """A call of every operation on a key that a stranger must be denied."""
+    volume = "ab" * 16
+    return [
+        ("DescribeKey", {"KeyId": key_id}),
+        ("UpdateKeyDescription", {"KeyId": key_id, "Description": ""}),
+        ("EnableKey", {"KeyId": key_id}),
+        ("DisableKey", {"KeyId": key_id}),
+        ("ScheduleKeyDeletion", {"KeyId": key_id}),
+        ("CancelKeyDeletion", {"KeyId": key_id}),
+        ("RotateKeyOnDemand", {"KeyId": key_id}),
+        ("PutKeyPolicy", {"KeyId": key_id, "Policy": "{}"}),
+        ("GetKeyPolicy", {"KeyId": key_id}),
+        ("CreateAlias", {"AliasName": "alias/steal", "TargetKeyId": key_id}),
+        ("Encrypt", {"KeyId": key_id, "Plaintext": b"x"}),
+        ("Decrypt", {"CiphertextBlob": blob}),
+        ("ReEncrypt", {"CiphertextBlob": blob, "DestinationKeyId": key_id}),
+        ("GenerateDataKey", {"KeyId": key_id, "KeySpec": "AES_256"}),
+        ("GenerateDataKeyWithoutPlaintext", {"KeyId": key_id, "KeySpec": "AES_256"}),
+        ("GenerateDataKeyBatch", {"KeyId": key_id, "EncryptionContexts": [{}]}),
+        ("CreateGrant", {"KeyId": key_id, "GranteePrincipal": who, "Operations": ["Decrypt"]}),
+        ("ListGrants", {"KeyId": key_id}),
+        ("RevokeGrant", {"KeyId": key_id, "GrantId": "1" * 64}),
+        ("Watch", {"KeyIds": [key_id]}),
+        ("OpenVolumeSession", {"KeyId": key_id, "VolumeId": volume}),
+        ("CloseVolumeSession", {"KeyId": key_id, "VolumeId": volume, "Session": 1}),
+        ("HealVolume", {"KeyId": key_id, "VolumeId": volume, "Session": 1, "HealedSessions": [1]}),
+    ]
+
+
+def test_the_deny_table_misses_no_key_operation():
+    covered = {operation for operation, _ in deny_table("", b"", "")}
+    rest = {name for name, op in OPERATIONS.items() if op.service != "ssm"} - covered
+    assert rest == {
+        "CreateKey", "ListKeys", "ListAliases", "UpdateAlias", "DeleteAlias", "GenerateRandom", "DecryptBatch",
+        "RetireGrant", "ListRetirableGrants", "GetStatus",
+    }  # fmt: skip
+
+
+@pytest.mark.root
+def test_grants_work_and_end(daemon, call, key):
+    who = principal(call, 4321)
+    blob = call("Encrypt", KeyId=key["KeyId"], Plaintext=b"x", EncryptionContext={"a": "b"})["CiphertextBlob"]
+    made = call(
+        "CreateGrant", KeyId=key["KeyId"], GranteePrincipal=who, Operations=["Decrypt", "RetireGrant"], Name="n",
+        Constraints={"EncryptionContextSubset": {"a": "b"}},
+    )  # fmt: skip
+    again = call(
+        "CreateGrant", KeyId=key["KeyId"], GranteePrincipal=who, Operations=["RetireGrant", "Decrypt"], Name="n",
+        Constraints={"EncryptionContextSubset": {"a": "b"}},
+    )  # fmt: skip
+    assert again["GrantId"] == made["GrantId"]
+    with as_user(daemon, 4321) as other:
+        request = {"CiphertextBlob": blob, "EncryptionContext": {"a": "b"}, "GrantTokens": [made["GrantToken"]]}
+        assert other("Decrypt", **request)["Plaintext"] == b"x"
+        with pytest.raises(errors.AccessDenied):
+            other("Encrypt", KeyId=key["KeyId"], Plaintext=b"x", EncryptionContext={"a": "b"})
+        with pytest.raises(errors.InvalidGrantToken):
+            other("Decrypt", **{**request, "GrantTokens": ["AAAA"]})
+        other("RetireGrant", GrantToken=made["GrantToken"])
+        with pytest.raises(errors.AccessDenied):
+            other("Decrypt", CiphertextBlob=blob, EncryptionContext={"a": "b"})
+    second = call("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=who, Operations=["Decrypt"], RetiringPrincipal=who)
+    with as_user(daemon, 4321) as other:
+        listed = other("ListRetirableGrants", RetiringPrincipal=who)["Grants"]
+        assert [entry["GrantId"] for entry in listed] == [second["GrantId"]]
+        with pytest.raises(errors.AccessDenied):
+            other("ListRetirableGrants", RetiringPrincipal=principal(call, 0))
+    call("RevokeGrant", KeyId=key["KeyId"], GrantId=second["GrantId"])
+    with pytest.raises(errors.InvalidGrantId):
+        call("RevokeGrant", KeyId=key["KeyId"], GrantId=second["GrantId"])
+    assert call("ListGrants", KeyId=key["KeyId"])["Grants"] == []
+
+
+@pytest.mark.root
+def test_a_grant_made_through_a_grant_cannot_exceed_it(daemon, call, key):
+    who = principal(call, 4321)
+    call("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=who, Operations=["Decrypt", "CreateGrant"])
+    with as_user(daemon, 4321) as other:
+        friend = principal(call, 4322)
+        other("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=friend, Operations=["Decrypt"])
+        with pytest.raises(errors.AccessDenied):
+            other("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=friend, Operations=["Encrypt"])
+
+
+def policy_for(call, *statements):
+    owner = {"Effect": "Allow", "Principal": {"AWS": principal(call, 0)}, "Action": "kms:*", "Resource": "*"}
+    return json.dumps({"Version": "2012-10-17", "Statement": [owner, *statements]})
+
+
+@pytest.mark.root
+def test_policies_are_evaluated(daemon, call, key):
+    allow = {
+        "Effect": "Allow", "Principal": "*", "Action": ["kms:Decrypt", "kms:Encrypt"], "Resource": "*",
+        "Condition": {"StringEquals": {"kms:EncryptionContext:team": "red"}},
+    }  # fmt: skip
+    deny = {"Effect": "Deny", "Principal": {"AWS": principal(call, 4322)}, "Action": "kms:*", "Resource": "*"}
+    call("PutKeyPolicy", KeyId=key["KeyId"], Policy=policy_for(call, allow, deny))
+    request = {"KeyId": key["KeyId"], "Plaintext": b"x", "EncryptionContext": {"team": "red"}}
+    with as_user(daemon, 4321) as friend, as_user(daemon, 4322) as foe:
+        friend("Encrypt", **request)
+        with pytest.raises(errors.AccessDenied):
+            friend("Encrypt", **{**request, "EncryptionContext": {"team": "blue"}})
+        with pytest.raises(errors.AccessDenied):
+            foe("Encrypt", **request)
+        call("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=principal(call, 4322), Operations=["Encrypt"])
+        with pytest.raises(errors.AccessDenied):
+            foe("Encrypt", **request)
+    assert json.loads(call("GetKeyPolicy", KeyId=key["KeyId"])["Policy"])["Version"] == "2012-10-17"
+
+
+@pytest.mark.parametrize("text", ["no json", "{}", '{"Statement": []}'])
+def test_bad_policies(call, key, text):
+    with pytest.raises(errors.MalformedPolicy):
+        call("PutKeyPolicy", KeyId=key["KeyId"], Policy=text)
+
+
+def test_a_policy_that_locks_its_author_out(call, key):
+    stranger = {"Effect": "Allow", "Principal": {"AWS": principal(call, 99)}, "Action": "kms:*", "Resource": "*"}
+    text = json.dumps({"Statement": [stranger]})
+    with pytest.raises(errors.MalformedPolicy, match="will not allow you"):
+        call("PutKeyPolicy", KeyId=key["KeyId"], Policy=text)
+    with pytest.raises(errors.MalformedPolicy):
+        call("CreateKey", Policy=text)
+    call("PutKeyPolicy", KeyId=key["KeyId"], Policy=text, BypassPolicyLockoutSafetyCheck=True)
+    with pytest.raises(errors.AccessDenied):
+        call("GetKeyPolicy", KeyId=key["KeyId"])
+
+
+def test_dry_run(call, key):
+    with pytest.raises(errors.DryRunSucceeded):
+        call("Encrypt", KeyId=key["KeyId"], Plaintext=b"x", DryRun=True)
+    call("DisableKey", KeyId=key["KeyId"])
+    with pytest.raises(errors.KeyDisabled):
+        call("Encrypt", KeyId=key["KeyId"], Plaintext=b"x", DryRun=True)
+
+
+# --- frames, limits, streams ------------------------------------------------------------------------------------
+
+
+def raw(daemon):
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(10)
+    connection.connect(str(daemon.socket))
+    return connection
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\xff\xff\xff", b"\0\0\0\0", b"GET / HTTP/1.1\r\n\r\n", (4).to_bytes(4, "big") + b"\xc1\xc1\xc1\xc1",
+     (200).to_bytes(4, "big") + pack({"v": 9, "id": 1, "op": "x", "p": {}}).ljust(200, b"\0")],
+)  # fmt: skip
+def test_rubbish_frames_get_one_answer_and_the_door(daemon, data):
+    with raw(daemon) as connection:
+        connection.sendall(data)
+        seen = b""
+        while piece := connection.recv(65536):
+            seen += piece
+        assert b"ProtocolException" in seen
+    assert daemon.answers()
+
+
+def test_half_frames_are_cut_off(daemon):
+    with raw(daemon) as connection:
+        connection.sendall(encode_request(1, "GetStatus", {})[:-3])
+        start = time.monotonic()
+        assert connection.recv(100) == b""
+        assert 4 < time.monotonic() - start < 8
+
+
+def test_pipelining_answers_everything_in_order(daemon):
+    with raw(daemon) as connection:
+        connection.sendall(b"".join(encode_request(n, "GenerateRandom", {"NumberOfBytes": 8}) for n in range(500)))
+        transport = Transport(str(daemon.socket), 10)
+        transport._socket.close()
+        transport._socket = connection
+        assert [transport.receive()["id"] for _ in range(500)] == list(range(500))
+
+
+def test_watch_tells_of_changes(daemon, call, key):
+    events, seen = [], threading.Event()
+
+    def on_event(event):
+        events.append(event)
+        seen.set()
+
+    watcher = KeyWatcher(daemon.session(), [key["KeyId"]], on_event)
+    watcher.start()
+    call("DescribeKey", KeyId=key["KeyId"])
+    call("DisableKey", KeyId=key["KeyId"])
+    assert seen.wait(5)
+    assert events[0]["kind"] == "disabled" and events[0]["key"] == key["Arn"]
+    assert watcher.alive
+    watcher.close()
+
+
+def test_data_key_cache_is_dropped_by_events(daemon, call, key):
+    cache = DataKeyCache(daemon.session(), key["KeyId"], max_messages=3)
+    first, blob = cache.for_sealing(10, {"a": "b"})
+    secret = first.reveal()
+    assert cache.for_sealing(10, {"a": "b"})[1] == blob
+    assert cache.for_sealing(10, {"a": "c"})[1] != blob
+    cache.for_sealing(10, {"a": "b"})
+    assert cache.for_sealing(10, {"a": "b"})[1] != blob
+    assert cache.for_opening(blob, {"a": "b"}).reveal() == secret
+    call("DisableKey", KeyId=key["KeyId"])
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            cache.for_opening(blob, {"a": "b"})
+        except errors.KeyDisabled:
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("the cache outlived its key")
+    cache.close()
+
+
+def test_boto_manners(daemon, key):
+    client = make_client("kms", socket=str(daemon.socket), autostart=False)
+    answer = client.generate_data_key(KeyId=key["KeyId"], KeySpec="AES_256")
+    assert set(answer) == {"CiphertextBlob", "Plaintext", "KeyId", "KeyMaterialId", "ResponseMetadata"}
+    with pytest.raises(client.exceptions.NotFoundException) as caught:
+        client.describe_key(KeyId="alias/none")
+    assert caught.value.response["Error"]["Code"] == "NotFoundException"
+    assert client.describe_key(KeyId=key["KeyId"])["KeyMetadata"]["CreationDate"].tzinfo is not None
+    assert sum(len(p["Keys"]) for p in client.get_paginator("list_keys").paginate(Limit=2)) >= 1
+    with pytest.raises(AttributeError):
+        client.no_such_operation
+    with pytest.raises(errors.UsageError):
+        make_client("s3", socket=None, autostart=False)
+
+
+def test_the_client_is_thread_safe(daemon, key):
+    client = make_client("kms", socket=str(daemon.socket), autostart=False)
+    failures = []
+
+    def work(number):
+        for n in range(50):
+            text = f"{number}-{n}".encode()
+            blob = client.encrypt(KeyId=key["KeyId"], Plaintext=text)["CiphertextBlob"]
+            if client.decrypt(CiphertextBlob=blob)["Plaintext"] != text:
+                failures.append(text)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_volume_sessions(daemon, call, key):
+    volume = os.urandom(16).hex()
+    request = {"KeyId": key["KeyId"], "VolumeId": volume}
+    one, two = Transport(str(daemon.socket), 10), Transport(str(daemon.socket), 10)
+    assert one.call("OpenVolumeSession", request)["r"] == {"Session": 1, "UncleanSessions": []}
+    assert two.call("OpenVolumeSession", request)["e"]["code"] == "VolumeBusyException"
+    assert two.call("CloseVolumeSession", {**request, "Session": 1})["e"]["code"] == "VolumeBusyException"
+    one.call("CloseVolumeSession", {**request, "Session": 1})
+    assert two.call("OpenVolumeSession", request)["r"] == {"Session": 2, "UncleanSessions": []}
+    two.close()
+    deadline = time.monotonic() + 5
+    while True:
+        answer = one.call("OpenVolumeSession", {**request, "Resume": 2})
+        if "r" in answer or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    assert answer["r"]["Session"] == 2
+    other = call("CreateKey")["KeyMetadata"]["KeyId"]
+    assert one.call("OpenVolumeSession", {**request, "KeyId": other})["e"]["code"] == "IncorrectKeyException"
+    one.close()

@@ -1,0 +1,143 @@
+"""The parameter tree over a real socket."""
+
+import base64
+import json
+
+import pytest
+
+from kmsfs import errors
+from support.peers import as_user
+
+
+@pytest.fixture
+def call(daemon):
+    session = daemon.session()
+    yield lambda operation, **parameters: session.call(operation, parameters)
+    session.close()
+
+
+def test_types_versions_and_selectors(call):
+    assert call("PutParameter", Name="/t/plain", Value="one", Type="String")["Version"] == 1
+    with pytest.raises(errors.ParameterAlreadyExists):
+        call("PutParameter", Name="/t/plain", Value="two", Type="String")
+    with pytest.raises(errors.HierarchyTypeMismatch):
+        call("PutParameter", Name="/t/plain", Value="two", Type="SecureString", Overwrite=True)
+    assert call("PutParameter", Name="/t/plain", Value="two", Overwrite=True)["Version"] == 2
+    assert call("GetParameter", Name="/t/plain")["Parameter"]["Value"] == "two"
+    first = call("GetParameter", Name="/t/plain:1")["Parameter"]
+    assert (first["Value"], first["Selector"], first["Version"]) == ("one", ":1", 1)
+    with pytest.raises(errors.ParameterVersionNotFound):
+        call("GetParameter", Name="/t/plain:3")
+    call("PutParameter", Name="list", Value="a,b", Type="StringList")
+    assert call("GetParameter", Name="list")["Parameter"]["ARN"].endswith(":parameter/list")
+    with pytest.raises(errors.UnsupportedParameterType):
+        call("PutParameter", Name="/t/none", Value="x")
+
+
+@pytest.mark.parametrize("tier", ["Standard", "Advanced"])
+def test_secure_strings(call, tier):
+    name = f"/s/{tier}"
+    value = "pässword" * (500 if tier == "Advanced" else 10)
+    call("PutParameter", Name=name, Value=value, Type="SecureString", Tier=tier)
+    assert call("GetParameter", Name=name, WithDecryption=True)["Parameter"]["Value"] == value
+    sealed = base64.b64decode(call("GetParameter", Name=name)["Parameter"]["Value"])
+    assert value.encode()[:16] not in sealed
+    arn = call("GetParameter", Name=name)["Parameter"]["ARN"]
+    if tier == "Standard":
+        # What AWS promises: the owner opens the ciphertext with KMS alone.
+        opened = call("Decrypt", CiphertextBlob=sealed, EncryptionContext={"PARAMETER_ARN": arn})
+        assert opened["Plaintext"].decode() == value
+    else:
+        assert sealed[:3] == b"\x02\x04\x78"
+        with pytest.raises(errors.InvalidRequest, match="downgrade"):
+            call("PutParameter", Name=name, Value="x", Tier="Standard", Overwrite=True)
+
+
+def test_limits(call):
+    for size, tier in ((4097, "Standard"), (8193, "Advanced")):
+        with pytest.raises(errors.InvalidRequest):
+            call("PutParameter", Name="/l/big", Value="x" * size, Type="String", Tier=tier)
+    assert call("PutParameter", Name="/l/smart", Value="x" * 4097, Type="String", Tier="Intelligent-Tiering")["Tier"] == "Advanced"
+    with pytest.raises(errors.HierarchyLevelLimit):
+        call("PutParameter", Name="/x" * 16, Value="x", Type="String")
+    with pytest.raises(errors.ParameterPatternMismatch):
+        call("PutParameter", Name="/l/p", Value="abc", Type="String", AllowedPattern="^[0-9]+$")
+    with pytest.raises(errors.InvalidRequest):
+        call("PutParameter", Name="/l/k", Value="abc", Type="String", KeyId="alias/x")
+    with pytest.raises(errors.InvalidRequest):
+        call("PutParameter", Name="/l/e", Value="", Type="String")
+
+
+def test_a_hundred_versions_are_kept(call):
+    for number in range(103):
+        call("PutParameter", Name="/v/many", Value=str(number), Type="String", Overwrite=True)
+    with pytest.raises(errors.ParameterVersionNotFound):
+        call("GetParameter", Name="/v/many:3")
+    assert call("GetParameter", Name="/v/many:4")["Parameter"]["Value"] == "3"
+    found, token = [], None
+    while True:
+        page = call("GetParameterHistory", Name="/v/many", MaxResults=40, **({"NextToken": token} if token else {}))
+        found += [entry["Version"] for entry in page["Parameters"]]
+        token = page.get("NextToken")
+        if not token:
+            break
+    assert found == list(range(4, 104))
+
+
+def test_tree(call):
+    for name in ("/tree/a", "/tree/b", "/tree/c/d", "/treehouse"):
+        call("PutParameter", Name=name, Value=name, Type="String")
+    names = lambda **more: [p["Name"] for p in call("GetParametersByPath", **more)["Parameters"]]
+    assert names(Path="/tree") == ["/tree/a", "/tree/b"]
+    assert names(Path="/tree/", Recursive=True) == ["/tree/a", "/tree/b", "/tree/c/d"]
+    page = call("GetParametersByPath", Path="/tree", Recursive=True, MaxResults=2)
+    rest = call("GetParametersByPath", Path="/tree", Recursive=True, NextToken=page["NextToken"])
+    assert [p["Name"] for p in rest["Parameters"]] == ["/tree/c/d"]
+    with pytest.raises(errors.InvalidNextToken):
+        call("GetParametersByPath", Path="/tree", NextToken="rubbish")
+    found = call("GetParameters", Names=["/tree/a", "/tree/none", "/tree/b:1"])
+    assert found["InvalidParameters"] == ["/tree/none"] and len(found["Parameters"]) == 2
+    described = call("DescribeParameters", ParameterFilters=[{"Key": "Name", "Option": "BeginsWith", "Values": ["/tree/"]}])
+    assert len(described["Parameters"]) == 3 and "Value" not in described["Parameters"][0]
+    with pytest.raises(errors.InvalidFilter):
+        call("DescribeParameters", ParameterFilters=[{"Key": "Colour", "Values": ["x"]}])
+    assert call("DeleteParameters", Names=["/tree/a", "/tree/zz"]) == {
+        "DeletedParameters": ["/tree/a"], "InvalidParameters": ["/tree/zz"]
+    }  # fmt: skip
+    call("DeleteParameter", Name="/tree/b")
+    with pytest.raises(errors.ParameterNotFound):
+        call("GetParameter", Name="/tree/b")
+
+
+def test_a_disabled_key_is_named(call):
+    key = call("CreateKey")["KeyMetadata"]["KeyId"]
+    call("PutParameter", Name="/k/x", Value="x", Type="SecureString", KeyId=key)
+    call("DisableKey", KeyId=key)
+    with pytest.raises(errors.InvalidKeyIdForParameter, match="is disabled"):
+        call("GetParameter", Name="/k/x", WithDecryption=True)
+    with pytest.raises(errors.InvalidKeyIdForParameter):
+        call("PutParameter", Name="/k/y", Value="x", Type="SecureString", KeyId="alias/none")
+    with pytest.raises(errors.ParameterNotFound):
+        call("GetParameter", Name="/k/y")
+
+
+@pytest.mark.root
+def test_another_user_sees_neither_value_nor_name(daemon, call):
+    call("PutParameter", Name="/mine/secret", Value="x", Type="SecureString")
+    with as_user(daemon, 4321) as other:
+        for operation in ("GetParameter", "GetParameterHistory", "DeleteParameter"):
+            with pytest.raises(errors.ParameterNotFound) as seen:
+                other(operation, Name="/mine/secret")
+            with pytest.raises(errors.ParameterNotFound) as unseen:
+                other(operation, Name="/mine/nothing")
+            assert str(seen.value).replace("secret", "") == str(unseen.value).replace("nothing", "")
+        assert other("GetParametersByPath", Path="/mine", Recursive=True)["Parameters"] == []
+        with pytest.raises(errors.AccessDenied):
+            other("PutParameter", Name="/mine/secret", Value="y", Overwrite=True)
+        other("PutParameter", Name="/theirs", Value="z", Type="SecureString")
+        assert other("GetParameter", Name="/theirs", WithDecryption=True)["Parameter"]["Value"] == "z"
+    records = [json.loads(line) for line in (daemon.state / "audit" / "audit.jsonl").read_text().splitlines()]
+    inner = [r for r in records if r.get("svc") == "ssm" and r["uid"] == 4321]
+    outer = {r["req"] for r in records if r["op"] in ("PutParameter", "GetParameter") and r["uid"] == 4321}
+    assert inner and {r["req"] for r in inner} <= outer
+    assert not any("z" == value for r in records for value in r.get("params", {}).values())
