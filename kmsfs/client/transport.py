@@ -1,5 +1,6 @@
 """The client's end of one socket: frames out, answers in, deadlines."""
 
+import contextlib
 import os
 import select
 import socket
@@ -31,7 +32,9 @@ class Transport:
             ) from error
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket; a thread that waits on it learns of it at once."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def send(self, operation: str, parameters: dict[str, Any], context_uid: int | None = None) -> int:

@@ -61,9 +61,12 @@ class MapTree:
         return self._node(1, index, file, key), place * ENTRY_BYTES
 
     def entry(self, chunk: int, file: BlockFile, key: GcmKey) -> bytes:
-        """Return a chunk's entry."""
-        buffer, at = self.leaf(chunk, file, key)
-        return bytes(buffer[at : at + ENTRY_BYTES])
+        """Return a chunk's entry; nodes that are not there stay absent."""
+        if not self.height:
+            return bytes(self.root[chunk * ENTRY_BYTES : (chunk + 1) * ENTRY_BYTES])
+        index, place = divmod(chunk, NODE_ENTRIES)
+        node = self._find(1, index, file, key)
+        return HOLE if node is None else bytes(node[place * ENTRY_BYTES : (place + 1) * ENTRY_BYTES])
 
     def set_entry(self, chunk: int, entry: bytes, file: BlockFile, key: GcmKey) -> None:
         """Replace a chunk's entry."""
@@ -87,19 +90,31 @@ class MapTree:
 
     def absent_until(self, chunk: int, file: BlockFile, key: GcmKey) -> int:
         """Return the first chunk after `chunk` that a present node might hold: jumps over whole absent subtrees."""
-        if not self.height:
-            return chunk + 1
         for level in range(self.height, 0, -1):
-            span = NODE_ENTRIES**level
-            index = chunk // span
-            if (level, index) in self._nodes:
-                continue
-            buffer, at = self._parent(level, index, file, key)
-            if buffer[at : at + ENTRY_BYTES] == HOLE:
-                return int((index + 1) * span)
+            span = int(NODE_ENTRIES**level)
+            if self._find(level, chunk // span, file, key) is None:
+                return (chunk // span + 1) * span
         return chunk + 1
 
     # --- nodes ----------------------------------------------------------------------------------------------
+
+    def _find(self, level: int, index: int, file: BlockFile, key: GcmKey) -> bytearray | None:
+        """Return a node, loading it if needed, or None where there is none."""
+        node = self._nodes.get((level, index))
+        if node is not None:
+            return node
+        if level == self.height:
+            above, place = self.root, index
+        else:
+            parent = self._find(level + 1, index // NODE_ENTRIES, file, key)
+            if parent is None:
+                return None
+            above, place = parent, index % NODE_ENTRIES
+        entry = bytes(above[place * ENTRY_BYTES : (place + 1) * ENTRY_BYTES])
+        if entry == HOLE:
+            return None
+        node = self._nodes[(level, index)] = self.read_node(level, index, entry, file, key)
+        return node
 
     def _node(self, level: int, index: int, file: BlockFile, key: GcmKey) -> bytearray:
         node = self._nodes.get((level, index))

@@ -1,6 +1,6 @@
 """The fusepy adapter: the same vfs under libfuse 3's high-level API, by mfusepy.
 
-It has no inodes, no writeback cache and no invalidation; it is for systems where the kernel transport cannot run.
+It has no inodes, no writeback cache and no invalidation, and an unlinked open file lives on as .fuse_hidden…; it is for systems where the kernel transport cannot run.
 """
 
 import os
@@ -65,7 +65,9 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
         return Requester(uid, gid, pid)
 
     def _by_handle(self, path: str | None, handle: int | None) -> Node:
-        return self._vfs.nodes.get(handle) if handle else self._node(path or "/")
+        if handle:
+            return self._vfs.nodes.get(handle)
+        return self._node(path or "/")
 
     def _run(self, act: Callable[[], _T]) -> _T:
         with self._call():
@@ -73,15 +75,23 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
 
     # --- mfusepy.Operations -----------------------------------------------------------------------------------
 
-    def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
+    def getattr(self, path: str | None, fh: int | None = None) -> dict[str, Any]:
         """See mfusepy.Operations."""
         return self._run(lambda: _attributes(self._vfs.getattr(self._by_handle(path, fh))))
 
-    def readdir(self, path: str, fh: int) -> list[Any]:
+    def opendir(self, path: str) -> int:
+        """See mfusepy.Operations."""
+        return self._run(lambda: self._node(path).node_id)
+
+    def releasedir(self, path: str | None, fh: int) -> int:
+        """See mfusepy.Operations."""
+        return 0
+
+    def readdir(self, path: str | None, fh: int) -> list[Any]:
         """See mfusepy.Operations."""
 
         def act() -> list[Any]:
-            node = self._node(path)
+            node = self._vfs.nodes.get(fh)
             here = {"st_mode": node.kind, "st_ino": node.key[1]}
             found = [
                 (os.fsdecode(e.name), {"st_mode": e.kind, "st_ino": e.ino}, 0)
@@ -131,28 +141,30 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
         self._run(lambda: self._vfs.link(self._node(source), *self._parent(target)))
         return 0
 
-    def chmod(self, path: str, mode: int) -> int:
+    def chmod(self, path: str | None, mode: int) -> int:
         """See mfusepy.Operations."""
-        self._run(lambda: self._vfs.setattr(self._node(path), Changes(mode=mode & 0o7777)))
+        self._run(lambda: self._vfs.setattr(self._by_handle(path, None), Changes(mode=mode & 0o7777)))
         return 0
 
-    def chown(self, path: str, uid: int, gid: int) -> int:
+    def chown(self, path: str | None, uid: int, gid: int) -> int:
         """See mfusepy.Operations."""
         changes = Changes(uid=None if uid == -1 else uid, gid=None if gid == -1 else gid)
-        self._run(lambda: self._vfs.setattr(self._node(path), changes))
+        self._run(lambda: self._vfs.setattr(self._by_handle(path, None), changes))
         return 0
 
-    def truncate(self, path: str, length: int, fh: int | None = None) -> int:
+    def truncate(self, path: str | None, length: int, fh: int | None = None) -> int:
         """See mfusepy.Operations."""
         self._run(lambda: self._vfs.setattr(self._by_handle(path, fh), Changes(size=length)))
         return 0
 
-    def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
+    def utimens(self, path: str | None, times: tuple[int, int] | None = None) -> int:
         """See mfusepy.Operations."""
         now = time.time_ns()
         atime, mtime = times or (now, now)
         self._run(
-            lambda: self._vfs.setattr(self._node(path), Changes(atime_ns=int(atime), mtime_ns=int(mtime)))
+            lambda: self._vfs.setattr(
+                self._by_handle(path, None), Changes(atime_ns=int(atime), mtime_ns=int(mtime))
+            )
         )
         return 0
 
@@ -183,9 +195,9 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
         self._run(lambda: self._vfs.fsync(self._vfs.nodes.get(fh)))
         return 0
 
-    def fsyncdir(self, path: str, datasync: int, fh: int) -> int:
+    def fsyncdir(self, path: str | None, datasync: int, fh: int) -> int:
         """See mfusepy.Operations."""
-        self._run(lambda: self._vfs.fsyncdir(self._node(path)))
+        self._run(lambda: self._vfs.fsyncdir(self._vfs.nodes.get(fh)))
         return 0
 
     def release(self, path: str, fh: int) -> int:
@@ -221,8 +233,8 @@ def serve(vfs: Vfs, mountpoint: Path, options: MountOptions, on_ready: Callable[
     if options.read_only:
         extra["ro"] = True
     mfusepy.FUSE(
-        Ready(vfs), os.fspath(mountpoint), foreground=True, nothreads=True, default_permissions=True, hard_remove=True,
-        fsname=options.source, subtype="kmsfs", use_ino=True, **extra,
+        Ready(vfs), os.fspath(mountpoint), foreground=True, nothreads=True, default_permissions=True,
+        fsname=options.source, subtype="kmsfs", use_ino=True, attr_timeout=0, **extra,
     )  # fmt: skip
 
 

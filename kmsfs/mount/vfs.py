@@ -226,7 +226,7 @@ class VfsBase:
             return from_backing(os.fstat(self.nodes.descriptor(node)))
         place = node.place()
         if place is None:
-            raise OSError(errno.ENOENT, "no such file")
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         parent, name, disk_name = place
         facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
         return self._stat(node, facts, parent, name)
@@ -254,7 +254,7 @@ class VfsBase:
             return None
         place = node.place()
         if place is None:
-            raise OSError(errno.ENOENT, "no such file")
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         backing = self._open_backing(place[0], place[2], facts, write=False)
         try:
             pair = read_slots(self.keys, backing)
@@ -285,7 +285,7 @@ class VfsBase:
         """
         place = node.place()
         if place is None:
-            raise OSError(errno.ENOENT, "no such link")
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         return self.keys.open_link(os.readlink(place[2], dir_fd=self.nodes.descriptor(place[0])))
 
     # --- open files -------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ class VfsBase:
         if node.file is None:
             place = node.place()
             if place is None:
-                raise OSError(errno.ENOENT, "no such file")
+                raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
             parent, name, disk_name = place
             facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
             backing = self._open_backing(parent, disk_name, facts, write=not self.options.read_only)
@@ -421,7 +421,7 @@ class VfsBase:
         elif place is not None:
             os.chmod(place[2], mode, dir_fd=self.nodes.descriptor(place[0]))
         else:
-            raise OSError(errno.ENOENT, "no such file")
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
 
     def _chown(self, node: Node, uid: int, gid: int) -> None:
         place = node.place()
@@ -430,7 +430,7 @@ class VfsBase:
         elif place is not None:
             os.chown(place[2], uid, gid, dir_fd=self.nodes.descriptor(place[0]), follow_symlinks=False)
         else:
-            raise OSError(errno.ENOENT, "no such file")
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
 
     def _set_times(self, node: Node, changes: Changes) -> None:
         if node.is_file and changes.mtime_ns is not None:
@@ -459,7 +459,7 @@ class VfsBase:
             return os.fstat(node.descriptor)
         place = node.place()
         if place is None:
-            raise OSError(errno.ENOENT, "no such file")
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         return os.stat(place[2], dir_fd=self.nodes.descriptor(place[0]), follow_symlinks=False)
 
     def own(self, parent: Node, disk_name: str, who: Requester, mode: int, *, is_dir: bool = False) -> None:
