@@ -101,9 +101,7 @@ def bench_mount(peers: list[str], rounds: int, folder: Path, tell: Callable[[str
                 target = Target(name, place)
                 target.mount()
                 try:
-                    _run_all(
-                        target, results, lambda text, n=number, s=name: tell(f"{s}, round {n + 1}: {text}")
-                    )  # type: ignore[misc]
+                    _run_all(target, results, tell, f"{name}, round {number + 1}")
                 finally:
                     target.unmount()
     columns = ["workload", *names, *(f"kmsfs / {peer}" for peer in peers)]
@@ -113,14 +111,16 @@ def bench_mount(peers: list[str], rounds: int, folder: Path, tell: Callable[[str
     }
 
 
-def _run_all(target: Target, results: dict[str, dict[str, list[float]]], tell: Callable[[str], None]) -> None:
+def _run_all(
+    target: Target, results: dict[str, dict[str, list[float]]], tell: Callable[[str], None], where: str
+) -> None:
     def remount() -> None:
         target.unmount()
         _drop_caches()
         target.mount()
 
     for label, work in _WORKLOADS:
-        tell(label)
+        tell(f"{where}: {label}")
         results[label][target.name].append(work(target.root, remount))
 
 
@@ -155,7 +155,7 @@ def _drop_caches() -> None:
 # --- workloads: each returns MB/s or operations a second ------------------------------------------------------
 
 
-def _timed(count: float, act: Callable[[], None]) -> float:
+def _timed(count: float, act: Callable[[], object]) -> float:
     start = time.perf_counter()
     act()
     return count / (time.perf_counter() - start)
@@ -242,7 +242,7 @@ def _create(root: Path, _remount: Remount) -> float:
 
 def _stat_warm(root: Path, _remount: Remount) -> float:
     paths = [os.fspath(root / "many" / f"f{number}") for number in range(_SMALL_FILES)]
-    return _timed(_SMALL_FILES, lambda: [os.stat(path) for path in paths] and None)
+    return _timed(_SMALL_FILES, lambda: [os.stat(path) for path in paths])
 
 
 def _list_stat_cold(root: Path, remount: Remount) -> float:
@@ -273,15 +273,22 @@ def _read_warm(root: Path, _remount: Remount) -> float:
 
 def _rename(root: Path, _remount: Remount) -> float:
     folder = os.fspath(root / "many")
-    return _timed(
-        _SMALL_FILES,
-        lambda: [os.rename(f"{folder}/f{n}", f"{folder}/g{n}") for n in range(_SMALL_FILES)] and None,
-    )
+
+    def act() -> None:
+        for number in range(_SMALL_FILES):
+            os.rename(f"{folder}/f{number}", f"{folder}/g{number}")
+
+    return _timed(_SMALL_FILES, act)
 
 
 def _unlink(root: Path, _remount: Remount) -> float:
     folder = os.fspath(root / "many")
-    return _timed(_SMALL_FILES, lambda: [os.unlink(f"{folder}/g{n}") for n in range(_SMALL_FILES)] and None)
+
+    def act() -> None:
+        for number in range(_SMALL_FILES):
+            os.unlink(f"{folder}/g{number}")
+
+    return _timed(_SMALL_FILES, act)
 
 
 def _archive() -> tuple[Path, int]:
@@ -311,7 +318,7 @@ def _grep_cold(root: Path, remount: Remount) -> float:
     remount()
     _, count = _archive()
     command = ["grep", "-rc", "import", os.fspath(root / "tree")]
-    return _timed(count, lambda: subprocess.run(command, capture_output=True, check=False) and None)
+    return _timed(count, lambda: subprocess.run(command, capture_output=True, check=False))
 
 
 def _sqlite(root: Path, _remount: Remount) -> float:

@@ -1,0 +1,190 @@
+"""The house rules: sizes, doors, banned calls, docs that match the code."""
+
+import ast
+import importlib.util
+import re
+import struct
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from kmsd.root.keyring import HEADER_BYTES
+from kmsfs.api.registry import KMS_ACTIONS, OPERATIONS
+from kmsfs.errors import KmsfsError
+from kmsfs.formats import fileheader
+from kmsfs.formats.blob import parse_blob
+from kmsfs.formats.context import canonical
+from kmsfs.formats.frame import decode_request, encode_request
+from kmsfs.aead.derived import open_derived
+
+ROOT = Path(__file__).parents[2]
+PRODUCT = sorted([*(ROOT / "kmsfs").rglob("*.py"), *(ROOT / "daemon").rglob("*.py")])
+DOCS = ROOT / "docs"
+
+
+def functions(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def test_sizes():
+    lengths = []
+    for path in PRODUCT:
+        assert path.read_text().count("\n") <= 600, path
+        for function in functions(path):
+            length = function.end_lineno - function.lineno + 1
+            assert length <= 80, f"{path}:{function.lineno} {function.name} has {length} lines"
+            lengths.append(length)
+    assert sorted(lengths)[len(lengths) * 9 // 10] <= 40
+
+
+def test_no_asserts_no_stubs_no_unfinished_marks():
+    for path in PRODUCT:
+        text = path.read_text()
+        tree = ast.parse(text)
+        assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), path
+        assert "NotImplementedError" not in text, path
+        assert not re.search(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b", text), path
+        assert not {"utils.py", "helpers.py", "common_utils.py"} & {path.name}
+
+
+def test_the_top_level_holds_nothing_else():
+    names = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
+    allowed = {"pyproject.toml", "README.md", "LICENSE", "kmsfs", "daemon", "tests", "systemd", "docs", "build", "dist"}
+    assert names <= allowed, names - allowed
+    assert not (ROOT / "daemon" / "__init__.py").exists()
+
+
+def test_peer_credentials_have_one_door():
+    for path in PRODUCT:
+        if path.name != "peer.py":
+            assert "getsockopt" not in path.read_text(), f"{path}: only server/peer.py says who calls"
+
+
+def test_handlers_neither_validate_nor_authorise():
+    for path in (ROOT / "daemon" / "kmsd").rglob("service.py"):
+        assert "ShapeError" not in path.read_text(), f"{path}: shapes are declared in kmsfs/api"
+
+
+def test_no_dangerous_modules():
+    for path in PRODUCT:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            assert not {"pickle", "yaml", "marshal", "shelve"} & set(names), path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), path
+
+
+def test_declarations_are_whole():
+    for operation in OPERATIONS.values():
+        assert operation.summary.endswith(".")
+        assert all(issubclass(error, KmsfsError) for error in operation.errors)
+        encoded = dict(zip(operation.request.__struct_fields__, operation.request.__struct_encode_fields__, strict=True))
+        for field in operation.audit:
+            assert field in encoded, f"{operation.name} audits {field}, which it does not have"
+            assert encoded[field] not in operation.secret
+        for secret in operation.secret:
+            assert secret in encoded.values()
+        assert operation.action.startswith(("kms:", "ssm:", "kmsfs:"))
+    assert {"kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"} <= KMS_ACTIONS
+
+
+def test_generated_pages_are_fresh():
+    spec = importlib.util.spec_from_file_location("make_reference", Path(__file__).with_name("make_reference.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for page, make in module.PAGES.items():
+        assert (DOCS / "reference" / page).read_text() == make(), f"run tests/arch/make_reference.py: {page} is old"
+
+
+# --- format pages ---------------------------------------------------------------------------------------------
+
+
+def example(page, name):
+    text = (DOCS / "formats" / page).read_text()
+    return bytes.fromhex(re.search(rf"```hex {name}\n(.*?)```", text, re.S)[1].replace("\n", ""))
+
+
+def table_after(page, heading):
+    text = (DOCS / "formats" / page).read_text().split(heading, 1)[1]
+    rows = []
+    for line in text.splitlines():
+        if re.match(r"\| \d+ \| \d+ \|", line):
+            rows.append(tuple(int(cell) for cell in line.split("|")[1:3]))
+        elif rows and not line.startswith("|"):
+            break
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "total"),
+    [
+        ("file-v1.md", "## Header slot", fileheader.SLOT_BYTES),
+        ("file-v1.md", "## Attribute box", fileheader.ATTR_PLAIN_BYTES),
+        ("file-v1.md", "An **entry**", fileheader.ENTRY_BYTES),
+        ("blob-v1.md", "# Ciphertext blob", 84),
+        ("store-v1.md", "## Keyring", HEADER_BYTES + 12),
+    ],
+)
+def test_field_tables_add_up(page, heading, total):
+    rows = table_after(page, heading)
+    offset = 0
+    for at, length in rows:
+        assert at == offset
+        offset += length
+    assert offset == total
+
+
+def test_worked_examples():
+    clear = fileheader.Clear(
+        fileheader.FileSuite(1), 14, 1, bytes(range(16)), bytes(range(16, 32)), 7, 6, 3, bytes(range(32)),
+        bytes(range(28)), b"w" * 132,
+    )  # fmt: skip
+    assert example("file-v1.md", "clear") == clear.pack()[:144]
+    packed = example("file-v1.md", "attributes").ljust(432, b"\0")
+    attributes = fileheader.parse_attributes(packed)
+    assert (attributes.size, attributes.mtime_ns, attributes.name, attributes.extra_homes) == (5, 1, b"name", [b"h" * 16])
+    assert attributes.pack() == packed
+    word, epoch, pin = fileheader.ENTRY.unpack(example("file-v1.md", "entry"))
+    assert (fileheader.split_location(word), epoch, pin) == ((2, 5), 0, bytes(range(28)))
+    assert example("blob-v1.md", "context") == canonical({"a": "bc"})
+    blob = parse_blob(example("blob-v1.md", "blob"))
+    assert open_derived(bytes(32), blob.head, blob.body, canonical({"a": "bc"})) == b"hello"
+    raw = example("frame-v1.md", "frame")
+    assert raw == encode_request(1, "DescribeKey", {"KeyId": "alias/a"})
+    assert decode_request(raw[4:]).operation == "DescribeKey" and struct.unpack(">I", raw[:4])[0] == len(raw) - 4
+
+
+def test_format_pages_name_their_version():
+    for page, version in (("file-v1.md", fileheader.FORMAT_VERSION), ("blob-v1.md", 1), ("frame-v1.md", 1)):
+        text = (DOCS / "formats" / page).read_text()
+        assert f"Version {version}" in text
+        assert re.search(r"## Changelog\n\n\* (\d+)", text)[1] == str(version)
+
+
+def test_decisions_are_indexed():
+    index = (DOCS / "adr" / "index.md").read_text()
+    numbers = []
+    for path in sorted((DOCS / "adr").glob("0*.md")):
+        text = path.read_text()
+        assert re.search(r"^Status: \w+$", text, re.M) and re.search(r"^Date: \d{4}-\d\d-\d\d$", text, re.M), path
+        assert path.name in index
+        numbers.append(int(path.name[:4]))
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_links_in_the_docs_lead_somewhere():
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_readme_runs_what_ci_runs():
+    readme = (ROOT / "README.md").read_text()
+    for name in ("install", "test"):
+        assert re.search(rf"<!-- command:{name} -->\n```sh\n.+?```\n<!-- end -->", readme, re.S)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for tool in ("ruff", "mypy", "pytest", "import-linter"):
+        assert any(tool in dependency for dependency in project["project"]["optional-dependencies"]["test"])
