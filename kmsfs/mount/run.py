@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import signal
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -64,20 +63,22 @@ def check_places(request: MountRequest) -> None:
         UsageError: a missing or non-empty mountpoint, one inside the other, a cipher directory that is none.
     """
     cipher, point = request.cipher_dir, request.mountpoint
-    if os.path.ismount(point):
-        raise UsageError(f"{point} is a mount point already", hint=f"kmsfs umount {point}")
-    for place in (cipher, point):
-        if not place.exists():
-            place.mkdir(mode=0o700, parents=True)
-        if not stat.S_ISDIR(place.stat().st_mode):
-            raise UsageError(f"{place} is not a directory")
-    if any(point.iterdir()):
-        raise UsageError(f"{point} is not empty: its files would be hidden", hint="choose an empty directory")
     real_cipher, real_point = cipher.resolve(), point.resolve()
     if real_cipher == real_point or real_cipher in real_point.parents or real_point in real_cipher.parents:
         raise UsageError(
             "cipher directory and mountpoint lie inside each other", hint="keep them side by side"
         )
+    if os.path.ismount(point):
+        raise UsageError(f"{point} is a mount point already", hint=f"kmsfs umount {point}")
+    for place in (cipher, point):
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UsageError(f"{place} is not a directory") from error
+        except OSError as error:
+            raise UsageError(f"cannot make {place}: {error.strerror}") from error
+    if any(point.iterdir()):
+        raise UsageError(f"{point} is not empty: its files would be hidden", hint="choose an empty directory")
 
 
 class RunningMount:

@@ -1,0 +1,158 @@
+"""The command line as scripts see it: outputs, exit codes, JSON, and the first use by an ordinary user."""
+
+import base64
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from kmsfs.errors import ExitCode
+
+
+@pytest.fixture
+def kmsfs(daemon):
+    def run(*arguments, input=None, **environment):
+        variables = {**os.environ, "KMSFS_SOCKET": str(daemon.socket), "NO_COLOR": "1", **environment}
+        command = [sys.executable, "-m", "kmsfs.cli", *map(str, arguments)]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, input=input, timeout=60)
+
+    return run
+
+
+def test_parameters(kmsfs):
+    put = kmsfs("param", "put", "/cli/db", "--type", "SecureString", "--value-file", "-", input="s3cret\n")
+    assert (put.returncode, put.stdout, put.stderr) == (0, "", "kmsfs: /cli/db version 1 (Standard)\n")
+    got = kmsfs("param", "get", "/cli/db", "--with-decryption", "--raw")
+    assert (got.stdout, got.stderr) == ("s3cret", "")
+    document = json.loads(kmsfs("param", "get", "/cli/db", "--with-decryption", "--json").stdout)
+    assert document["Value"] == "s3cret" and document["Version"] == 1
+    again = kmsfs("param", "put", "/cli/db", "--value-file", "-", input="x")
+    assert again.returncode == ExitCode.CONFLICT and "already exists" in again.stderr
+    kmsfs("param", "put", "/cli/db", "--value-file", "-", "--overwrite", input="two")
+    assert kmsfs("param", "get", "/cli/db:1", "--with-decryption", "--raw").stdout == "s3cret"
+    assert "/cli/db" in kmsfs("param", "list", "/cli").stdout
+    assert len(json.loads(kmsfs("param", "history", "/cli/db", "--json").stdout)) == 2
+    missing = kmsfs("param", "get", "/cli/none")
+    assert missing.returncode == ExitCode.NOT_FOUND and missing.stderr == "kmsfs: Parameter /cli/none not found.\n"
+    assert kmsfs("param", "delete", "/cli/db").returncode == ExitCode.USAGE
+    assert kmsfs("param", "delete", "/cli/db", "--yes").returncode == 0
+
+
+def test_keys(kmsfs):
+    key = kmsfs("key", "create", "--alias", "alias/cli").stdout.strip()
+    assert json.loads(kmsfs("key", "describe", "alias/cli", "--json").stdout)["KeyId"] == key
+    assert key in kmsfs("key", "list").stdout and key in kmsfs("--json", "key", "list").stdout
+    assert "alias/cli" in kmsfs("alias", "list", "--key", key).stdout
+    blob = base64.b64decode(json.loads(kmsfs("key", "encrypt", key, "--context", "a=b", "--json", input="hi").stdout)["CiphertextBlob"])
+    request = json.dumps({"CiphertextBlob": base64.b64encode(blob).decode(), "EncryptionContext": {"a": "b"}})
+    answer = json.loads(kmsfs("api", "Decrypt", input=request).stdout)
+    assert base64.b64decode(answer["Plaintext"]) == b"hi"
+    wrong = kmsfs("api", "Decrypt", input=request.replace('"b"', '"c"'))
+    assert wrong.returncode == ExitCode.INTEGRITY
+    assert json.loads(wrong.stderr)["error"]["code"] == "InvalidCiphertextException"
+    assert kmsfs("key", "rotate", key).returncode == 0
+    assert kmsfs("key", "disable", key).returncode == 0
+    refused = kmsfs("key", "encrypt", key, input="x")
+    assert refused.returncode == ExitCode.CONFLICT and "hint: kmsfs key enable" in refused.stderr
+    assert kmsfs("key", "enable", key).returncode == 0
+    assert kmsfs("key", "schedule-deletion", key).returncode == ExitCode.USAGE
+    assert kmsfs("key", "schedule-deletion", key, "--days", "7", "--yes").returncode == 0
+    assert kmsfs("key", "cancel-deletion", key).returncode == 0
+    assert "Statement" in kmsfs("key", "policy", "get", key).stdout
+    assert kmsfs("key", "policy", "put", key, "-", input="nonsense").returncode == ExitCode.USAGE
+
+
+def test_grants(kmsfs):
+    key = kmsfs("key", "create").stdout.strip()
+    made = json.loads(kmsfs("grant", "create", key, "--to", "uid/1000", "--operation", "Decrypt", "--json").stdout)
+    [grant] = json.loads(kmsfs("grant", "list", key, "--json").stdout)
+    assert grant["GrantId"] == made["GrantId"] and grant["GranteePrincipal"].endswith(":uid/1000")
+    assert kmsfs("grant", "revoke", key, made["GrantId"]).returncode == 0
+    assert json.loads(kmsfs("grant", "list", key, "--json").stdout) == []
+
+
+def test_bad_command_lines(kmsfs):
+    assert kmsfs("nonsense").returncode == 2
+    assert kmsfs("api", "Nonsense", input="{}").returncode == ExitCode.USAGE
+    assert kmsfs("api", "ListKeys", input="[]").returncode == ExitCode.USAGE
+    assert kmsfs("inspect", "/nonexistent").returncode == ExitCode.STORAGE
+    assert kmsfs("inspect", "/etc/passwd").returncode == ExitCode.INTEGRITY
+    assert kmsfs("umount", "/").returncode == ExitCode.USAGE
+    assert kmsfs("--version").stdout.startswith("kmsfs ")
+    for group in ("key", "alias", "grant", "param", "volume", "daemon"):
+        assert kmsfs(group, "--help").returncode == 0
+
+
+def test_no_secret_is_an_argument(kmsfs):
+    for command in (("param", "put"), ("key", "encrypt"), ("key", "decrypt")):
+        text = kmsfs(*command, "--help").stdout
+        assert "--value " not in text and "--plaintext" not in text
+
+
+def test_a_private_daemon_starts_itself_once(tmp_path):
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    variables = {k: v for k, v in os.environ.items() if k != "KMSFS_SOCKET"}
+    variables |= {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(runtime)}
+
+    def run(*arguments, input=None):
+        return subprocess.run(
+            [sys.executable, "-m", "kmsfs.cli", *arguments], env=variables, capture_output=True, text=True, input=input
+        )
+
+    assert run("--no-autostart", "key", "list").returncode == ExitCode.UNAVAILABLE
+    first = run("key", "create")
+    try:
+        assert first.returncode == 0 and "recovery code" in first.stderr and "started a private key daemon" in first.stderr
+        assert run("key", "list").stderr == ""
+        socket = runtime / "kmsfs" / "kmsd.sock"
+        assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+        assert json.loads(run("daemon", "status", "--json").stdout)["Private"] is True
+    finally:
+        assert run("daemon", "stop").returncode == 0
+    second = run("key", "list", "--json")
+    try:
+        assert "recovery code" not in second.stderr and len(json.loads(second.stdout)) == 1
+    finally:
+        run("daemon", "stop")
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+@pytest.mark.skipif(not shutil.which("fusermount3") or not shutil.which("setpriv"), reason="fusermount3 and setpriv are needed")
+def test_an_ordinary_user_mounts_with_fusermount3(tmp_path):
+    home = tmp_path / "home"
+    for folder in (home, home / "run"):
+        folder.mkdir(mode=0o700)
+        os.chown(folder, 4321, 4321)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        os.chmod(folder, 0o755)
+    variables = {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run")}
+    me = ["setpriv", "--reuid", "4321", "--regid", "4321", "--clear-groups"]
+
+    def run(*command):
+        return subprocess.run([*me, *command], env=variables, capture_output=True, text=True, cwd="/", timeout=60)
+
+    if run(sys.executable, "-c", "import kmsfs.cli.main").returncode:
+        pytest.skip("this Python may not be used by an ordinary user")
+    old_mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
+    os.chmod("/dev/fuse", 0o666)
+    cli = (sys.executable, "-m", "kmsfs.cli")
+    try:
+        done = run(*cli, "mount", f"{home}/c", f"{home}/p")
+        assert done.returncode == 0, done.stderr
+        script = f"cd {home}/p && echo hello > f && chmod 0400 f && cat f && mv f g && mkdir d && ls -1"
+        assert run("sh", "-c", script).stdout.split() == ["hello", "d", "g"]
+        assert run(*cli, "umount", f"{home}/p").returncode == 0
+        assert run(*cli, "mount", f"{home}/c", f"{home}/p").returncode == 0
+        assert run("cat", f"{home}/p/g").stdout == "hello\n"
+        assert subprocess.run(["cat", f"{home}/p/g"], capture_output=True).returncode != 0
+        assert run(*cli, "umount", f"{home}/p").returncode == 0
+    finally:
+        os.chmod("/dev/fuse", old_mode)
+        run(*cli, "daemon", "stop")
+        subprocess.run(["umount", "-l", f"{home}/p"], capture_output=True)
