@@ -37,6 +37,8 @@ PARAMETER_VERSIONS_KEPT = 100
 LEASE_SECONDS = 10.0
 """Without a heartbeat of the watch stream for this long, cached data keys are unusable."""
 HEARTBEAT_SECONDS = 3.0
+RECONNECT_SECONDS = 2.0
+"""A volume's lease waits this long for a mount that lost its connection; a live one is back in half a second."""
 CACHE_IDLE_SECONDS = 300.0
 CACHE_AGE_SECONDS = 900.0
 CACHE_ENTRIES = 10_000

@@ -61,6 +61,8 @@ def mount(
         status = 0
     except KmsfsError as error:
         status = fail(error)
+    except Exception:
+        logging.exception("the mount failed")
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -12,7 +12,7 @@ from kmsd.store.schema import Table
 from kmsfs.api.shapes import admin as shapes
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import IncorrectKey, VolumeBusy
-from kmsfs.quantity import LEASE_SECONDS
+from kmsfs.quantity import RECONNECT_SECONDS
 
 
 @dataclass(slots=True)
@@ -63,11 +63,11 @@ class VolumeService:
         )
         if request.read_only:
             return shapes.OpenVolumeSessionResponse(session=volume.session, unclean_sessions=volume.unclean)
-        leased = volume.holder is not None or call.now < volume.released + LEASE_SECONDS
+        leased = volume.holder is not None or call.now < volume.released + RECONNECT_SECONDS
         if (leased and not resumed) or (volume.holder is not None and volume.holder != call.connection_id):
             raise VolumeBusy(
                 "this volume is mounted for writing elsewhere",
-                hint="unmount it there; after a crash its lease ends by itself within ten seconds",
+                hint="unmount it there; after a crash its lease ends by itself within seconds",
             )
         if request.resume is not None and not resumed:
             raise VolumeBusy("this volume was taken over by another session", hint="unmount and mount again")
