@@ -62,7 +62,7 @@ def mount(
     except KmsfsError as error:
         status = fail(error)
     except Exception:
-        logging.exception("the mount failed")
+        logging.getLogger("kmsfs").exception("the mount failed")
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -3,6 +3,8 @@
 
 def matches(pattern: str, text: str) -> bool:
     """Tell whether `text` matches `pattern`, case-sensitively."""
+    if pattern.find("*") == len(pattern) - 1 and "?" not in pattern:
+        return text.startswith(pattern[:-1]) if pattern else not text
     at = text_at = 0
     star = mark = -1
     while text_at < len(text):

@@ -36,6 +36,7 @@ from kmsfs.errors import (
 from kmsfs.ids import parameter_arn
 from kmsfs.quantity import PARAMETER_VERSIONS_KEPT
 
+_VERSIONS_HELD = 10_000
 DEFAULT_KEY = "alias/kmsfs/ssm"
 SERVICE = "ssm"
 _PATH_FILTERS = frozenset({"Type", "KeyId"})
@@ -55,6 +56,8 @@ class ParameterService:
         self._administrators = administrators
         self._facts = {row["name"]: facts_of(row) for row in store.scan(Table.PARAMETER)}
         self._names = sorted(self._facts)
+        self._held: dict[tuple[str, int], tuple[ParameterFacts, bytes]] = {}
+        """Versions read lately, as stored: a SecureString's value is its ciphertext."""
 
     # --- writing ------------------------------------------------------------------------------------------
 
@@ -148,6 +151,8 @@ class ParameterService:
             for version in range(facts.oldest, facts.version + 1):
                 work.delete(Table.PARAMETER_VERSION, f"{name}:{version}")
             work.delete(Table.PARAMETER, name)
+        for version in range(facts.oldest, facts.version + 1):
+            self._held.pop((name, version), None)
         del self._facts[name]
         self._names = sorted(self._facts)
 
@@ -264,10 +269,16 @@ class ParameterService:
             raise ParameterVersionNotFound(
                 f"Systems Manager could not find version {version} of {newest.name}."
             )
-        row = self._store.get(Table.PARAMETER_VERSION, f"{newest.name}:{version}")
-        if row is None:
-            raise CorruptStore(f"version {version} of a parameter is missing from the state")
-        return facts_of(row), row["value"]
+        place = (newest.name, version)
+        held = self._held.get(place)
+        if held is None:
+            row = self._store.get(Table.PARAMETER_VERSION, f"{newest.name}:{version}")
+            if row is None:
+                raise CorruptStore(f"version {version} of a parameter is missing from the state")
+            held = self._held[place] = facts_of(row), row["value"]
+            if len(self._held) > _VERSIONS_HELD:
+                del self._held[next(iter(self._held))]
+        return held
 
     def _visible(self, caller: Caller, name: str) -> ParameterFacts:
         facts = self._facts.get(name)
