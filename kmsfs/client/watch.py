@@ -50,7 +50,7 @@ class KeyWatcher:
     @property
     def alive(self) -> bool:
         """Whether the lease holds: something was heard within its time."""
-        return time.monotonic() - self._last_heard < LEASE_SECONDS
+        return time.monotonic() < self._last_heard + LEASE_SECONDS
 
     def close(self) -> None:
         """Stop watching."""

@@ -25,6 +25,7 @@ from kmsfs.mount.nodes import Node, NodeTable
 
 _LOG = logging.getLogger("kmsfs.mount")
 NAME_MAX = 255
+_NAMES_HELD = 8192
 
 
 @dataclass(slots=True)
@@ -62,6 +63,8 @@ class VfsBase:
         self.forget_directory: Callable[[Node], None] = lambda _node: None
         self.lease_holds: Callable[[], bool] = lambda: True
         self.privileged = os.geteuid() == 0
+        self._sealed_names: dict[tuple[int, bytes], tuple[str, str | None]] = {}
+        """Names on disk by directory and plain name: deterministic, so never wrong while the directory's node lives."""
         self.keep_attributes = True
         """Whether attributes of closed files are remembered: only where changes behind the mount are noticed."""
         self.own_changes: set[str] = set()
@@ -123,7 +126,14 @@ class VfsBase:
         if not parent.is_dir:
             raise OSError(errno.ENOTDIR, "not a directory")
         self.check_name(name)
-        return self.keys.seal_name(self.dir_id(parent), name)
+        place = (parent.node_id, name)
+        sealed = self._sealed_names.get(place)
+        if sealed is None:
+            sealed = self.keys.seal_name(self.dir_id(parent), name)
+            if len(self._sealed_names) >= _NAMES_HELD:
+                self._sealed_names.clear()
+            self._sealed_names[place] = sealed
+        return sealed
 
     def dir_id(self, node: Node) -> bytes:
         """Return a directory's id, checked against its place."""
