@@ -12,7 +12,7 @@ from kmsfs.errors import DaemonUnreachable, DeadlineExceeded
 from kmsfs.formats.frame import LENGTH_BYTES, decode_answer, encode_request, read_length
 
 _SPIN_NS = 150_000
-_SPINNING_THREADS = 4
+_SPINNING_THREADS = 6
 """Programs with more threads than this have other work to do meanwhile."""
 
 

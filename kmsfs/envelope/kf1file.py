@@ -139,6 +139,12 @@ class Kf1File:
         """Forget the file's keys; the next use asks the provider again."""
         self.file_keys = None
 
+    def rest(self) -> None:
+        """Forget keys and plaintext of a committed file; the sealed map stays, so waking up reads nothing."""
+        self.lock()
+        if not self.dirty:
+            self.inline, self.tree, self.map_loaded = None, None, False
+
     @property
     def dirty(self) -> bool:
         """Whether anything waits for a commit."""

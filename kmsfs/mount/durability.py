@@ -50,7 +50,7 @@ class Vfs(DirectoryOperations):
             try:
                 if file.dirty:
                     file.commit()
-                if not node.handles:
+                if not node.handles and node not in self.resting:
                     self.close_file(node)
             except (KmsfsError, OSError) as error:
                 _LOG.error("a file could not be stored yet: %s; it is kept in memory and tried again", error)

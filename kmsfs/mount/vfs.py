@@ -7,9 +7,11 @@ called with `lock` held by the transport; background work takes the lock itself.
 import errno
 import logging
 import os
+import resource
 import stat
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +28,7 @@ from kmsfs.mount.nodes import Node, NodeTable
 _LOG = logging.getLogger("kmsfs.mount")
 NAME_MAX = 255
 _NAMES_HELD = 8192
+_RESTING_MAX = 4096
 
 
 @dataclass(slots=True)
@@ -58,6 +61,9 @@ class VfsBase:
         self.recent: dict[tuple[int, int], tuple[int | None, int]] = {}
         self.recent_counter = 0
         self.open_files: set[Node] = set()
+        self.resting: OrderedDict[Node, None] = OrderedDict()
+        """Files that nobody has open, kept without keys so that the next open, rename or utimens is cheap."""
+        self.resting_max = min(_RESTING_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self.locked: KmsfsError | None = None
         self.revalidate: Callable[[], None] = lambda: None
         self.forget_directory: Callable[[Node], None] = lambda _node: None
@@ -341,6 +347,8 @@ class VfsBase:
                 raise
             node.descriptor = backing.descriptor
             self.open_files.add(node)
+        else:
+            self.resting.pop(node, None)
         node.handles += 1
         return node.file
 
@@ -358,14 +366,26 @@ class VfsBase:
         return Kf1File.open(self.tools, backing, durable, known=known)
 
     def give_back(self, node: Node) -> None:
-        """Undo `acquire`; the last one commits and closes. A file that cannot commit stays open and is tried again."""
+        """Undo `acquire`. The last one commits; the file rests open for a while, without keys and plaintext.
+
+        A file that cannot commit stays as it is and is tried again.
+        """
         node.handles -= 1
-        if node.handles or node.file is None:
+        file = node.file
+        if node.handles or file is None:
             return
         try:
-            self.close_file(node)
+            if not node.names or file.failed or self.options.read_only:
+                self.close_file(node)
+                return
+            file.commit()
         except (KmsfsError, OSError) as error:
             _LOG.error("a file could not be stored yet: %s; it is kept in memory and tried again", error)
+            return
+        file.rest()
+        self.resting[node] = None
+        if len(self.resting) > self.resting_max:
+            self.close_file(next(iter(self.resting)))
 
     def close_file(self, node: Node) -> None:
         """Commit and close a node's file.
@@ -386,6 +406,7 @@ class VfsBase:
         node.file = None
         node.descriptor = -1
         self.open_files.discard(node)
+        self.resting.pop(node, None)
         self.own_changes.update(node.names.values())
         node.attributes = file.attributes if self.keep_attributes and not file.failed else None
         file.close()

@@ -182,6 +182,8 @@ class DirectoryOperations(FileOperations):
             if node.is_file and node.names:
                 self._drop_home(node, parent, name)
             return
+        if node.file is not None and not node.handles:
+            self.close_file(node)
         self.recent.pop(node.key, None)
         self.nodes.disown_key(node)
         self.nodes.drop_if_unused(node)

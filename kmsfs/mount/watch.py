@@ -129,6 +129,8 @@ class CipherWatcher:
             except (InvalidName, OSError):
                 return
             child = node.kids.get(name)
+            if child is not None and child.file is not None and not child.handles:
+                vfs.close_file(child)
             if child is not None and child.file is not None:
                 _LOG.warning("a file that is open was changed behind the mount; the mount's version will win")
                 return
@@ -150,6 +152,8 @@ class CipherWatcher:
     def overflowed(self) -> None:
         """Events were lost: drop everything that is not open."""
         with self._vfs.lock:
+            for node in list(self._vfs.resting):
+                self._vfs.close_file(node)
             nodes = [node for node in self._vfs.nodes.all_nodes() if node.file is None]
             places = [(place[0].node_id, place[1]) for node in nodes if (place := node.place()) is not None]
         for node in nodes:
