@@ -2,6 +2,7 @@
 
 import errno
 
+from kmsfs.envelope.allocator import FIRST_BLOCK
 from kmsfs.envelope.filekeys import FileKeys, epoch_of
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.envelope.maptree import ROOT_BODY_BYTES, MapTree
@@ -21,6 +22,8 @@ from kmsfs.formats.filelayout import blocks_for, chunk_count, chunk_runs, max_fi
 from kmsfs.quantity import BLOCK_BYTES
 
 _TAG_SPARE = 16
+_RECLAIM_BLOCKS = 256
+"""1 MiB: fewer idle blocks than this are not worth a walk of the map."""
 
 
 def _tree(file: Kf1File) -> MapTree:
@@ -162,6 +165,7 @@ def write(file: Kf1File, data: bytes | bytearray | memoryview, offset: int) -> N
     keys = file.unlock()
     if end > max_file_bytes(file.clear.chunk_log2, MAX_HEIGHT):
         raise StorageError("file would exceed the format's largest size", os_errno=errno.EFBIG)
+    _reclaim(file, keys)
     if file.inline is not None and end <= INLINE_MAX_BYTES:
         _write_inline(file, data, offset)
     else:
@@ -170,6 +174,34 @@ def write(file: Kf1File, data: bytes | bytearray | memoryview, offset: int) -> N
         _write_chunks(file, keys, view, offset)
     file.content_dirty = True
     file.attributes.size = max(file.attributes.size, end)
+
+
+def _reclaim(file: Kf1File, keys: FileKeys) -> None:
+    """Find blocks that an earlier opening freed: before the first change of this one, if there are enough to matter.
+
+    Only where the last commit is durable and nothing changed since: then no header that recovery could choose
+    names any other block than this map does.
+    """
+    if file.reclaimed:
+        return
+    file.reclaimed = True
+    if file.dirty or file.provisional or file.durable_slot is None:
+        return
+    allocator = file.allocator
+    idle = allocator.high_water - FIRST_BLOCK - allocator.live
+    if idle <= max(_RECLAIM_BLOCKS, allocator.high_water // 8):
+        return
+    used = bytearray(allocator.high_water)
+    used[:FIRST_BLOCK] = b"\1" * FIRST_BLOCK
+    if file.tree is not None:
+        for block, blocks in file.tree.used_extents(file.file, keys.map):
+            used[block : block + blocks] = b"\1" * blocks
+    start = used.find(0)
+    while start >= 0:
+        end = used.find(1, start)
+        end = len(used) if end < 0 else end
+        allocator.adopt_free(start, end - start)
+        start = used.find(0, end)
 
 
 def _write_inline(file: Kf1File, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -280,6 +312,7 @@ def truncate(file: Kf1File, size: int) -> None:
     if size == file.size:
         return
     keys = file.unlock()
+    _reclaim(file, keys)
     if size > max_file_bytes(file.clear.chunk_log2, MAX_HEIGHT):
         raise StorageError("file would exceed the format's largest size", os_errno=errno.EFBIG)
     if size < file.size:
@@ -334,6 +367,7 @@ def punch(file: Kf1File, offset: int, length: int) -> None:
     if offset >= end:
         return
     keys = file.unlock()
+    _reclaim(file, keys)
     if file.inline is not None:
         stored = len(file.inline)
         file.inline[offset : min(end, stored)] = bytes(max(0, min(end, stored) - offset))

@@ -62,6 +62,7 @@ class Kf1File:
         self.last_slot: int | None = None
         self.synced_generation = 0
         self.failed = False
+        self.reclaimed = False
 
     # --- making and opening ---------------------------------------------------------------------------------
 
@@ -75,7 +76,7 @@ class Kf1File:
         )  # fmt: skip
         made = cls(tools, file, clear, Attributes())
         made.file_keys = keys
-        made.map_loaded = True
+        made.map_loaded = made.reclaimed = True
         made.content_dirty = made.attributes_dirty = True
         return made
 

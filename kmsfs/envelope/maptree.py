@@ -5,6 +5,7 @@ entries, at level n pointers to nodes of level n-1; the root entries point to no
 chunk entries themselves where the height is 0.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kmsfs.aead.gcm import GcmKey
@@ -27,6 +28,7 @@ from kmsfs.formats.fileheader import (
     pack_location,
     split_location,
 )
+from kmsfs.formats.filelayout import blocks_for
 from kmsfs.quantity import BLOCK_BYTES
 
 NODE_BODY_BYTES = NODE_ENTRIES * ENTRY_BYTES
@@ -184,6 +186,24 @@ class MapTree:
                     self._dirty.add((level + 1, index // NODE_ENTRIES))
             _write_runs(writes, file)
         self._dirty.clear()
+
+    def used_extents(self, file: BlockFile, key: GcmKey) -> Iterator[tuple[int, int]]:
+        """Yield (first block, blocks) of every node and chunk that the map names."""
+        yield from self._extents_of(self.root, self.height, 0, file, key)
+
+    def _extents_of(
+        self, body: bytearray, level: int, first: int, file: BlockFile, key: GcmKey
+    ) -> Iterator[tuple[int, int]]:
+        for place in range(len(body) // ENTRY_BYTES):
+            entry = bytes(body[place * ENTRY_BYTES : (place + 1) * ENTRY_BYTES])
+            if entry == HOLE:
+                continue
+            block, plain_bytes = split_location(ENTRY.unpack(entry)[0])
+            yield block, blocks_for(plain_bytes) if level == 0 else 1
+            if level:
+                node = self._find(level, first + place, file, key)
+                if node is not None:
+                    yield from self._extents_of(node, level - 1, (first + place) * NODE_ENTRIES, file, key)
 
     def forget_clean_nodes(self, keep: int) -> None:
         """Drop loaded nodes that are unchanged, beyond `keep`, so that big files do not fill memory."""
