@@ -391,6 +391,7 @@ class DaemonSealed(Unavailable):
 class DeadlineExceeded(Unavailable):
     """No answer in time."""
 
+    code = "DeadlineExceededException"
     errno = _errno.ETIMEDOUT
 
 

@@ -1,6 +1,5 @@
 """Where a daemon keeps its state and how it is reached."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +59,6 @@ def lock_memory_and_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc = ctypes.CDLL(None, use_errno=True)
     pr_set_dumpable = 4
-    if os.environ.get("KMSFS_DEBUG_DUMPABLE") != "1":
-        libc.prctl(pr_set_dumpable, 0, 0, 0, 0)
+    libc.prctl(pr_set_dumpable, 0, 0, 0, 0)
     mcl_current, mcl_future, mcl_onfault = 1, 2, 4
     libc.mlockall(mcl_current | mcl_future | mcl_onfault)

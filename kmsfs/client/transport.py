@@ -50,7 +50,13 @@ class Transport:
             FrameTooLarge: if the request exceeds 1 MiB.
         """
         self._next_id += 1
-        frame = encode_request(self._next_id, operation, parameters, context_uid=context_uid)
+        frame = encode_request(
+            self._next_id,
+            operation,
+            parameters,
+            deadline_ms=max(1, int(self._timeout * 1000)),
+            context_uid=context_uid,
+        )
         try:
             self._socket.sendall(frame)
         except OSError as error:

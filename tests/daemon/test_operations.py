@@ -357,6 +357,14 @@ def test_half_frames_are_cut_off(daemon):
         assert 4 < time.monotonic() - start < 8
 
 
+def test_a_passed_deadline_is_not_begun(daemon):
+    with raw(daemon) as connection:
+        connection.sendall(encode_request(1, "CreateKey", {}, deadline_ms=0))
+        assert b"DeadlineExceededException" in connection.recv(4096)
+        connection.sendall(encode_request(2, "GetStatus", {}, deadline_ms=5000))
+        assert b"Principal" in connection.recv(4096)
+
+
 def test_pipelining_answers_everything_in_order(daemon):
     with raw(daemon) as connection:
         connection.sendall(b"".join(encode_request(n, "GenerateRandom", {"NumberOfBytes": 8}) for n in range(500)))

@@ -12,7 +12,7 @@ from kmsd.dispatch.pipeline import ALWAYS_ANSWERED, Pipeline
 from kmsd.dispatch.status import WATCHED_KEYS
 from kmsd.server.peer import identify
 from kmsd.server.throttle import Buckets
-from kmsfs.errors import AuditUnavailable, InvariantBroken, KmsfsError, ProtocolError
+from kmsfs.errors import AuditUnavailable, DeadlineExceeded, InvariantBroken, KmsfsError, ProtocolError
 from kmsfs.formats.frame import (
     LENGTH_BYTES,
     decode_request,
@@ -50,6 +50,7 @@ class Session(asyncio.Protocol):
         self._watched: dict[int, frozenset[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._admitted = False
+        self._arrived = 0.0
         self._caller: Caller | None = None
         self._transport: Any = None
 
@@ -93,6 +94,7 @@ class Session(asyncio.Protocol):
         if self._caller is None or not self._admitted:
             return
         self._buffer += data
+        self._arrived = self._state.clock()
         answers: list[tuple[str, int, bytes]] = []
         fatal = False
         try:
@@ -141,7 +143,10 @@ class Session(asyncio.Protocol):
     def _answer(self, caller: Caller, body: bytes) -> tuple[str, int, bytes]:
         frame = decode_request(body)
         try:
-            self._state.buckets.spend(caller.uid, self._state.clock())
+            now = self._state.clock()
+            if frame.deadline_ms is not None and (now - self._arrived) * 1000 >= frame.deadline_ms:
+                raise DeadlineExceeded("the request's deadline passed before it was begun; nothing was done")
+            self._state.buckets.spend(caller.uid, now)
             result, call = self._state.pipeline.run(caller, frame, self._number)
             if WATCHED_KEYS in call.notes:
                 self._watched[frame.request_id] = call.notes[WATCHED_KEYS]
