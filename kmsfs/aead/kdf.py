@@ -13,6 +13,9 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 
+_SHA256 = hashes.SHA256()
+_SHA512 = hashes.SHA512()
+
 
 class Label(Enum):
     """Every purpose a key is derived for, with the length of the derived key in bytes."""
@@ -43,7 +46,7 @@ class Label(Enum):
 def derive(key: bytes, label: Label, ids: bytes = b"") -> bytes:
     """Return the key for `label`; `ids` is a fixed-length suffix such as an epoch."""
     info = b"kmsfs/v1/" + label.purpose.encode() + b"\0" + ids
-    return HKDFExpand(algorithm=hashes.SHA512(), length=label.length_bytes, info=info).derive(key)
+    return HKDFExpand(algorithm=_SHA512, length=label.length_bytes, info=info).derive(key)
 
 
 def hkdf_extract_sha512(salt: bytes, secret: bytes) -> bytes:
@@ -53,13 +56,13 @@ def hkdf_extract_sha512(salt: bytes, secret: bytes) -> bytes:
 
 def hkdf_expand_sha512(prk: bytes, info: bytes, length_bytes: int) -> bytes:
     """HKDF-Expand with SHA-512 for formats that are not ours (the AWS Encryption SDK message)."""
-    return HKDFExpand(algorithm=hashes.SHA512(), length=length_bytes, info=info).derive(prk)
+    return HKDFExpand(algorithm=_SHA512, length=length_bytes, info=info).derive(prk)
 
 
 def kbkdf(key: bytes, label: bytes, context: bytes, length_bytes: int) -> bytes:
     """SP 800-108 counter mode, HMAC-SHA256, r = 32, counter before the fixed data."""
     return KBKDFHMAC(
-        algorithm=hashes.SHA256(),
+        algorithm=_SHA256,
         mode=Mode.CounterMode,
         length=length_bytes,
         rlen=4,

@@ -2,15 +2,13 @@
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from kmsfs.api.registry import find
 from kmsfs.client.locate import locate
 from kmsfs.client.remote import to_exception
 from kmsfs.client.transport import Transport
-from kmsfs.errors import DaemonUnreachable, ProtocolError
+from kmsfs.errors import DaemonUnreachable
 
 _IDLE_TRANSPORTS_MAX = 8
 
@@ -18,8 +16,16 @@ _IDLE_TRANSPORTS_MAX = 8
 class ClientSession:
     """Calls over a small pool of connections: each call has one to itself, so threads do not wait in line."""
 
-    def __init__(self, *, socket: str | None = None, autostart: bool = True, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        *,
+        socket: str | None = None,
+        autostart: bool = True,
+        timeout: float = 30.0,
+        polling: bool = True,
+    ) -> None:
         self._named = socket
+        self._polling = polling
         self._autostart = autostart
         self._timeout = timeout
         self._idle: list[Transport] = []
@@ -36,13 +42,20 @@ class ClientSession:
         """
         operation = find(operation_name)
         for attempt in (1, 2):
+            transport = None if attempt == 2 else self._take_idle()
+            transport = transport or self.open_transport()
             try:
-                with self._transport(fresh=attempt == 2) as transport:
-                    answer = transport.call(operation_name, parameters, context_uid)
-                break
+                answer = transport.call(operation_name, parameters, context_uid)
             except DaemonUnreachable:
+                transport.close()
                 if operation.mutates or attempt == 2:
                     raise
+            except BaseException:
+                transport.close()
+                raise
+            else:
+                self._put_idle(transport)
+                break
         if "e" in answer:
             raise to_exception(answer["e"])
         return answer["r"]
@@ -53,7 +66,14 @@ class ClientSession:
         Raises:
             DaemonUnreachable: if no daemon answers.
         """
-        return Transport(locate(self._named, autostart=self._autostart), self._timeout)
+        path = locate(self._named, autostart=self._autostart)
+        return Transport(path, self._timeout, polling=self._polling)
+
+    def patient(self) -> "ClientSession":
+        """Return a session with the same daemon whose waiting costs no CPU: for threads behind the scenes."""
+        return ClientSession(
+            socket=self._named, autostart=self._autostart, timeout=self._timeout, polling=False
+        )
 
     def close(self) -> None:
         """Close idle connections."""
@@ -62,18 +82,7 @@ class ClientSession:
         for transport in idle:
             transport.close()
 
-    @contextmanager
-    def _transport(self, *, fresh: bool) -> Iterator[Transport]:
-        transport = None if fresh else self._take_idle()
-        transport = transport or self.open_transport()
-        try:
-            yield transport
-        except (DaemonUnreachable, ProtocolError, TimeoutError):
-            transport.close()
-            raise
-        except BaseException:
-            transport.close()
-            raise
+    def _put_idle(self, transport: Transport) -> None:
         with self._lock:
             if len(self._idle) < _IDLE_TRANSPORTS_MAX:
                 self._idle.append(transport)
@@ -84,8 +93,9 @@ class ClientSession:
         with self._lock:
             while self._idle:
                 transport = self._idle.pop()
-                if transport.pid == os.getpid() and transport.idle():
+                if transport.pid != os.getpid():
+                    continue
+                if transport.fresh or transport.idle():
                     return transport
-                if transport.pid == os.getpid():
-                    transport.close()
+                transport.close()
         return None

@@ -12,6 +12,7 @@ from kmsfs.errors import DaemonUnreachable, DeadlineExceeded
 from kmsfs.formats.frame import LENGTH_BYTES, decode_answer, encode_request, read_length
 
 _SPIN_NS = 150_000
+_FRESH_SECONDS = 0.01
 _SPINNING_THREADS = 6
 """Programs with more threads than this have other work to do meanwhile."""
 
@@ -19,10 +20,12 @@ _SPINNING_THREADS = 6
 class Transport:
     """One connected socket. Not thread-safe; sessions keep one per thread that needs one."""
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, *, polling: bool = True) -> None:
         self.path = path
+        self._polling = polling
         self._timeout = timeout
         self._next_id = 0
+        self._heard = 0.0
         self.pid = os.getpid()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout)
@@ -71,7 +74,8 @@ class Transport:
             DeadlineExceeded: if nothing arrives in time.
             BadFrame, FrameTooLarge, VersionMismatch: if what arrives is no answer.
         """
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        self._heard = time.monotonic()
+        deadline = self._heard + (self._timeout if timeout is None else timeout)
         while True:
             frame = self._cut()
             if frame is not None:
@@ -87,6 +91,11 @@ class Transport:
             answer = self.receive()
             if answer["id"] in (request_id, 0):
                 return answer
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the daemon answered on it so recently that looking for its goodbye would be in vain."""
+        return time.monotonic() - self._heard < _FRESH_SECONDS and not self._pending
 
     def idle(self) -> bool:
         """Whether nothing has arrived unasked, such as the daemon's goodbye."""
@@ -120,7 +129,7 @@ class Transport:
 
     def _receive_soon(self) -> bytes:
         """Look for the answer for as long as one usually takes: cheaper than sleeping and being woken."""
-        if threading.active_count() > _SPINNING_THREADS:
+        if not self._polling or threading.active_count() > _SPINNING_THREADS:
             return b""
         until = time.perf_counter_ns() + _SPIN_NS
         while time.perf_counter_ns() < until:

@@ -8,18 +8,33 @@ from kmsfs.secret import DataKey
 
 
 class FileKeys:
-    """Derived lazily per epoch; held while a file is open and its key's lease holds."""
+    """Derived when first needed; held while a file is open and its key's lease holds."""
 
-    __slots__ = ("_chunks", "_root", "map")
+    __slots__ = ("_chunks", "_commitment", "_map", "_root")
 
     def __init__(self, key: DataKey) -> None:
         self._root = key.reveal()
-        self.map = GcmKey(derive(self._root, Label.FILE_MAP))
+        self._map: GcmKey | None = None
+        self._commitment = b""
         self._chunks: dict[int, GcmKey] = {}
+
+    @property
+    def map(self) -> GcmKey:
+        """The key of the file's map."""
+        if self._map is None:
+            self._map = GcmKey(derive(self._root, Label.FILE_MAP))
+        return self._map
+
+    def prepare(self) -> None:
+        """Derive now what a new file needs at once."""
+        self.commitment()
+        _ = self.map
 
     def commitment(self) -> bytes:
         """Return the 32 bytes that name this data key and no other."""
-        return derive(self._root, Label.FILE_COMMIT)
+        if not self._commitment:
+            self._commitment = derive(self._root, Label.FILE_COMMIT)
+        return self._commitment
 
     def check_commitment(self, commitment: bytes) -> None:
         """Check a header's commitment.

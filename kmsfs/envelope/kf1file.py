@@ -15,7 +15,7 @@ from kmsfs.envelope.provider import DataKeyProvider, FreshKey
 from kmsfs.envelope.recovery import Choice, SessionRules, choose, needs_verification, open_map
 from kmsfs.envelope.slots import SlotPair, read_slots, seal_slot
 from kmsfs.envelope.volumekeys import VolumeKeys
-from kmsfs.errors import CorruptFile, IntegrityReason, LimitExceeded, StorageError
+from kmsfs.errors import CorruptFile, IntegrityReason, InvariantBroken, LimitExceeded, StorageError
 from kmsfs.formats.fileheader import (
     MAP_DIRECT,
     MAP_INLINE,
@@ -54,6 +54,8 @@ class Kf1File:
         self.file_keys: FileKeys | None = None
         self.inline: bytearray | None = bytearray()
         self.tree: MapTree | None = None
+        self.keys_fit = False
+        """Whether the keys were checked against the header's commitment."""
         self.map_box = b""
         self.map_loaded = False
         self.content_dirty = False
@@ -69,20 +71,21 @@ class Kf1File:
     @classmethod
     def create(cls, tools: FileTools, file: BlockFile, fresh: FreshKey) -> "Kf1File":
         """Return a new empty file; its first commit writes the first header."""
-        keys = FileKeys(fresh.key)
+        keys = fresh.keys
         clear = Clear(
             FileSuite.AES_256_GCM_HKDF_SHA512, tools.chunk_log2, MAP_INLINE, tools.keys.volume_id, fresh.file_id,
             0, 0, tools.rules.current, keys.commitment(), bytes(28), fresh.wrapped,
         )  # fmt: skip
         made = cls(tools, file, clear, Attributes())
         made.file_keys = keys
+        made.keys_fit = True
         made.map_loaded = made.reclaimed = True
         made.content_dirty = made.attributes_dirty = True
         return made
 
     @classmethod
     def open(
-        cls, tools: FileTools, file: BlockFile, durable_slot: int | None = None, *, known: bool = False
+        cls, tools: FileTools, file: BlockFile, durable_slot: int | None = None, known: bool = False
     ) -> "Kf1File":
         """Open an existing file by its headers, recovering it if its session did not end cleanly.
 
@@ -98,11 +101,17 @@ class Kf1File:
             UnsupportedFormat: if it is of a newer format.
             KmsfsError: as the provider's Decrypt, where recovery needs the data key.
         """
-        pair = read_slots(tools.keys, file)
+        return cls.open_pair(tools, file, read_slots(tools.keys, file), durable_slot, known)
+
+    @classmethod
+    def open_pair(
+        cls, tools: FileTools, file: BlockFile, pair: SlotPair, durable_slot: int | None, known: bool
+    ) -> "Kf1File":
+        """As `open`, with the headers read already."""
         file_keys: FileKeys | None = None
         if needs_verification(pair, tools.rules):
             newest = pair.valid[0].clear
-            file_keys = FileKeys(tools.provider.open(newest.file_id, newest.wrapped_key))
+            file_keys = tools.provider.open(newest.file_id, newest.wrapped_key)
         choice = choose(pair, tools.rules, file_keys, file)
         opened = cls(tools, file, choice.slot.clear, choice.slot.attributes)
         opened.map_box = choice.slot.map_box
@@ -111,6 +120,7 @@ class Kf1File:
         if file_keys is not None:
             file_keys.check_commitment(opened.clear.commitment)
             opened.file_keys = file_keys
+            opened.keys_fit = True
         return opened
 
     def _settle(self, choice: Choice, pair: SlotPair, durable_slot: int | None, *, known: bool) -> None:
@@ -121,6 +131,15 @@ class Kf1File:
         self.clear.generation = max(slot.clear.generation for slot in pair.valid)
         self.synced_generation = 0 if known else self.clear.generation
 
+    def authorise(self) -> None:
+        """Get the file's keys, asking the provider if needed; nothing is opened with them yet.
+
+        Raises:
+            KmsfsError: as the provider's Decrypt.
+        """
+        if self.file_keys is None:
+            self.file_keys = self.tools.provider.open(self.clear.file_id, self.clear.wrapped_key)
+
     def unlock(self) -> FileKeys:
         """Return the file's keys, asking the provider if needed, with the map loaded.
 
@@ -128,17 +147,22 @@ class Kf1File:
             CorruptFile: if header and data key do not belong together.
             KmsfsError: as the provider's Decrypt.
         """
-        if self.file_keys is None:
-            keys = FileKeys(self.tools.provider.open(self.clear.file_id, self.clear.wrapped_key))
+        keys = self.file_keys
+        if keys is None or not self.keys_fit:
+            self.authorise()
+            keys = self.file_keys
+            if keys is None:
+                raise InvariantBroken("authorised without keys")
             keys.check_commitment(self.clear.commitment)
-            self.file_keys = keys
+            self.keys_fit = True
         if not self.map_loaded:
-            self._load_map(self.file_keys)
-        return self.file_keys
+            self._load_map(keys)
+        return keys
 
     def lock(self) -> None:
         """Forget the file's keys; the next use asks the provider again."""
         self.file_keys = None
+        self.keys_fit = False
 
     def rest(self) -> None:
         """Forget keys and plaintext of a committed file; the sealed map stays, so waking up reads nothing."""

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from kmsfs.secret import DataKey
+from kmsfs.envelope.filekeys import FileKeys
 
 
 @dataclass(frozen=True, slots=True)
 class FreshKey:
-    """A new file's identity and its data key, plain and wrapped. The context named exactly this file id."""
+    """A new file's identity and its data key, usable and wrapped. The context named exactly this file id."""
 
     file_id: bytes
-    key: DataKey
+    keys: FileKeys
     wrapped: bytes
 
 
@@ -26,8 +26,8 @@ class DataKeyProvider(Protocol):
         """
         ...
 
-    def open(self, file_id: bytes, wrapped: bytes) -> DataKey:
-        """Return the data key of an existing file. Secret.
+    def open(self, file_id: bytes, wrapped: bytes) -> FileKeys:
+        """Return the usable data key of an existing file. Secret.
 
         Raises:
             KmsfsError: as Decrypt.

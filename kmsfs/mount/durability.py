@@ -51,7 +51,8 @@ class Vfs(DirectoryOperations):
                 if file.dirty:
                     file.commit()
                 if not node.handles and node not in self.resting:
-                    self.close_file(node)
+                    self.settling.pop(node, None)
+                    self.settle(node)
             except (KmsfsError, OSError) as error:
                 _LOG.error("a file could not be stored yet: %s; it is kept in memory and tried again", error)
 

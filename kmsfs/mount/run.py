@@ -28,6 +28,7 @@ from kmsfs.mount.kernel.attach import MountOptions, attach, detach
 from kmsfs.mount.kernel.notify import KernelNotifier
 from kmsfs.mount.kernel.session import KernelSession
 from kmsfs.mount.kernel.wire import MAX_WRITE
+from kmsfs.mount.keypool import PoolFiller
 from kmsfs.mount.vfs import VfsOptions
 from kmsfs.mount.volume import (
     OpenVolume,
@@ -40,6 +41,8 @@ from kmsfs.mount.volume import (
 
 _LOG = logging.getLogger("kmsfs.mount")
 _REVALIDATE_SECONDS = 1.0
+_COLLECT_EVERY = 10_000
+"""Objects made between two looks at the youngest generation."""
 _REVOKING = frozenset({"disabled", "pending-deletion", "deleted", "policy", "grant-ended"})
 
 
@@ -96,6 +99,7 @@ class RunningMount:
         self._watcher = KeyWatcher(session, [config.key_arn], self._on_event, self._on_connect)
         self._watcher.start()
         self.vfs = self._make_vfs()
+        self._filler = PoolFiller(self.vfs, SocketKeySource(session.patient(), config.key_arn))
         self._notifier: KernelNotifier | None = None
         self._last_revalidation = 0.0
 
@@ -135,7 +139,7 @@ class RunningMount:
         scratch = bytearray(2 * MAX_WRITE + (1 << 18))
         tools = FileTools(keys, provider, rules, os.urandom, config.chunk_log2, scratch)
         kernel_times = self._request.transport == "kernel"
-        options = VfsOptions(self._request.read_only, config.bind, kernel_times)
+        options = VfsOptions(self._request.read_only, config.bind, kernel_times, put_off=kernel_times)
         vfs = Vfs(tools, provider, self._volume.descriptor, config.root_id, options)
         vfs.revalidate = self._revalidate
         vfs.lease_holds = lambda: self._watcher.alive
@@ -152,6 +156,8 @@ class RunningMount:
         threads = [threading.Thread(target=self._tick_loop, name="kmsfs-tick", daemon=True)]
         if self._lease.unclean and not self._request.read_only:
             threads.append(threading.Thread(target=self._heal, name="kmsfs-heal", daemon=True))
+        if not self._request.read_only:
+            self._filler.start()
         options = MountOptions(
             os.fspath(self._request.cipher_dir), self._request.allow_other, self._request.read_only
         )
@@ -180,6 +186,7 @@ class RunningMount:
             thread.start()
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_COLLECT_EVERY)
         on_ready()
         try:
             kernel.serve()
@@ -211,6 +218,8 @@ class RunningMount:
 
     def _finish(self) -> None:
         self._stopping.set()
+        if not self._request.read_only:
+            self._filler.close()
         stored = False
         try:
             stored = self.vfs.finish()

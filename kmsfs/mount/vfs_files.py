@@ -11,12 +11,12 @@ from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import StorageError
 from kmsfs.mount.attributes import Requester, Stat
 from kmsfs.mount.nodes import Node
-from kmsfs.mount.vfs import VfsBase
+from kmsfs.mount.vfs_attributes import AttributeOperations
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 
 
-class FileOperations(VfsBase):
+class FileOperations(AttributeOperations):
     """What happens to files."""
 
     def create(self, parent: Node, name: bytes, mode: int, who: Requester) -> tuple[Node, Stat]:
@@ -73,10 +73,14 @@ class FileOperations(VfsBase):
             self.require_writable()
         file = self.acquire(node)
         try:
-            file.unlock()
+            file.authorise()
             if truncate and file.size:
                 content.truncate(file, 0)
                 file.attributes.mtime_ns = time.time_ns()
+            elif self.options.put_off:
+                self.warm(node)
+            else:
+                file.unlock()
         except BaseException:
             self.give_back(node)
             raise
@@ -115,8 +119,11 @@ class FileOperations(VfsBase):
         if not cached or not self.options.kernel_times:
             file.attributes.mtime_ns = time.time_ns()
         if file.inline is not None:
-            # A small file is one header: writing it now lets close() report a full disk.
-            file.commit()
+            # A small file is one header: writing it while the disk is nearly full lets close() report that.
+            if self.may_put_off():
+                self.restless[node] = None
+            else:
+                file.commit()
         return len(data)
 
     def allocate(self, node: Node, mode: int, offset: int, length: int) -> None:

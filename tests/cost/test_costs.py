@@ -132,7 +132,8 @@ def test_cached_keys_have_limits():
     for now[0] in (500, 700, 900, 1100, 1202):
         provider.open(b"f" * 16, b"w")
     assert source.decrypts == 3
-    held = provider.open(b"f" * 16, b"w")
+    provider.open(b"f" * 16, b"w")
+    held = next(iter(provider._opened.values())).key
     lease[0] = False
     with pytest.raises(KeyLease):
         provider.open(b"f" * 16, b"w")

@@ -3,6 +3,7 @@
 import os
 import random
 
+from kmsfs.envelope.filekeys import FileKeys
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.provider import FreshKey
 from kmsfs.envelope.recovery import SessionRules
@@ -20,15 +21,16 @@ class FakeProvider:
         self.opened = 0
 
     def fresh(self):
-        made = FreshKey(os.urandom(16), DataKey(os.urandom(32)), os.urandom(132))
-        self.keys[made.file_id] = made.key.reveal()
+        key = os.urandom(32)
+        made = FreshKey(os.urandom(16), FileKeys(DataKey(key)), os.urandom(132))
+        self.keys[made.file_id] = key
         return made
 
     def open(self, file_id, wrapped):
         self.opened += 1
         if self.denied:
             raise AccessDenied("no")
-        return DataKey(self.keys[file_id])
+        return FileKeys(DataKey(self.keys[file_id]))
 
 
 def volume_keys():

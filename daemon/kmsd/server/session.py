@@ -10,6 +10,7 @@ from typing import Any
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.pipeline import ALWAYS_ANSWERED, Pipeline
 from kmsd.dispatch.status import WATCHED_KEYS
+from kmsd.server.linger import Linger
 from kmsd.server.peer import identify
 from kmsd.server.throttle import Buckets
 from kmsfs.errors import AuditUnavailable, DeadlineExceeded, InvariantBroken, KmsfsError, ProtocolError
@@ -35,6 +36,7 @@ class ServerState:
     account: str
     clock: Callable[[], float]
     buckets: Buckets = field(default_factory=Buckets)
+    linger: Linger = field(default_factory=Linger)
     sessions: set["Session"] = field(default_factory=set)
     on_lost: Callable[[int, float], None] = lambda _connection, _now: None
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -105,6 +107,7 @@ class Session(asyncio.Protocol):
             answers.append(("", 0, encode_error(0, error.code, error.detail, error.hint, retryable=False)))
             fatal = True
         self._send(answers)
+        self._state.linger.extend()
         if fatal:
             self._transport.close()
         elif self._buffer:

@@ -109,8 +109,12 @@ class KernelSession:
             try:
                 length = os.readv(descriptor, buffers)
             except BlockingIOError:
-                if time.perf_counter_ns() > spin_until:
-                    self._wait()
+                if (
+                    not self._use_the_wait()
+                    and time.perf_counter_ns() > spin_until
+                    and not self._quiet_step()
+                ):
+                    select.select([descriptor], [], [])
                 continue
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINTR):
@@ -124,9 +128,22 @@ class KernelSession:
             dispatch(view[:length])
             spin_until = time.perf_counter_ns() + _SPIN_NS
 
-    def _wait(self) -> None:
-        """Sleep until the kernel has a request."""
-        select.select([self.descriptor], [], [])
+    def _use_the_wait(self) -> bool:
+        """While the kernel has no request, do a piece of work that was put off."""
+        try:
+            with self.vfs.lock:
+                return self.vfs.idle_step()
+        except Exception:
+            _LOG.exception("work that was put off failed")
+            return False
+
+    def _quiet_step(self) -> bool:
+        try:
+            with self.vfs.lock:
+                return self.vfs.quiet_step()
+        except Exception:
+            _LOG.exception("work that was put off failed")
+            return False
 
     def dispatch(self, request: memoryview) -> None:
         """Serve one request."""
@@ -390,7 +407,7 @@ class KernelSession:
 
     def _plus_entry(self, node: Node, entry: Entry) -> bytes:
         try:
-            return self._entry(*self.vfs.lookup(node, entry.name))
+            return self._entry(*self.vfs.list_entry(node, entry.name, entry.disk_name))
         except (OSError, KmsfsError):
             # Damaged or gone: the name is listed, a later lookup says what is wrong.
             return bytes(wire.ENTRY_OUT.size)

@@ -1,0 +1,242 @@
+"""Lookup and attributes: what stat answers, where it comes from, and what setattr changes."""
+
+import errno
+import os
+import stat
+import time
+
+from kmsfs.backing.posix import PosixFile
+from kmsfs.envelope.content import truncate
+from kmsfs.envelope.kf1file import Kf1File
+from kmsfs.envelope.slots import read_slots
+from kmsfs.errors import AccessDenied
+from kmsfs.formats.fileheader import Attributes
+from kmsfs.mount.attributes import Changes, Requester, Stat, from_backing
+from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs_open import OpenFiles
+
+
+class AttributeOperations(OpenFiles):
+    """What happens to attributes."""
+
+    # --- lookup --------------------------------------------------------------------------------
+
+    def lookup(self, parent: Node, name: bytes) -> tuple[Node, Stat]:
+        """Return the node of an entry and its attributes; the caller counts the lookup.
+
+        Raises:
+            OSError: ENOENT and the like.
+            CorruptFile: if the file's header is damaged or it is not where it was written.
+        """
+        self.require_unlocked()
+        disk_name, _ = self.disk_name(parent, name)
+        facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
+        return self.enter(parent, name, disk_name, facts)
+
+    def list_entry(self, parent: Node, name: bytes, disk_name: str) -> tuple[Node, Stat]:
+        """As `lookup`, for an entry of a listing just made.
+
+        Raises:
+            OSError, CorruptFile: as `lookup`.
+        """
+        facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
+        return self.enter(parent, name, disk_name, facts, listed=True)
+
+    def enter(
+        self, parent: Node, name: bytes, disk_name: str, facts: os.stat_result, *, listed: bool = False
+    ) -> tuple[Node, Stat]:
+        """Adopt an entry whose backing facts are known; verify its home first.
+
+        A file that is looked up by itself will likely be opened, so its header is kept; not so one of a listing.
+        """
+        node = self.nodes.adopt(parent, name, disk_name, facts)
+        try:
+            if node.is_dir:
+                self._check_dir_place(node, parent, name, disk_name)
+            if node.is_file and node.file is None and node.attributes is None and not listed:
+                self.keep_open(node, parent, disk_name, facts)
+            return node, self._stat(node, facts, parent, name)
+        except BaseException:
+            if node in self.resting:
+                self.close_file(node)
+            self.nodes.drop_if_unused(node)
+            raise
+
+    def _check_dir_place(self, node: Node, parent: Node, name: bytes, disk_name: str) -> None:
+        if not node.dir_id:
+            self._load_dir_id(node, parent, name, disk_name)
+        elif self.keys.dir_tag(self.dir_id(parent), name) not in node.dir_tags:
+            self.misplaced(f"directory {name!r}")
+
+    def getattr(self, node: Node) -> Stat:
+        """Return a node's attributes.
+
+        Raises:
+            OSError, CorruptFile: as `lookup`.
+        """
+        self.require_unlocked()
+        if node.is_file and node.file is not None and node.descriptor >= 0:
+            return self._stat(node, os.fstat(node.descriptor), None, b"")
+        if node.is_dir:
+            return from_backing(os.fstat(self.nodes.descriptor(node)))
+        place = node.place()
+        if place is None:
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
+        parent, name, disk_name = place
+        facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
+        return self._stat(node, facts, parent, name)
+
+    def _stat(self, node: Node, facts: os.stat_result, parent: Node | None, name: bytes) -> Stat:
+        answer = from_backing(facts)
+        if node.is_file:
+            attributes = node.file.attributes if node.file is not None else node.attributes
+            if attributes is None:
+                attributes = self._peek(node, facts)
+            if attributes is not None:
+                if parent is not None:
+                    self.check_home(attributes, parent, name)
+                answer.size = attributes.size
+                answer.mtime_ns = attributes.mtime_ns
+            else:
+                answer.size = 0
+        elif node.kind == stat.S_IFLNK:
+            answer.size = len(self.readlink(node))
+        return answer
+
+    def _peek(self, node: Node, facts: os.stat_result) -> Attributes | None:
+        """Return the attributes of a file that is not open, from its newest trusted header; None if it has none yet."""
+        if not facts.st_size and not self.tools.rules.clean:
+            return None
+        place = node.place()
+        if place is None:
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
+        backing = self.open_backing(place[0], place[2], facts, write=False)
+        try:
+            pair = read_slots(self.keys, backing)
+            if pair.valid and pair.damaged is None and self.tools.rules.trusts(pair.valid[0].clear.session):
+                if self.keep_attributes:
+                    node.attributes = pair.valid[0].attributes
+                return pair.valid[0].attributes
+            return self._peek_recovered(node, backing)
+        finally:
+            backing.close()
+
+    def _peek_recovered(self, node: Node, backing: PosixFile) -> Attributes:
+        try:
+            return Kf1File.open(self.tools, backing, *self._durability_of(node)).attributes
+        except AccessDenied:
+            pair = read_slots(self.keys, backing)
+            if not pair.valid:
+                raise
+            return pair.valid[0].attributes
+
+    def readlink(self, node: Node) -> bytes:
+        """Return a symlink's target.
+
+        Raises:
+            CorruptFile: if it is damaged.
+        """
+        place = node.place()
+        if place is None:
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
+        return self.keys.open_link(os.readlink(place[2], dir_fd=self.nodes.descriptor(place[0])))
+
+    # --- setattr ----------------------------------------------------------------------------------------------
+
+    def setattr(self, node: Node, changes: Changes) -> Stat:
+        """Change attributes and return the new ones.
+
+        Raises:
+            OSError, KmsfsError: EROFS, ENOSPC, damage, denial and the like.
+        """
+        self.require_unlocked()
+        self.require_writable()
+        if changes.size is not None:
+            self._set_size(node, changes.size)
+        if changes.uid is not None or changes.gid is not None:
+            self._chown(
+                node, -1 if changes.uid is None else changes.uid, -1 if changes.gid is None else changes.gid
+            )
+        if changes.mode is not None:
+            self._chmod(node, changes.mode)
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            self._set_times(node, changes)
+        return self.getattr(node)
+
+    def _set_size(self, node: Node, size: int) -> None:
+        if not node.is_file:
+            raise OSError(errno.EINVAL, "not a file")
+        file = self.acquire(node)
+        try:
+            truncate(file, size)
+            file.attributes.mtime_ns = time.time_ns()
+            file.attributes_dirty = True
+        finally:
+            self.give_back(node)
+
+    def _chmod(self, node: Node, mode: int) -> None:
+        place = node.place()
+        if node.descriptor >= 0:
+            os.fchmod(node.descriptor, mode)
+        elif place is not None:
+            os.chmod(place[2], mode, dir_fd=self.nodes.descriptor(place[0]))
+        else:
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
+
+    def _chown(self, node: Node, uid: int, gid: int) -> None:
+        place = node.place()
+        if node.descriptor >= 0:
+            os.fchown(node.descriptor, uid, gid)
+        elif place is not None:
+            os.chown(place[2], uid, gid, dir_fd=self.nodes.descriptor(place[0]), follow_symlinks=False)
+        else:
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
+
+    def _set_times(self, node: Node, changes: Changes) -> None:
+        if node.is_file and changes.mtime_ns is not None:
+            known = node.file.attributes if node.file is not None else node.attributes
+            if changes.atime_ns is None and known is not None and known.mtime_ns == changes.mtime_ns:
+                return
+            file = self.acquire(node)
+            file.attributes.mtime_ns = changes.mtime_ns
+            file.attributes_dirty = True
+            self.give_back(node)
+            if changes.atime_ns is None:
+                return
+        facts = self._backing_facts(node)
+        times = (
+            facts.st_atime_ns if changes.atime_ns is None else changes.atime_ns,
+            facts.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
+        )
+        place = node.place()
+        if node.descriptor >= 0:
+            os.utime(node.descriptor, ns=times)
+        elif place is not None:
+            os.utime(place[2], ns=times, dir_fd=self.nodes.descriptor(place[0]), follow_symlinks=False)
+
+    def _backing_facts(self, node: Node) -> os.stat_result:
+        if node.descriptor >= 0:
+            return os.fstat(node.descriptor)
+        place = node.place()
+        if place is None:
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
+        return os.stat(place[2], dir_fd=self.nodes.descriptor(place[0]), follow_symlinks=False)
+
+    def own(self, parent: Node, disk_name: str, who: Requester, mode: int, *, is_dir: bool = False) -> None:
+        """Give a new entry to its maker, as the kernel would: setgid directories hand down their group."""
+        if not self.privileged:
+            return
+        above = os.fstat(self.nodes.descriptor(parent))
+        gid = above.st_gid if above.st_mode & stat.S_ISGID else who.gid
+        if is_dir and above.st_mode & stat.S_ISGID:
+            mode |= stat.S_ISGID
+        if (who.uid, gid) != (0, 0) or above.st_mode & stat.S_ISGID:
+            directory = self.nodes.descriptor(parent)
+            os.chown(disk_name, who.uid, gid, dir_fd=directory, follow_symlinks=False)
+            if mode & 0o7000 and not stat.S_ISLNK(mode):
+                os.chmod(disk_name, stat.S_IMODE(mode), dir_fd=directory)
+
+    def statfs(self) -> os.statvfs_result:
+        """Return the backing store's space."""
+        self.empty_trash()
+        return os.fstatvfs(self.nodes.root.descriptor)

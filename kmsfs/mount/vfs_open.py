@@ -1,0 +1,275 @@
+"""Open files: opening, keeping at hand, storing after the last close, forgetting keys.
+
+What no answer depends on is put off until the transport waits: storing a released file, closing descriptors,
+deriving keys that will be needed. That is only done while the backing store has room, so that a full disk is
+reported by the call that meets it.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import stat
+from collections import OrderedDict
+from typing import Any
+
+from kmsfs.backing.posix import PosixFile
+from kmsfs.envelope.kf1file import Kf1File
+from kmsfs.envelope.slots import read_slots
+from kmsfs.errors import KmsfsError
+from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs import VfsBase
+
+_LOG = logging.getLogger("kmsfs.mount")
+_RESTING_MAX = 4096
+_PUT_OFF_MAX = 256
+"""Released files and closed descriptors that may wait; past that the oldest is done at once."""
+_ROOM_BYTES = 16 << 20
+_ROOM_LOOKS = 64
+"""Free space is looked at once in so many things put off."""
+_OPEN_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class OpenFiles(VfsBase):
+    """What happens to open files."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.open_files: set[Node] = set()
+        self.resting: OrderedDict[Node, None] = OrderedDict()
+        """Files that nobody has open, kept without keys so that the next open, rename or utimens is cheap."""
+        self.resting_max = min(_RESTING_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self.settling: OrderedDict[Node, None] = OrderedDict()
+        """Files that nobody has open and that wait to be stored."""
+        self.restless: dict[Node, None] = {}
+        """Open small files that were written: stored when nobody has asked for anything for a while."""
+        self._warming: Node | None = None
+        self._trash: list[Kf1File] = []
+        self._looks_left = 0
+
+    # --- open files -------------------------------------------------------------------------------------------
+
+    def open_backing(self, parent: Node, disk_name: str, facts: os.stat_result, *, write: bool) -> PosixFile:
+        """Open an entry's backing file.
+
+        Raises:
+            OSError: as open(2).
+        """
+        flags = (os.O_RDWR if write else os.O_RDONLY) | _OPEN_FLAGS
+        directory = self.nodes.descriptor(parent)
+        try:
+            return PosixFile(os.open(disk_name, flags, dir_fd=directory))
+        except PermissionError:
+            if facts.st_uid != os.geteuid():
+                raise
+            # The owner's own mode bits bar us, not the owner of the data: the kernel has checked those.
+            mode = stat.S_IMODE(facts.st_mode)
+            os.chmod(disk_name, mode | 0o600, dir_fd=directory)
+            try:
+                return PosixFile(os.open(disk_name, flags, dir_fd=directory))
+            finally:
+                os.chmod(disk_name, mode, dir_fd=directory)
+
+    def acquire(self, node: Node, *, at_home: bool = True) -> Kf1File:
+        """Return the node's open file, opening it if needed; every call needs a `give_back`.
+
+        `at_home` is False only while a rename has moved the entry and its header does not know yet.
+
+        Raises:
+            CorruptFile, KmsfsError, OSError: if it cannot be opened.
+        """
+        if node.file is None:
+            place = node.place()
+            if place is None:
+                raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
+            parent, name, disk_name = place
+            facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
+            backing = self.open_backing(parent, disk_name, facts, write=not self.options.read_only)
+            try:
+                node.file = self._open_file(node, backing, facts)
+                if at_home:
+                    self.check_home(node.file.attributes, parent, name)
+            except BaseException:
+                node.file = None
+                backing.close()
+                raise
+            node.descriptor = backing.descriptor
+            self.open_files.add(node)
+        else:
+            self.resting.pop(node, None)
+            self.settling.pop(node, None)
+        node.handles += 1
+        return node.file
+
+    def _open_file(self, node: Node, backing: PosixFile, facts: os.stat_result) -> Kf1File:
+        if not facts.st_size and not self.tools.rules.clean:
+            # Created by a session that crashed before its first commit: it is empty.
+            made = Kf1File.create(self.tools, backing, self.provider.fresh())
+            place = node.place()
+            if place is not None:
+                made.attributes.primary_dir, made.attributes.name = self.dir_id(place[0]), place[1]
+            made.attributes.mtime_ns = made.attributes.btime_ns = facts.st_mtime_ns
+            return made
+        return Kf1File.open(self.tools, backing, *self._durability_of(node))
+
+    def keep_open(self, node: Node, parent: Node, disk_name: str, facts: os.stat_result) -> None:
+        """Open a looked-up file without its key and let it rest, if its headers need no recovery and no repair."""
+        if not self.keep_attributes or not facts.st_size:
+            return
+        flags = (os.O_RDONLY if self.options.read_only else os.O_RDWR) | _OPEN_FLAGS
+        try:
+            backing = PosixFile(os.open(disk_name, flags, dir_fd=self.nodes.descriptor(parent)))
+        except OSError:
+            return
+        file = None
+        try:
+            pair = read_slots(self.keys, backing)
+            if pair.valid and pair.damaged is None and self.tools.rules.trusts(pair.valid[0].clear.session):
+                file = Kf1File.open_pair(self.tools, backing, pair, *self._durability_of(node))
+        except KmsfsError:
+            return
+        finally:
+            if file is None:
+                backing.close()
+        if file is not None:
+            node.file, node.descriptor = file, backing.descriptor
+            self.open_files.add(node)
+            self._rest(node, file)
+
+    def _durability_of(self, node: Node) -> tuple[int | None, bool]:
+        """Return (slot of the last durable commit, whether this mount committed since) of a closed file."""
+        known = node.key in self.recent
+        return (self.recent[node.key][0] if known else None), known
+
+    def give_back(self, node: Node) -> None:
+        """Undo `acquire`. The last one stores the file, now or soon; it rests open for a while, without keys.
+
+        A file that cannot be stored stays as it is and is tried again.
+        """
+        node.handles -= 1
+        file = node.file
+        if node.handles or file is None:
+            return
+        if file.dirty and node.names and not file.failed and self.may_put_off():
+            self.settling[node] = None
+            if len(self.settling) > _PUT_OFF_MAX:
+                self.settle(self.settling.popitem(last=False)[0])
+            return
+        self.settle(node)
+
+    def settle(self, node: Node) -> None:
+        """Store a file that nobody has open, and let it rest; one that cannot be stored is tried again later."""
+        file = node.file
+        if file is None or node.handles:
+            return
+        try:
+            if not node.names or file.failed or self.options.read_only:
+                self.close_file(node)
+                return
+            file.commit()
+        except (KmsfsError, OSError) as error:
+            _LOG.error("a file could not be stored yet: %s; it is kept in memory and tried again", error)
+            return
+        self._rest(node, file)
+
+    def _rest(self, node: Node, file: Kf1File) -> None:
+        file.rest()
+        self.resting[node] = None
+        if len(self.resting) > self.resting_max:
+            self.close_file(next(iter(self.resting)))
+
+    def close_file(self, node: Node) -> None:
+        """Commit and close a node's file.
+
+        Raises:
+            StorageError: if it cannot be committed; it stays open.
+        """
+        file = node.file
+        if file is None:
+            return
+        if node.names and not file.failed and not self.options.read_only:
+            file.commit()
+            if file.provisional:
+                self.recent_counter += 1
+                self.recent[node.key] = (file.durable_slot, self.recent_counter)
+            else:
+                self.recent.pop(node.key, None)
+        node.file = None
+        node.descriptor = -1
+        self.open_files.discard(node)
+        for waiting in (self.resting, self.settling, self.restless):
+            waiting.pop(node, None)
+        self.own_changes.update(node.names.values())
+        node.attributes = file.attributes if self.keep_attributes and not file.failed else None
+        if len(self._trash) < _PUT_OFF_MAX and self.may_put_off():
+            self._trash.append(file)
+        else:
+            file.close()
+        self.nodes.drop_if_unused(node)
+
+    # --- putting off ------------------------------------------------------------------------------------------
+
+    def may_put_off(self) -> bool:
+        """Whether work may wait: somebody will do it soon, and the backing store will have room for it then."""
+        if not self.options.put_off:
+            return False
+        self._looks_left -= 1
+        if self._looks_left < 0:
+            space = os.fstatvfs(self.nodes.root.descriptor)
+            if space.f_bavail * space.f_frsize <= _ROOM_BYTES:
+                return False
+            self._looks_left = _ROOM_LOOKS
+        return True
+
+    def warm(self, node: Node) -> None:
+        """Prepare an opened file's keys and map while its opener wakes up."""
+        self._warming = node
+
+    def idle_step(self) -> bool:
+        """Do one piece of what was put off, some tens of microseconds; return whether there was any."""
+        node, self._warming = self._warming, None
+        if node is not None:
+            if node.file is not None and node.handles:
+                with contextlib.suppress(KmsfsError, OSError):
+                    node.file.unlock()
+        elif self.settling:
+            self.settle(self.settling.popitem(last=False)[0])
+        elif self._trash:
+            self._trash.pop().close()
+        else:
+            return self.provider.prepare()
+        return True
+
+    def quiet_step(self) -> bool:
+        """Store one small file that is open and was written; return whether there was any. For longer silences."""
+        while self.restless:
+            node, _ = self.restless.popitem()
+            if node.file is not None and node.file.dirty and not node.file.failed:
+                try:
+                    node.file.commit()
+                except (KmsfsError, OSError) as error:
+                    _LOG.error("a file could not be stored yet: %s; it is tried again", error)
+                return True
+        return False
+
+    def empty_trash(self) -> None:
+        """Close what waits to be closed, which gives space of removed files back."""
+        while self._trash:
+            self._trash.pop().close()
+
+    # --- revocation -------------------------------------------------------------------------------------------
+
+    def drop_keys(self) -> None:
+        """Commit what was written under the keys, then forget them all: the next use asks the daemon again."""
+        for node in list(self.open_files):
+            file = node.file
+            if file is None:
+                continue
+            if file.dirty and file.file_keys is not None and not self.options.read_only:
+                try:
+                    file.commit()
+                except (KmsfsError, OSError) as error:
+                    _LOG.error("a file could not be stored before its key was dropped: %s", error)
+            file.lock()
+        self.provider.drop()
