@@ -11,7 +11,7 @@ from typing import Any
 from kmsfs.errors import DaemonUnreachable, DeadlineExceeded
 from kmsfs.formats.frame import LENGTH_BYTES, decode_answer, encode_request, read_length
 
-_SPIN_NS = 150_000
+_SPIN_NS = 400_000
 _FRESH_SECONDS = 0.01
 _SPINNING_THREADS = 6
 """Programs with more threads than this have other work to do meanwhile."""

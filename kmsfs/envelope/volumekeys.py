@@ -1,6 +1,5 @@
 """Keys of a volume, derived from its volume key: attributes, names, directories, links, homes, configuration."""
 
-import base64
 import binascii
 
 from kmsfs.aead.kdf import Label, derive, equal, hmac_sha256, sha256
@@ -14,6 +13,8 @@ DIR_TAG_BYTES = 8
 LONG_NAME_BYTES = 160
 DIR_ID_NAME = ".kd"
 _DIR_PREFIX = "kd1."
+_TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
+_TO_STANDARD = bytes.maketrans(b"-_+/", b"+/\0\0")
 _NAME_AAD = b"kmsfs/name"
 _DIR_AAD = b"kmsfs/dir"
 _LINK_AAD = b"kmsfs/link"
@@ -135,12 +136,13 @@ class VolumeKeys:
 
 
 def _encode(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+    return binascii.b2a_base64(raw, newline=False).translate(_TO_URLSAFE).rstrip(b"=").decode()
 
 
 def _decode(text: str) -> bytes:
     try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        standard = text.encode("ascii").translate(_TO_STANDARD)
+        raw = binascii.a2b_base64(standard + b"=" * (-len(text) % 4), strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidName("not a name of this volume") from error
     if _encode(raw) != text:

@@ -113,7 +113,7 @@ def parse_clear(slot: bytes | memoryview) -> Clear:
         and pad1 == bytes(6)
         and pad2 == bytes(4)
         and 0 < wrapped_len <= WRAPPED_KEY_MAX_BYTES
-        and not any(slot[CLEAR_BYTES + wrapped_len : ATTR_OFFSET])
+        and slot[CLEAR_BYTES + wrapped_len : ATTR_OFFSET] == bytes(WRAPPED_KEY_MAX_BYTES - wrapped_len)
     )
     if not shape_ok:
         raise CorruptFile("file header has an impossible field", IntegrityReason.HEADER_SHAPE)

@@ -1,6 +1,7 @@
 """The life of a mount: open the volume, attach, serve, and end cleanly."""
 
 import contextlib
+import fcntl
 import gc
 import logging
 import os
@@ -41,6 +42,7 @@ from kmsfs.mount.volume import (
 
 _LOG = logging.getLogger("kmsfs.mount")
 _REVALIDATE_SECONDS = 1.0
+_DESCRIPTORS = 8192
 _COLLECT_EVERY = 10_000
 """Objects made between two looks at the youngest generation."""
 _REVOKING = frozenset({"disabled", "pending-deletion", "deleted", "policy", "grant-ended"})
@@ -338,8 +340,6 @@ def _unescape(text: str) -> str:
 
 
 def _wait_until_unlocked(cipher_dir: Path) -> None:
-    import fcntl
-
     deadline = time.monotonic() + 30
     try:
         descriptor = os.open(cipher_dir, os.O_RDONLY | os.O_DIRECTORY)
@@ -359,5 +359,12 @@ def _wait_until_unlocked(cipher_dir: Path) -> None:
 
 
 def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as we may have, and make the kernel's table for them big now.
+
+    Growing it later, when there are threads, waits for all processors: some milliseconds at each power of two.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    high = min(hard, _DESCRIPTORS) - 1
+    with open(os.devnull, "rb") as null:
+        os.close(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, high))

@@ -8,8 +8,8 @@ import asyncio
 import os
 import time
 
-LINGER_NS = 400_000
-"""0.4 ms: a client that reads small files one after the other asks again within that time."""
+LINGER_NS = 1_000_000
+"""1 ms: a client that reads small files one after the other asks again within that time."""
 
 
 class Linger:

@@ -64,9 +64,10 @@ def _attach_as_root(mountpoint: Path, options: MountOptions) -> int:
     except OSError as error:
         raise UsageError(f"cannot open /dev/fuse: {error.strerror}", hint="load the fuse module") from error
     root_mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
-    text = f"fd={descriptor},rootmode={root_mode:o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
+    text = f"fd={descriptor},rootmode={root_mode:o},user_id={os.getuid()},group_id={os.getgid()}"
     if options.allow_other:
-        text += ",allow_other"
+        # Without it only root gets in, to whom permission bits say nothing; each check would cost a request.
+        text += ",allow_other,default_permissions"
     flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if options.read_only else 0)
     source, kind = os.fsencode(options.source), f"fuse.{_SUBTYPE}".encode()
     if _LIBC.mount(source, os.fsencode(mountpoint), kind, flags, text.encode()):

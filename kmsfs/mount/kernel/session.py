@@ -243,10 +243,9 @@ class KernelSession:
         return self._attr(self.vfs.getattr(node))
 
     def _setattr(self, node: Node, body: memoryview) -> Answer:
-        fields = wire.SETATTR_IN.unpack_from(body)
-        valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = (
-            fields[i] for i in (0, 3, 5, 6, 8, 9, 11, 13, 14)
-        )
+        (
+            valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, *_
+        ) = wire.SETATTR_IN.unpack_from(body)  # fmt: skip
         changes = Changes(
             mode if valid & wire.SET_MODE else None,
             uid if valid & wire.SET_UID else None,
