@@ -216,6 +216,9 @@ def _write_inline(file: Kf1File, data: bytes | bytearray | memoryview, offset: i
 def _need_chunks(file: Kf1File, keys: FileKeys, size: int) -> None:
     """Turn an inline file into one with chunks, and grow the map for `size` bytes."""
     if file.inline is not None:
+        if file.last_slot is None:
+            # A new file gets its first header before its first chunk: killed in between, it is short, not damaged.
+            file.commit()
         inline, file.inline = file.inline, None
         file.tree = MapTree(file.identity, 0, bytes(ROOT_BODY_BYTES))
         if inline:

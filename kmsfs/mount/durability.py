@@ -4,7 +4,7 @@ import logging
 import stat
 
 from kmsfs.backing.posix import sync_file_system
-from kmsfs.errors import KmsfsError
+from kmsfs.errors import KmsfsError, StorageError
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs_dirs import DirectoryOperations
 
@@ -31,10 +31,17 @@ class Vfs(DirectoryOperations):
                 (n, n.file, n.file.clear.generation) for n in self.open_files if n.file and n.file.provisional
             ]
             closed = dict(self.recent)
-            if not covered and not closed:
+            if not covered and not closed and not self.names_changed:
                 return
-        sync_file_system(self.nodes.root.descriptor)
+            self.names_changed = False
+            fresh = set(self.fresh_directories)
+        try:
+            sync_file_system(self.nodes.root.descriptor)
+        except StorageError:
+            self.names_changed = True
+            raise
         with self.lock:
+            self.fresh_directories -= fresh
             for node, file, generation in covered:
                 if node.file is file:
                     file.mark_durable(generation)

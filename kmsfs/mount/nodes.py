@@ -26,7 +26,6 @@ class Node:
     handles: int = 0
     dir_id: bytes = b""
     dir_tags: list[bytes] = field(default_factory=list)
-    fresh_directory: bool = False
     file: Kf1File | None = None
     descriptor: int = -1
     synced_entry: bool = True
@@ -76,6 +75,10 @@ class NodeTable:
         if node is None:
             raise OSError(116, "stale inode")
         return node
+
+    def of_inode(self, key: tuple[int, int]) -> Node | None:
+        """Return the node of a backing inode, if it is known."""
+        return self._by_key.get(key)
 
     def all_nodes(self) -> list[Node]:
         """Return every node."""

@@ -62,6 +62,10 @@ class VfsBase:
         """Names on disk by directory and plain name: deterministic, so never wrong while the directory's node lives."""
         self.keep_attributes = True
         """Whether attributes of closed files are remembered: only where changes behind the mount are noticed."""
+        self.fresh_directories: set[tuple[int, int]] = set()
+        """Backing inodes of directories whose making no barrier has covered yet."""
+        self.names_changed = False
+        """Whether entries came, went or moved since the last tick."""
         self.own_changes: set[str] = set()
         self.own_changes_before: set[str] = set()
 
@@ -86,6 +90,7 @@ class VfsBase:
     def changed_here(self, disk_name: str) -> None:
         """Remember that we changed an entry ourselves, so that the watcher does not take it for somebody else's."""
         self.own_changes.add(disk_name)
+        self.names_changed = True
 
     def rotate_own_changes(self) -> None:
         """Forget our own changes of two rounds ago."""

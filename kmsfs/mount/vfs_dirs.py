@@ -7,7 +7,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from kmsfs.backing.posix import rename_with_flags
+from kmsfs.backing.posix import rename_with_flags, sync_file_system
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.envelope.volumekeys import DIR_ID_NAME
 from kmsfs.errors import InvalidName, KmsfsError
@@ -20,6 +20,8 @@ from kmsfs.mount.vfs_files import FileOperations
 _LOG = logging.getLogger("kmsfs.mount")
 _NOREPLACE, _EXCHANGE = 1, 2
 _NEW_ID = ".kd~"
+_FRESH_EACH_MAX = 64
+"""More new directories than this are made durable by one syncfs instead of one by one."""
 LINK_MAX = EXTRA_HOMES
 """Homes that a header has room for, less one kept for a rename under way."""
 
@@ -64,7 +66,8 @@ class DirectoryOperations(FileOperations):
             raise
         facts = os.stat(disk_name, dir_fd=directory, follow_symlinks=False)
         node = self.nodes.adopt(parent, name, disk_name, facts)
-        node.dir_id, node.dir_tags, node.fresh_directory = dir_id, tags, True
+        node.dir_id, node.dir_tags = dir_id, tags
+        self.fresh_directories.add(node.key)
         return node, self._stat(node, facts, None, b"")
 
     def _undo_mkdir(self, directory: int, disk_name: str) -> None:
@@ -230,6 +233,7 @@ class DirectoryOperations(FileOperations):
     def _directory_gone(self, parent: Node, name: bytes) -> None:
         node = self.nodes.unlink(parent, name)
         if node is not None:
+            self.fresh_directories.discard(node.key)
             self.nodes.disown_key(node)
             self.forget_directory(node)
             self.nodes.drop_if_unused(node)
@@ -440,13 +444,19 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         if self.options.read_only:
             return
-        for kid in list(node.kids.values()):
-            if kid.fresh_directory:
-                self.sync_directory(kid)
-                kid.fresh_directory = False
+        self._sync_every_fresh_directory()
         self.sync_directory(node)
-        node.fresh_directory = False
-        self.sync_fresh_directories(node)
+
+    def _sync_every_fresh_directory(self) -> None:
+        """A rename that becomes durable here may have put something into any of them: their ids must not lag."""
+        fresh = [self.nodes.of_inode(key) for key in self.fresh_directories]
+        known = [node for node in fresh if node is not None]
+        if len(known) < len(fresh) or len(known) > _FRESH_EACH_MAX:
+            sync_file_system(self.nodes.root.descriptor)
+        else:
+            for node in known:
+                self.sync_directory(node)
+        self.fresh_directories.clear()
 
 
 def _kind_of(entry: "os.DirEntry[str]") -> int:

@@ -174,18 +174,17 @@ class FileOperations(AttributeOperations):
                 file.make_durable(full=not node.synced_entry)
                 node.synced_entry = True
                 self.recent.pop(node.key, None)
-            place = node.place()
-            if place is not None:
-                self.sync_fresh_directories(place[0])
+            for parent in list(node.parents.values()):
+                self.sync_fresh_directories(parent)
         finally:
             self.give_back(node)
 
     def sync_fresh_directories(self, node: Node) -> None:
         """Make the ids of directories made in this session durable, up to the root, once each."""
         while True:
-            if node.fresh_directory:
+            if node.key in self.fresh_directories:
                 self.sync_directory(node)
-                node.fresh_directory = False
+                self.fresh_directories.discard(node.key)
             place = node.place()
             if place is None:
                 return

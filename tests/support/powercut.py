@@ -200,6 +200,9 @@ class History:
 
     def step(self, file, model):
         roll = self.rng.random()
+        if file.last_slot is None:
+            # A new file gets its first header before its first chunk, whatever it holds then.
+            self.commits.append(bytes(model))
         if roll < 0.5:
             offset = self.rng.randrange(0, len(model) + 1) if self.rng.random() < 0.7 else self.rng.randrange(0, 120_000)
             data = self.rng.randbytes(self.rng.choice((1, 100, 2000, 4096, 5000, 16384, 40_000)))
