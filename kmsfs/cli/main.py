@@ -58,7 +58,7 @@ def shared(
 def run() -> None:
     """Run the command line; known failures become one line and their exit code."""
     try:
-        app(args=_with_shared_first(sys.argv[1:]))
+        app(args=_with_shared_first(sys.argv[1:]), prog_name="kmsfs")
     except KmsfsError as error:
         sys.exit(fail(error))
     except KeyboardInterrupt:

@@ -135,7 +135,7 @@ def confirm(what: str, name: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{what} needs confirmation", hint="pass --yes")
+        raise UsageError(f"this needs your confirmation: {what[:1].lower()}{what[1:]}", hint="pass --yes")
     print(f"{what}. Type {name} to go on: ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip() != name:
         raise UsageError("not confirmed, nothing was done")

@@ -1,4 +1,4 @@
-"""Generate docs/reference/operations.md and errors.md from the declarations: `python tests/arch/make_reference.py`."""
+"""Generate docs/reference/{operations,errors,cli}.md from the declarations: `python tests/arch/make_reference.py`."""
 
 from pathlib import Path
 from typing import get_type_hints
@@ -55,7 +55,39 @@ def errors():
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"operations.md": operations, "errors.md": errors}
+def commands():
+    """One section a command: its help text as the parser has it."""
+    import typer
+
+    from kmsfs.cli.main import app
+
+    lines = [
+        "# Commands", "", "Generated from the command line itself; a test keeps it so. `--json`, `--quiet`, `--socket` and `--no-autostart`",
+        "may stand before or after the command. Exit codes are in [errors](errors.md).", "",
+    ]  # fmt: skip
+
+    def section(command, words):
+        if hasattr(command, "commands"):
+            for name, inner in sorted(command.commands.items()):
+                section(inner, [*words, name])
+            return
+        lines.extend([f"## {' '.join(words)}", "", " ".join((command.help or "").split()), ""])
+        rows = []
+        for item in command.params:
+            if item.param_type_name == "argument":
+                rows.append((item.name.upper(), "argument" + ("" if item.required else ", optional"), getattr(item, "help", None)))
+            elif item.name != "help":
+                rows.append(("`" + ", ".join([*item.opts, *item.secondary_opts]) + "`", "required" if item.required else "option", item.help))
+        if rows:
+            lines.extend(["| | | |", "|---|---|---|"])
+            lines.extend(f"| {name} | {kind} | {' '.join((text or '').split()).replace('|', '/')} |" for name, kind, text in rows)
+            lines.append("")
+
+    section(typer.main.get_command(app), ["kmsfs"])
+    return "\n".join(lines)
+
+
+PAGES = {"operations.md": operations, "errors.md": errors, "cli.md": commands}
 
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
