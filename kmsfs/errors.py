@@ -147,6 +147,19 @@ class UnknownOperation(InvalidRequest):
     code = "UnknownOperationException"
 
 
+class SerializationFailed(InvalidRequest):
+    """The body of an HTTP request is not what its protocol says."""
+
+    code = "SerializationException"
+
+
+class RequestTooLarge(InvalidRequest):
+    """The body of an HTTP request is too long."""
+
+    code = "RequestEntityTooLargeException"
+    http_status = 413
+
+
 class DryRunSucceeded(InvalidRequest):
     """DryRun was set and the request would have succeeded."""
 
@@ -204,6 +217,43 @@ class AccessDenied(KmsfsError):
     exit_code = ExitCode.DENIED
     errno = _errno.EACCES
     audience = "caller"
+
+
+class AuthenticationError(KmsfsError):
+    """The request does not prove whose it is (the HTTP door)."""
+
+    code = "UnrecognizedClientException"
+    exit_code = ExitCode.DENIED
+    errno = _errno.EACCES
+    audience = "caller"
+
+
+class UnknownCredentials(AuthenticationError):
+    """Credentials that this daemon did not give out."""
+
+
+class MissingAuthentication(AuthenticationError):
+    """An unsigned request."""
+
+    code = "MissingAuthenticationTokenException"
+
+
+class IncompleteSignature(AuthenticationError):
+    """A signature that lacks a part."""
+
+    code = "IncompleteSignatureException"
+
+
+class InvalidSignature(AuthenticationError):
+    """A signature that does not fit the request, or is not from now."""
+
+    code = "InvalidSignatureException"
+
+
+class TokenExpired(AuthenticationError):
+    """Temporary credentials whose time is over."""
+
+    code = "ExpiredTokenException"
 
 
 # --- NotFound --------------------------------------------------------------------------------------------

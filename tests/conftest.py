@@ -99,6 +99,21 @@ def fresh_daemon(tmp_path):
     made.stop(signal.SIGKILL)
 
 
+@pytest.fixture
+def make_daemon(tmp_path_factory):
+    made = []
+
+    def make(*serve_options):
+        daemon = DaemonProcess(tmp_path_factory.mktemp("kmsd"), *serve_options)
+        assert daemon.init().returncode == 0
+        made.append(daemon)
+        return daemon.start()
+
+    yield make
+    for daemon in made:
+        daemon.stop(signal.SIGKILL)
+
+
 class MountProcess:
     """A `kmsfs mount --foreground`."""
 

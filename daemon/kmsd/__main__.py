@@ -13,6 +13,7 @@ import typer
 from kmsd.app import Daemon
 from kmsd.audit.journal import verify_log
 from kmsd.config import SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
+from kmsd.door.listen import parse_endpoint
 from kmsd.realm import initialise, open_realm, recover
 from kmsd.root.keyring import SealType
 from kmsd.root.recovery import parse_recovery_code
@@ -71,6 +72,12 @@ def serve(
     administrator: Annotated[
         list[int] | None, typer.Option(help="uid that may read every parameter.")
     ] = None,
+    aws_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KMSD_AWS_ENDPOINT", help="Loopback address for AWS's clients, such as 127.0.0.1:4599."
+        ),
+    ] = None,
     *,
     private: Annotated[bool, typer.Option(help="Serve this user only, with a 0600 socket.")] = False,
     accept_rollback: Annotated[bool, typer.Option(help="Start on a restored, older state; audited.")] = False,
@@ -78,8 +85,9 @@ def serve(
     """Serve a realm on a Unix socket (or the one systemd passes) until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="kmsd: %(message)s", stream=sys.stderr)
     administrators = (*(administrator or ()), *((os.getuid(),) if private else ()))
+    endpoint = parse_endpoint(aws_endpoint) if aws_endpoint else None
     mode = 0o600 if private else int(socket_mode, 8)
-    config = Config(state, socket, mode, accept_rollback, private, administrators)
+    config = Config(state, socket, mode, accept_rollback, private, administrators, endpoint)
     lock_memory_and_dumps()
     run_self_check()
     realm = open_realm(config, passphrase_file)

@@ -19,6 +19,8 @@ from kmsd.dispatch.batch import BatchService
 from kmsd.dispatch.bindings import bind_handlers
 from kmsd.dispatch.pipeline import Pipeline
 from kmsd.dispatch.status import AdminService, DaemonFacts
+from kmsd.door.app import Door
+from kmsd.door.listen import DoorServer, bind_endpoint
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
 from kmsd.keys.crypto import CryptoService
@@ -32,6 +34,8 @@ from kmsd.server.session import ServerState, Session
 from kmsd.store.anchor import Anchor
 from kmsd.store.database import SealedStore
 from kmsd.store.sealing import RowSealer
+from kmsd.sts.service import TokenService
+from kmsd.sts.tokens import SessionTokens
 from kmsd.volumes.service import VolumeService
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.errors import AuditUnavailable, KmsfsError
@@ -64,6 +68,9 @@ class Daemon:
         self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}")
         self._state = ServerState(self._pipeline, self._account, time.time)
         self._keys = KeyService(self._registry)
+        self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), self._account, os.urandom)
+        self._door: DoorServer | None = None
+        self._door_listener = bind_endpoint(config.aws_endpoint) if config.aws_endpoint else None
         self._assemble(GrantTokens(derive(oldest, Label.DOMAIN_TOKEN)), realm)
 
     def _assemble(self, tokens: GrantTokens, realm: OpenRealm) -> None:
@@ -80,11 +87,13 @@ class Daemon:
             realm.keyring.seal_type.name.lower(),
             time.time(),
             config.private,
+            _endpoint_url(self._door_listener),
         )
         admin = AdminService(facts, registry, authoriser, time.time)
         batches = BatchService(pipeline, authoriser, crypto)
+        sts = TokenService(self._account, self._sessions)
         pipeline.bind(
-            authoriser, bind_handlers(self._keys, crypto, grants, parameters, volumes, batches, admin)
+            authoriser, bind_handlers(self._keys, crypto, grants, parameters, volumes, batches, admin, sts)
         )
         registry.listeners.append(self._push_change)
         self._state.on_lost = volumes.connection_lost
@@ -116,12 +125,16 @@ class Daemon:
         beat = watchdog_seconds()
         if beat is not None:
             tasks.append(asyncio.create_task(self._every(beat, self._alive)))
+        if self._door_listener is not None:
+            self._door = DoorServer(Door(self._state, self._sessions), self._door_listener)
         notify("READY=1\nSTATUS=serving")
         await stop.wait()
         notify("STOPPING=1")
         for task in tasks:
             task.cancel()
         server.close()
+        if self._door is not None:
+            await self._door.close()
         for session in list(self._state.sessions):
             session.push(None, {"kind": "closing"})
         self._close()
@@ -176,6 +189,13 @@ class Daemon:
         self._anchor.write(self._store)
         self._journal.close()
         self._store.close()
+
+
+def _endpoint_url(listener: socket.socket | None) -> str:
+    if listener is None:
+        return ""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _boot_id() -> str:

@@ -20,6 +20,8 @@ class Config:
     accept_rollback: bool = False
     private: bool = False
     administrators: tuple[int, ...] = ()
+    aws_endpoint: tuple[str, int] | None = None
+    """Loopback address and port of the HTTP door, if it is wanted."""
 
     @property
     def keyring(self) -> Path:

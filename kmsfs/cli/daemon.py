@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -13,9 +14,16 @@ app = typer.Typer(no_args_is_help=True, help="The key daemon.")
 
 
 @app.command()
-def start() -> None:
+def start(
+    aws_endpoint: Annotated[
+        str | None,
+        typer.Option(help="Serve AWS's clients too, on this loopback address, such as 127.0.0.1:4599."),
+    ] = None,
+) -> None:
     """Start this user's private key daemon, making its key store on first use."""
     place = private_daemon()
+    if aws_endpoint:
+        os.environ["KMSD_AWS_ENDPOINT"] = aws_endpoint
     if answers(place.socket):
         say(f"already running on {place.socket}")
         return
@@ -48,6 +56,7 @@ def status() -> None:
         ("state", Path(found["StateDirectory"])),
         ("root key", found["RootKeySource"]),
         ("keys", found["Keys"]),
+        ("AWS endpoint", found.get("AwsEndpoint", "none")),
         ("up for", f"{found['UptimeSeconds']:.0f} s"),
     ]
     show(found, lambda: facts(pairs))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kmsfs import __version__
-from kmsfs.cli import alias, api, daemon, files, grant, key, param
+from kmsfs.cli import alias, api, aws, daemon, files, grant, key, param
 from kmsfs.cli.output import SETTINGS, fail
 from kmsfs.errors import KmsfsError
 
@@ -22,6 +22,7 @@ app.add_typer(grant.app, name="grant")
 app.add_typer(param.app, name="param")
 app.add_typer(files.volume_app, name="volume")
 app.add_typer(daemon.app, name="daemon")
+app.add_typer(aws.app, name="aws")
 app.command("mount")(files.mount)
 app.command("umount")(files.umount)
 app.command("inspect")(files.inspect)

@@ -8,8 +8,8 @@ from kmsfs.api.registry import OPERATIONS
 from kmsfs.client.session import ClientSession
 from kmsfs.errors import KmsfsError, UsageError
 
-_SERVICES = ("kms", "ssm", "kmsfs")
-_DATES = frozenset({"CreationDate", "DeletionDate", "LastUpdatedDate", "LastModifiedDate"})
+_SERVICES = ("kms", "ssm", "sts", "kmsfs")
+_DATES = frozenset({"CreationDate", "DeletionDate", "LastUpdatedDate", "LastModifiedDate", "Expiration"})
 _PAGED = {
     "list_keys": ("Marker", "NextMarker"),
     "list_aliases": ("Marker", "NextMarker"),

@@ -222,7 +222,7 @@ def test_the_deny_table_misses_no_key_operation():
     rest = {name for name, op in OPERATIONS.items() if op.service != "ssm"} - covered
     assert rest == {
         "CreateKey", "ListKeys", "ListAliases", "UpdateAlias", "DeleteAlias", "GenerateRandom", "DecryptBatch",
-        "RetireGrant", "ListRetirableGrants", "GetStatus",
+        "RetireGrant", "ListRetirableGrants", "GetStatus", "GetCallerIdentity", "GetSessionToken",
     }  # fmt: skip
 
 

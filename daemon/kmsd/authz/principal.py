@@ -1,4 +1,4 @@
-"""Who is calling: principals made from the socket peer's uid and groups, nothing else."""
+"""Who is calling: principals made from the uid and groups of the socket's peer, or of whom a session token was given to."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,15 @@ class Caller:
     pid: int
     principal: str
     principals: frozenset[str]
+    groups: tuple[int, ...] = ()
+    access_key_id: str = ""
+    """The temporary credentials that signed the request, where it came over HTTP."""
 
 
-def make_caller(account: str, uid: int, gid: int, pid: int, groups: tuple[int, ...]) -> Caller:
+def make_caller(
+    account: str, uid: int, gid: int, pid: int, groups: tuple[int, ...], *, access_key_id: str = ""
+) -> Caller:
     """Return the caller with its principals: its uid, its gid and its supplementary groups."""
     principal = uid_principal(account, uid)
     names = {principal} | {gid_principal(account, group) for group in (gid, *groups)}
-    return Caller(account, uid, gid, pid, principal, frozenset(names))
+    return Caller(account, uid, gid, pid, principal, frozenset(names), groups, access_key_id)

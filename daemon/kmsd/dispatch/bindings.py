@@ -7,6 +7,7 @@ from kmsd.grants.service import GrantService
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.service import KeyService
 from kmsd.parameters.service import ParameterService
+from kmsd.sts.service import TokenService
 from kmsd.volumes.service import VolumeService
 
 
@@ -18,6 +19,7 @@ def bind_handlers(
     volumes: VolumeService,
     batches: BatchService,
     admin: AdminService,
+    tokens: TokenService,
 ) -> dict[str, Handler]:
     """Return the handler of every operation by its name."""
     return {
@@ -60,6 +62,8 @@ def bind_handlers(
         "OpenVolumeSession": volumes.open_session,
         "CloseVolumeSession": volumes.close_session,
         "HealVolume": volumes.heal,
+        "GetCallerIdentity": tokens.get_caller_identity,
+        "GetSessionToken": tokens.get_session_token,
         "GetStatus": admin.get_status,
         "Watch": admin.watch,
     }

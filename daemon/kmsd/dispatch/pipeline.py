@@ -134,6 +134,8 @@ class Pipeline:
             record["by"] = call.decided_by
         if call.via is not None:
             record["svc"] = call.via
+        if caller.access_key_id:
+            record["akid"] = caller.access_key_id
         if call.context_uid is not None:
             record["ctx_uid"] = call.context_uid
         return record

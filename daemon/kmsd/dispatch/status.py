@@ -25,6 +25,7 @@ class DaemonFacts:
     root_key_source: str
     started: float
     private: bool
+    aws_endpoint: str
 
 
 class AdminService:
@@ -52,6 +53,7 @@ class AdminService:
             uptime_seconds=self._clock() - facts.started,
             keys=len(self._registry.keys),
             private=facts.private,
+            aws_endpoint=facts.aws_endpoint or None,
         )
 
     def watch(self, call: Call) -> shapes.WatchResponse:

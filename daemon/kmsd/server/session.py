@@ -41,6 +41,19 @@ class ServerState:
     on_lost: Callable[[int, float], None] = lambda _connection, _now: None
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
+    def settle_audit(self) -> None:
+        """Write what was recorded, durably where a call changed something: before anything is answered.
+
+        Raises:
+            AuditUnavailable: if the log cannot be written.
+        """
+        pipeline = self.pipeline
+        if pipeline.sync_wanted or pipeline.journal.overdue:
+            pipeline.sync_wanted = False
+            pipeline.journal.sync()
+        else:
+            pipeline.journal.flush()
+
 
 class Session(asyncio.Protocol):
     """The daemon's end of one connection."""
@@ -167,13 +180,8 @@ class Session(asyncio.Protocol):
     def _send(self, answers: list[tuple[str, int, bytes]]) -> None:
         if not answers:
             return
-        pipeline = self._state.pipeline
         try:
-            if pipeline.sync_wanted or pipeline.journal.overdue:
-                pipeline.sync_wanted = False
-                pipeline.journal.sync()
-            else:
-                pipeline.journal.flush()
+            self._state.settle_audit()
         except AuditUnavailable as error:
             _LOG.critical("%s", error)
             answers = [

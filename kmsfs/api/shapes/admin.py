@@ -22,6 +22,7 @@ class StatusResponse(Shape, kw_only=True):
     uptime_seconds: float
     keys: int = field(default=-1)
     private: bool = field(default=False)
+    aws_endpoint: str | None = None
 
 
 class WatchRequest(Shape, kw_only=True):

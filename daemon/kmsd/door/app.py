@@ -1,0 +1,141 @@
+"""The ASGI application: authenticate, run the same pipeline as the socket, answer in AWS's shapes."""
+
+import logging
+import os
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from kmsd.authz.principal import Caller
+from kmsd.door.arns import ArnTranslation
+from kmsd.door.protocol import JSON, XML, DoorRequest, answer_bytes, error_bytes, read_request
+from kmsd.door.sigv4 import check_signature, parse_signature
+from kmsd.server.session import ServerState
+from kmsd.sts.tokens import SessionTokens
+from kmsfs.api.plain import with_bytes
+from kmsfs.errors import (
+    InvalidSignature,
+    InvariantBroken,
+    KmsfsError,
+    RequestTooLarge,
+    UnknownCredentials,
+    UnknownOperation,
+)
+from kmsfs.formats.frame import Request
+from kmsfs.quantity import MAX_BATCH_FRAME_BYTES
+
+_LOG = logging.getLogger("kmsd")
+_TOKEN_HEADER = "x-amz-security-token"  # noqa: S105  (a header's name)
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Door:
+    """Serves `POST /` on one account. One connection may ask many times; nothing is kept between requests."""
+
+    def __init__(self, state: ServerState, tokens: SessionTokens) -> None:
+        self._state = state
+        self._tokens = tokens
+        self._translations: dict[str, ArnTranslation] = {}
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """ASGI 3 (asgi.readthedocs.io, "HTTP Connection Scope")."""
+        if scope["type"] != "http":
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = str(uuid.UUID(bytes=os.urandom(16), version=4))
+        form = headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+        query = form and "x-amz-target" not in headers
+        try:
+            body = await _body(receive)
+            if scope["method"] != "POST" or scope["path"] != "/" or scope["query_string"]:
+                raise UnknownOperation("This door answers POST / only.")
+            status, answer = 200, self._serve(headers, body, request_id)
+        except KmsfsError as error:
+            status, answer = self._failure(error, headers, request_id, query=query)
+        except Exception:
+            _LOG.exception("request %s failed", request_id)
+            status, answer = self._failure(
+                InvariantBroken("internal error"), headers, request_id, query=query
+            )
+        await _send(send, status, answer, request_id, XML if query else JSON)
+
+    def _serve(self, headers: Mapping[str, str], body: bytes, request_id: str) -> bytes:
+        state = self._state
+        request = read_request(headers.get("x-amz-target", ""), headers.get("content-type", ""), body)
+        caller, region = self._authenticate(request, headers, body)
+        state.buckets.spend(caller.uid, state.clock())
+        translation = self._translation(caller.account, region)
+        parameters = translation.inward(with_bytes(request.parameters, request.operation.request))
+        frame = Request(0, request.operation.name, parameters, None, None)
+        try:
+            result, _ = state.pipeline.run(caller, frame, next(state.numbers))
+        finally:
+            state.settle_audit()
+        return answer_bytes(request, translation.outward(result), request_id)
+
+    def _authenticate(
+        self, request: DoorRequest, headers: Mapping[str, str], body: bytes
+    ) -> tuple[Caller, str]:
+        """Return who signed the request, and for which region.
+
+        Raises:
+            KmsfsError: MissingAuthentication, IncompleteSignature, InvalidSignature, UnknownCredentials, TokenExpired.
+        """
+        scope = parse_signature(headers)
+        now = self._state.clock()
+        token = headers.get(_TOKEN_HEADER, "")
+        if not token or _TOKEN_HEADER not in scope.headers:
+            raise UnknownCredentials(
+                "The security token included in the request is invalid.",
+                hint="these credentials come with a session token: kmsfs aws env",
+            )
+        caller = self._tokens.open(scope.access_key_id, token, now)
+        check_signature(scope, headers, body, self._tokens.secret_of, now)
+        if scope.service != request.service:
+            raise InvalidSignature(f"Credential should be scoped to correct service: '{request.service}'.")
+        return caller, scope.region
+
+    def _translation(self, account: str, region: str) -> ArnTranslation:
+        held = self._translations.get(region)
+        if held is None:
+            if len(self._translations) > 64:
+                self._translations.clear()
+            held = self._translations[region] = ArnTranslation(account, region)
+        return held
+
+    def _failure(
+        self, error: KmsfsError, headers: Mapping[str, str], request_id: str, *, query: bool
+    ) -> tuple[int, bytes]:
+        bug = error.audience == "bug"
+        message = "internal error; the daemon's log has the details" if bug else error.detail
+        region = headers.get("authorization", "").split("/")
+        held = self._translations.get(region[2]) if len(region) > 2 else None
+        if held is not None:
+            message = held.outward_text(message)
+        status = 500 if bug else error.http_status
+        return status, error_bytes(error, message, request_id, query=query)
+
+
+async def _body(receive: Receive) -> bytes:
+    parts, total = [], 0
+    while True:
+        message = await receive()
+        part = message.get("body", b"")
+        total += len(part)
+        if total > MAX_BATCH_FRAME_BYTES:
+            raise RequestTooLarge(f"A request body may have {MAX_BATCH_FRAME_BYTES} bytes.")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def _send(send: Send, status: int, body: bytes, request_id: str, content_type: str) -> None:
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-amzn-requestid", request_id.encode()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,76 @@
+"""ARNs at the door: AWS's clients speak of `arn:aws:kms:REGION:…`, the daemon of `arn:kmsfs:kms:local:…`.
+
+Only fields that hold ARNs are translated, key policies wherever they name one, and of an encryption context only the
+value that Parameter Store binds. Everything else, secrets first of all, passes unchanged.
+"""
+
+import re
+from typing import Any
+
+from kmsfs.ids import PARTITION, REGION
+
+_FIELDS = frozenset(
+    {
+        "AliasArn", "Arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "IssuingAccount", "KeyArn", "KeyId",
+        "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SourceKeyId", "TargetKeyId",
+    }
+)  # fmt: skip
+_BOUND_BY_SSM = "PARAMETER_ARN"
+
+
+class ArnTranslation:
+    """Translates for one account and one region."""
+
+    def __init__(self, account: str, region: str) -> None:
+        self._inward = (
+            (
+                re.compile(rf"arn:aws:(kms|ssm):{re.escape(region)}:(?={account}:)"),
+                rf"arn:{PARTITION}:\1:{REGION}:",
+            ),
+            (re.compile(rf"arn:aws:iam::(?={account}:)"), f"arn:{PARTITION}:iam::"),
+        )
+        self._outward = (
+            (re.compile(rf"arn:{PARTITION}:(kms|ssm):{REGION}:(?={account}:)"), rf"arn:aws:\1:{region}:"),
+            (re.compile(rf"arn:{PARTITION}:iam::(?={account}:)"), "arn:aws:iam::"),
+        )
+
+    def inward(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return a request in the daemon's words."""
+        return _walk(request, self._inward)
+
+    def outward(self, response: dict[str, Any]) -> dict[str, Any]:
+        """Return a response in AWS's words."""
+        return _walk(response, self._outward)
+
+    def outward_text(self, text: str) -> str:
+        """Return an error's text in AWS's words."""
+        return _replace(text, self._outward)
+
+
+_Rules = tuple[tuple[re.Pattern[str], str], ...]
+
+
+def _replace(text: str, rules: _Rules) -> str:
+    for pattern, by in rules:
+        text = pattern.sub(by, text)
+    return text
+
+
+def _walk(value: dict[str, Any], rules: _Rules) -> dict[str, Any]:
+    return {name: _field(name, item, rules) for name, item in value.items()}
+
+
+def _field(name: str, value: Any, rules: _Rules) -> Any:
+    if isinstance(value, str):
+        whole = name in _FIELDS and value.startswith("arn:")
+        return _replace(value, rules) if whole or name == "Policy" else value
+    if isinstance(value, dict):
+        if name.startswith("EncryptionContext") or name.endswith("EncryptionContext"):
+            return {
+                key: _replace(item, rules) if key == _BOUND_BY_SSM and isinstance(item, str) else item
+                for key, item in value.items()
+            }
+        return _walk(value, rules)
+    if isinstance(value, list):
+        return [_field(name, item, rules) for item in value]
+    return value

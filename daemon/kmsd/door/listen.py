@@ -1,0 +1,73 @@
+"""The door's listener: uvicorn on a loopback address, in the daemon's own event loop."""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from kmsfs.errors import StorageError, UsageError
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers: the daemon has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """Return (address, port) of `127.0.0.1:4599` or `[::1]:4599`.
+
+    Raises:
+        UsageError: if it is not a loopback address with a port: the door speaks plain HTTP.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        number = int(port)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no address with a port", hint="such as 127.0.0.1:4599") from error
+    if not address.is_loopback or not 0 <= number < 1 << 16:
+        raise UsageError("the AWS endpoint must be on a loopback address", hint="such as 127.0.0.1:4599")
+    return str(address), number
+
+
+def bind_endpoint(endpoint: tuple[str, int]) -> socket.socket:
+    """Bind the door's socket; port 0 takes a free one.
+
+    Raises:
+        StorageError: if the address is taken.
+    """
+    family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(endpoint)
+    except OSError as error:
+        listener.close()
+        raise StorageError(f"cannot listen on {endpoint[0]}:{endpoint[1]}: {error.strerror}") from error
+    return listener
+
+
+class DoorServer:
+    """A running door."""
+
+    def __init__(self, app: Any, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            app, interface="asgi3", lifespan="off", access_log=False, log_config=None, server_header=False,
+            date_header=False, http="httptools", timeout_keep_alive=75, limit_concurrency=512,
+        )  # fmt: skip
+        self._server = _Server(config)
+        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
+
+    async def close(self) -> None:
+        """Stop listening and let requests under way end."""
+        self._server.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task

@@ -1,0 +1,61 @@
+"""kmsfs aws: what AWS's own clients need to work against the daemon's HTTP door."""
+
+import datetime
+import json
+import shlex
+from typing import Annotated, Any
+
+import typer
+
+from kmsfs.cli.output import SETTINGS, call
+from kmsfs.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="AWS's own clients against the key daemon.")
+Seconds = Annotated[int, typer.Option("--seconds", min=900, max=129_600, help="How long the credentials work.")]
+_SERVICES = ("KMS", "SSM", "STS")
+
+
+@app.command()
+def env(
+    seconds: Seconds = 43_200,
+    region: Annotated[str, typer.Option(help="The region that ARNs shall show.")] = "us-east-1",
+) -> None:
+    """Print variables for a shell. Example: eval "$(kmsfs aws env)"; aws kms list-keys"""
+    endpoint = _endpoint()
+    made = _credentials(seconds)
+    variables = {
+        "AWS_ACCESS_KEY_ID": made["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": made["SessionToken"],
+        "AWS_REGION": region,
+        "AWS_DEFAULT_REGION": region,
+        **{f"AWS_ENDPOINT_URL_{service}": endpoint for service in _SERVICES},
+    }
+    if SETTINGS.as_json:
+        print(json.dumps(variables, indent=1, sort_keys=True))
+        return
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+@app.command()
+def credentials(seconds: Seconds = 3600) -> None:
+    """Print credentials as `credential_process` of AWS's configuration wants them; SDKs then renew them themselves."""
+    made = _credentials(seconds)
+    expiration = datetime.datetime.fromtimestamp(made["Expiration"], datetime.UTC).isoformat(timespec="seconds")
+    names = ("AccessKeyId", "SecretAccessKey", "SessionToken")
+    print(json.dumps({"Version": 1, **{name: made[name] for name in names}, "Expiration": expiration}))
+
+
+def _credentials(seconds: int) -> dict[str, Any]:
+    made: dict[str, Any] = call("GetSessionToken", DurationSeconds=seconds)["Credentials"]
+    return made
+
+
+def _endpoint() -> str:
+    endpoint: str | None = call("GetStatus").get("AwsEndpoint")
+    if not endpoint:
+        raise UsageError(
+            "the key daemon serves no AWS endpoint", hint="kmsfs daemon start --aws-endpoint 127.0.0.1:4599"
+        )
+    return endpoint

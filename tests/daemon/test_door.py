@@ -1,0 +1,223 @@
+"""AWS's own client against the HTTP door: boto3 with plain settings and endpoint_url, real signatures, real policy."""
+
+import datetime
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import boto3
+import botocore.exceptions
+import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+
+REGION = "eu-central-1"
+
+
+@pytest.fixture
+def door(make_daemon):
+    daemon = make_daemon("--aws-endpoint", "127.0.0.1:0")
+    session = daemon.session()
+    endpoint = session.call("GetStatus", {})["AwsEndpoint"]
+    made = session.call("GetSessionToken", {})["Credentials"]
+    return daemon, endpoint, made
+
+
+def client(door, service, *, region=REGION, **changes):
+    _, endpoint, made = door
+    options = {
+        "aws_access_key_id": made["AccessKeyId"], "aws_secret_access_key": made["SecretAccessKey"],
+        "aws_session_token": made["SessionToken"], **changes,
+    }  # fmt: skip
+    return boto3.client(service, endpoint_url=endpoint, region_name=region,
+                        config=Config(retries={"max_attempts": 0}), **options)
+
+
+def code_of(call, **parameters):
+    with pytest.raises(botocore.exceptions.ClientError) as caught:
+        call(**parameters)
+    return caught.value.response["Error"]["Code"]
+
+
+def test_kms_from_key_to_plaintext(door):
+    kms = client(door, "kms")
+    key = kms.create_key(Description="over HTTP")["KeyMetadata"]
+    account = key["AWSAccountId"]
+    assert key["Arn"] == f"arn:aws:kms:{REGION}:{account}:key/{key['KeyId']}"
+    assert isinstance(key["CreationDate"], datetime.datetime)
+    kms.create_alias(AliasName="alias/door", TargetKeyId=key["KeyId"])
+    context = {"purpose": "test", "arn": "arn:kmsfs:kms:local:untouched"}
+    sealed = kms.encrypt(KeyId="alias/door", Plaintext=b"\0secret\xff", EncryptionContext=context)
+    assert sealed["KeyId"] == key["Arn"]
+    assert kms.decrypt(CiphertextBlob=sealed["CiphertextBlob"], EncryptionContext=context)["Plaintext"] == b"\0secret\xff"
+    assert code_of(kms.decrypt, CiphertextBlob=sealed["CiphertextBlob"]) == "InvalidCiphertextException"
+    data = kms.generate_data_key(KeyId=key["Arn"], KeySpec="AES_256")
+    assert len(data["Plaintext"]) == 32
+    assert kms.decrypt(CiphertextBlob=data["CiphertextBlob"], KeyId=key["Arn"])["Plaintext"] == data["Plaintext"]
+    assert kms.describe_key(KeyId=f"arn:aws:kms:{REGION}:{account}:alias/door")["KeyMetadata"]["KeyId"] == key["KeyId"]
+    assert [a["AliasArn"] for a in kms.list_aliases(KeyId=key["KeyId"])["Aliases"]] == [f"arn:aws:kms:{REGION}:{account}:alias/door"]
+
+
+def test_policies_and_grants_speak_awss_arns(door):
+    kms = client(door, "kms")
+    key = kms.create_key()["KeyMetadata"]
+    me = client(door, "sts").get_caller_identity()["Arn"]
+    assert me.startswith("arn:aws:iam::")
+    policy = json.loads(kms.get_key_policy(KeyId=key["KeyId"], PolicyName="default")["Policy"])
+    assert policy["Statement"][0]["Principal"] == {"AWS": me}
+    policy["Statement"].append({"Sid": "No", "Effect": "Deny", "Principal": {"AWS": me}, "Action": "kms:Encrypt", "Resource": "*"})
+    kms.put_key_policy(KeyId=key["KeyId"], PolicyName="default", Policy=json.dumps(policy))
+    assert code_of(kms.encrypt, KeyId=key["KeyId"], Plaintext=b"x") == "AccessDeniedException"
+    grant = kms.create_grant(KeyId=key["KeyId"], GranteePrincipal=me, Operations=["Decrypt"])
+    assert kms.list_grants(KeyId=key["KeyId"])["Grants"][0]["GranteePrincipal"] == me
+    kms.revoke_grant(KeyId=key["Arn"], GrantId=grant["GrantId"])
+
+
+def test_parameters(door):
+    ssm = client(door, "ssm")
+    value = "arn:kmsfs:kms:local:000000000000:key/is-a-value"
+    assert ssm.put_parameter(Name="/door/db", Value=value, Type="SecureString")["Version"] == 1
+    got = ssm.get_parameter(Name="/door/db", WithDecryption=True)["Parameter"]
+    assert got["Value"] == value and got["ARN"].startswith(f"arn:aws:ssm:{REGION}:") and got["Type"] == "SecureString"
+    assert ssm.get_parameters_by_path(Path="/door")["Parameters"][0]["Name"] == "/door/db"
+    assert code_of(ssm.get_parameter, Name="/door/none") == "ParameterNotFound"
+    # The owner opens the ciphertext with KMS alone, in AWS's words.
+    import base64
+
+    stored = ssm.get_parameter(Name="/door/db")["Parameter"]
+    opened = client(door, "kms").decrypt(
+        CiphertextBlob=base64.b64decode(stored["Value"]), EncryptionContext={"PARAMETER_ARN": stored["ARN"]}
+    )
+    assert opened["Plaintext"].decode() == value
+
+
+def test_sts(door):
+    sts = client(door, "sts")
+    identity = sts.get_caller_identity()
+    assert identity["Arn"] == f"arn:aws:iam::{identity['Account']}:uid/0" and identity["UserId"] == "0"
+    assert code_of(sts.get_session_token) == "AccessDenied"
+
+
+def test_errors_have_awss_names_and_texts(door):
+    kms = client(door, "kms")
+    assert code_of(kms.describe_key, KeyId="alias/none") == "NotFoundException"
+    with pytest.raises(kms.exceptions.NotFoundException) as caught:
+        kms.describe_key(KeyId="alias/none")
+    assert f"arn:aws:kms:{REGION}:" in str(caught.value)
+    assert code_of(kms.generate_random, NumberOfBytes=1024 + 1) == "ValidationException"
+
+
+def test_wrong_credentials_are_refused(door):
+    assert code_of(client(door, "kms", aws_secret_access_key="x" * 40).list_keys) == "InvalidSignatureException"
+    assert code_of(client(door, "kms", aws_access_key_id="ASIA" + "A" * 16).list_keys) == "UnrecognizedClientException"
+    assert code_of(client(door, "kms", aws_session_token="rubbish").list_keys) == "UnrecognizedClientException"
+    assert code_of(client(door, "kms", aws_session_token=None).list_keys) == "UnrecognizedClientException"
+
+
+def post(endpoint, body, headers):
+    request = urllib.request.Request(endpoint, data=body, headers=headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def signed(door, body, target="TrentService.ListKeys", service="kms", at=None, monkeypatch=None):
+    _, endpoint, made = door
+    request = AWSRequest("POST", endpoint + "/", data=body,
+                         headers={"X-Amz-Target": target, "Content-Type": "application/x-amz-json-1.1"})
+    signer = SigV4Auth(Credentials(made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"]), service, REGION)
+    if at is not None:
+        import botocore.auth
+
+        moment = datetime.datetime.fromtimestamp(time.time() + at, datetime.UTC)
+        for name in ("get_current_datetime",):
+            if hasattr(botocore.auth, name):
+                monkeypatch.setattr(botocore.auth, name, lambda remove_tzinfo=True: moment.replace(tzinfo=None) if remove_tzinfo else moment)
+    signer.add_auth(request)
+    return dict(request.headers.items())
+
+
+def test_unsigned_changed_and_stale_requests_are_refused(door, monkeypatch):
+    _, endpoint, _ = door
+    status, answer = post(endpoint, b"{}", {"X-Amz-Target": "TrentService.ListKeys"})
+    assert (status, answer["__type"]) == (400, "MissingAuthenticationTokenException")
+    headers = signed(door, b"{}")
+    assert post(endpoint, b"{}", headers)[0] == 200
+    assert post(endpoint, b'{"Limit": 1}', headers)[1]["__type"] == "InvalidSignatureException"
+    assert post(endpoint, b"{}", {**headers, "X-Amz-Target": "TrentService.ListAliases"})[1]["__type"] == "InvalidSignatureException"
+    broken = headers["Authorization"].replace("host;", "")
+    assert post(endpoint, b"{}", {**headers, "Authorization": broken})[1]["__type"] == "IncompleteSignatureException"
+    assert post(endpoint, b"{}", {**headers, "Authorization": "Basic x"})[1]["__type"] == "IncompleteSignatureException"
+    # A signature for another service does not open this one.
+    assert post(endpoint, b"{}", signed(door, b"{}", service="ssm"))[1]["__type"] == "InvalidSignatureException"
+    old = signed(door, b"{}", at=-1000, monkeypatch=monkeypatch)
+    assert "Signature expired" in post(endpoint, b"{}", old)[1]["message"]
+    early = signed(door, b"{}", at=1000, monkeypatch=monkeypatch)
+    assert "not yet current" in post(endpoint, b"{}", early)[1]["message"]
+
+
+def test_rubbish_is_refused(door):
+    _, endpoint, _ = door
+    for body, target, expected in (
+        (b"{", "TrentService.ListKeys", "SerializationException"),
+        (b"[]", "TrentService.ListKeys", "SerializationException"),
+        (b"{}", "TrentService.NoSuch", "UnknownOperationException"),
+        (b"{}", "Nonsense", "UnknownOperationException"),
+        (b"{}", "TrentService.GetParameter", "UnknownOperationException"),
+        (b"{}", "TrentService.GetStatus", "UnknownOperationException"),
+        (b'{"Nonsense": 1}', "TrentService.ListKeys", "ValidationException"),
+        (b'{"CiphertextBlob": "!!"}', "TrentService.Decrypt", "ValidationException"),
+    ):
+        status, answer = post(endpoint, body, signed(door, body, target))
+        assert (status, answer["__type"]) == (400, expected), (body, target)
+    large = b'{"Description": "' + b"x" * (2 << 20) + b'"}'
+    try:
+        assert post(endpoint, large, signed(door, large, "TrentService.CreateKey"))[0] == 413
+    except OSError:
+        pass  # the door may close the connection while the body is still on its way
+
+
+def test_credentials_end(door, make_daemon):
+    daemon, endpoint, _ = door
+    made = daemon.session().call("GetSessionToken", {"DurationSeconds": 900})["Credentials"]
+    assert 890 < made["Expiration"] - time.time() < 910
+    with pytest.raises(Exception, match="DurationSeconds|durationSeconds"):
+        daemon.session().call("GetSessionToken", {"DurationSeconds": 10})
+
+
+def test_many_clients_at_once(door):
+    kms = client(door, "kms")
+    key = kms.create_key()["KeyMetadata"]["KeyId"]
+    failures = []
+
+    def work():
+        mine = client(door, "kms")
+        for number in range(20):
+            blob = mine.encrypt(KeyId=key, Plaintext=bytes([number]))["CiphertextBlob"]
+            if mine.decrypt(CiphertextBlob=blob)["Plaintext"] != bytes([number]):
+                failures.append(number)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not failures
+
+
+def test_the_audit_log_names_the_credentials(door):
+    daemon, _, made = door
+    client(door, "kms").list_keys()
+    daemon.stop()
+    lines = [json.loads(line) for line in (daemon.state / "audit" / "audit.jsonl").read_text().splitlines()]
+    assert any(line["op"] == "ListKeys" and line.get("akid") == made["AccessKeyId"] for line in lines)
+    assert made["SecretAccessKey"] not in json.dumps(lines) and made["SessionToken"] not in json.dumps(lines)
+
+
+def test_only_loopback(make_daemon):
+    with pytest.raises(RuntimeError, match="loopback"):
+        make_daemon("--aws-endpoint", "0.0.0.0:0")
