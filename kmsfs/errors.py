@@ -147,6 +147,12 @@ class UnknownOperation(InvalidRequest):
     code = "UnknownOperationException"
 
 
+class InvalidTag(InvalidRequest):
+    """A tag is doubled, reserved or one too many."""
+
+    code = "TagException"
+
+
 class SerializationFailed(InvalidRequest):
     """The body of an HTTP request is not what its protocol says."""
 
@@ -379,6 +385,18 @@ class InvalidCiphertext(IntegrityError):
     """The ciphertext, its context or its key is not right. One text for every cause."""
 
     audience = "caller"
+
+
+class SignatureMismatch(IntegrityError):
+    """A signature is not one of this message under this key."""
+
+    code = "KMSInvalidSignatureException"
+
+
+class MacMismatch(IntegrityError):
+    """An HMAC is not this message's under this key."""
+
+    code = "KMSInvalidMacException"
 
 
 class AuthenticationFailed(IntegrityError):

@@ -24,9 +24,12 @@ from kmsd.door.listen import DoorServer, bind_endpoint
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
 from kmsd.keys.crypto import CryptoService
+from kmsd.keys.loaded import PairStore
 from kmsd.keys.material import MaterialVault
+from kmsd.keys.pairs import PairService
 from kmsd.keys.registry import KeyRegistry, KmsKey
 from kmsd.keys.service import KeyService
+from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.parameters.service import ParameterService
 from kmsd.realm import OpenRealm
 from kmsd.server.notify import notify, watchdog_seconds
@@ -68,6 +71,7 @@ class Daemon:
         self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}")
         self._state = ServerState(self._pipeline, self._account, time.time)
         self._keys = KeyService(self._registry)
+        self._upkeep = KeyUpkeepService(self._registry)
         self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), self._account, os.urandom)
         self._door: DoorServer | None = None
         self._door_listener = bind_endpoint(config.aws_endpoint) if config.aws_endpoint else None
@@ -77,7 +81,10 @@ class Daemon:
         config, registry, pipeline = self._config, self._registry, self._pipeline
         grants = GrantService(registry, tokens, os.urandom)
         authoriser = Authoriser(registry, grants, tokens)
-        crypto = CryptoService(os.urandom)
+        loaded = PairStore()
+        registry.listeners.append(loaded.forget)
+        crypto = CryptoService(os.urandom, loaded)
+        pairs = PairService(crypto, loaded)
         administrators = frozenset(uid_principal(self._account, uid) for uid in config.administrators)
         parameters = ParameterService(self._account, self._store, pipeline, os.urandom, administrators)
         volumes = VolumeService(self._store, _boot_id(), time.time())
@@ -93,7 +100,10 @@ class Daemon:
         batches = BatchService(pipeline, authoriser, crypto)
         sts = TokenService(self._account, self._sessions)
         pipeline.bind(
-            authoriser, bind_handlers(self._keys, crypto, grants, parameters, volumes, batches, admin, sts)
+            authoriser,
+            bind_handlers(
+                self._keys, self._upkeep, pairs, crypto, grants, parameters, volumes, batches, admin, sts
+            ),
         )
         registry.listeners.append(self._push_change)
         self._state.on_lost = volumes.connection_lost
@@ -162,6 +172,8 @@ class Daemon:
     def _purge(self) -> None:
         for arn in self._keys.purge_due(time.time()):
             self._record("DeleteKey", key=arn)
+        for arn in self._upkeep.rotate_due(time.time()):
+            self._record("RotateKey", key=arn)
 
     def _alive(self) -> None:
         self._journal.flush()

@@ -64,6 +64,8 @@ class Operation:
     key_states: frozenset[KeyState] = ANY_STATE
     cryptographic: bool = False
     grantable: bool = False
+    usages: frozenset[str] = frozenset()
+    """Key usages that the operation needs one of; empty: any."""
     mutates: bool = False
     streams: bool = False
     rules: tuple[Callable[[Any], None], ...] = ()

@@ -5,6 +5,7 @@ from kmsfs.api.catalogue.crypto import CRYPTO_OPERATIONS
 from kmsfs.api.catalogue.grants import GRANT_OPERATIONS
 from kmsfs.api.catalogue.keys import KEY_OPERATIONS
 from kmsfs.api.catalogue.parameters import PARAMETER_OPERATIONS
+from kmsfs.api.catalogue.signing import SIGNING_OPERATIONS
 from kmsfs.api.catalogue.sts import STS_OPERATIONS
 from kmsfs.api.operation import Operation
 from kmsfs.errors import UnknownOperation
@@ -14,6 +15,7 @@ OPERATIONS: dict[str, Operation] = {
     for operation in (
         *KEY_OPERATIONS,
         *CRYPTO_OPERATIONS,
+        *SIGNING_OPERATIONS,
         *GRANT_OPERATIONS,
         *PARAMETER_OPERATIONS,
         *STS_OPERATIONS,

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from kmsfs.api.keyspecs import usage_of
 from kmsfs.api.shapes.crypto import GenerateDataKeyRequest, GenerateRandomRequest
 from kmsfs.api.shapes.grants import CreateGrantRequest, RetireGrantRequest
-from kmsfs.api.shapes.keys import CreateKeyRequest
-from kmsfs.errors import ShapeError
+from kmsfs.api.shapes.keys import CreateKeyRequest, TagResourceRequest
+from kmsfs.errors import InvalidTag, ShapeError, UnsupportedOperation
 from kmsfs.formats.context import canonical
 
 
@@ -55,6 +56,22 @@ def token_or_id(request: RetireGrantRequest) -> None:
 
 
 def one_key_spec(request: CreateKeyRequest) -> None:
-    """KeySpec and CustomerMasterKeySpec are two names of one field."""
-    if request.customer_master_key_spec not in (None, request.key_spec):
-        raise ShapeError("KeySpec and CustomerMasterKeySpec do not agree.")
+    """KeySpec and CustomerMasterKeySpec are two names of one field; its usage must fit (CreateKey, AWS KMS API)."""
+    if None not in (request.customer_master_key_spec, request.key_spec):
+        raise ShapeError("You cannot specify KeySpec and CustomerMasterKeySpec in the same request.")
+    spec = request.key_spec or request.customer_master_key_spec or "SYMMETRIC_DEFAULT"
+    request.key_spec = spec
+    if request.origin != "AWS_KMS":
+        raise UnsupportedOperation(f"Origin {request.origin} is not offered here.")
+    if request.multi_region:
+        raise UnsupportedOperation("Multi-Region keys are not offered here.", hint="make a single-Region key")
+    usage_of(spec, request.key_usage)
+
+
+def good_tags(request: CreateKeyRequest | TagResourceRequest) -> None:
+    """Tag keys are unique and not reserved (KMS API, TagException)."""
+    keys = [tag.tag_key for tag in request.tags]
+    if len(keys) != len(set(keys)):
+        raise InvalidTag("Duplicate tag keys")
+    if any(key.lower().startswith("aws:") for key in keys):
+        raise InvalidTag("Tags beginning with aws: are reserved")

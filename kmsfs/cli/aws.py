@@ -11,7 +11,9 @@ from kmsfs.cli.output import SETTINGS, call
 from kmsfs.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="AWS's own clients against the key daemon.")
-Seconds = Annotated[int, typer.Option("--seconds", min=900, max=129_600, help="How long the credentials work.")]
+Seconds = Annotated[
+    int, typer.Option("--seconds", min=900, max=129_600, help="How long the credentials work.")
+]
 _SERVICES = ("KMS", "SSM", "STS")
 
 
@@ -42,7 +44,9 @@ def env(
 def credentials(seconds: Seconds = 3600) -> None:
     """Print credentials as `credential_process` of AWS's configuration wants them; SDKs then renew them themselves."""
     made = _credentials(seconds)
-    expiration = datetime.datetime.fromtimestamp(made["Expiration"], datetime.UTC).isoformat(timespec="seconds")
+    expiration = datetime.datetime.fromtimestamp(made["Expiration"], datetime.UTC).isoformat(
+        timespec="seconds"
+    )
     names = ("AccessKeyId", "SecretAccessKey", "SessionToken")
     print(json.dumps({"Version": 1, **{name: made[name] for name in names}, "Expiration": expiration}))
 

@@ -1,11 +1,15 @@
 """kmsfs key: KMS keys and their policies."""
 
+import base64
+import binascii
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kmsfs.cli.output import call, confirm, facts, pages, read_value, say, show, table, when
+from kmsfs.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="KMS keys: they never leave the daemon.")
 policy_app = typer.Typer(no_args_is_help=True, help="A key's policy: who may do what with it.")
@@ -20,10 +24,12 @@ def _print_metadata(metadata: dict[str, Any]) -> None:
             ("key id", metadata["KeyId"]),
             ("arn", metadata["Arn"]),
             ("state", metadata["KeyState"]),
+            ("spec", metadata["KeySpec"]),
+            ("usage", metadata["KeyUsage"]),
             ("description", metadata["Description"] or None),
             ("created", when(metadata["CreationDate"])),
             ("deleted on", when(metadata.get("DeletionDate"))),
-            ("material", metadata["CurrentKeyMaterialId"]),
+            ("material", metadata.get("CurrentKeyMaterialId")),
         ]
     )
 
@@ -35,10 +41,24 @@ def create(
     policy_file: Annotated[
         str | None, typer.Option(help="File with a key policy, `-` for standard input.")
     ] = None,
+    spec: Annotated[
+        str | None, typer.Option(help="Kind of key, such as RSA_2048, ECC_NIST_P256, HMAC_256, ML_DSA_65.")
+    ] = None,
+    usage: Annotated[
+        str | None, typer.Option(help="ENCRYPT_DECRYPT, SIGN_VERIFY, GENERATE_VERIFY_MAC, KEY_AGREEMENT …")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.")] = None,
 ) -> None:
     """Create a KMS key. Example: kmsfs key create --alias alias/projects"""
     policy = read_value(policy_file).decode() if policy_file else None
-    metadata = call("CreateKey", Description=description, Policy=policy)["KeyMetadata"]
+    metadata = call(
+        "CreateKey",
+        Description=description,
+        Policy=policy,
+        KeySpec=spec,
+        KeyUsage=usage,
+        Tags=_tags(tag or []),
+    )["KeyMetadata"]
     if alias:
         call("CreateAlias", AliasName=alias, TargetKeyId=metadata["KeyId"])
     show(metadata, lambda: print(metadata["KeyId"]))
@@ -63,6 +83,85 @@ def list_keys() -> None:
         found.append({**metadata, "Aliases": names.get(entry["KeyId"], [])})
     rows = [(k["KeyId"], k["KeyState"], ", ".join(k["Aliases"]), k["Description"]) for k in found]
     show(found, lambda: table(("key id", "state", "aliases", "description"), rows))
+
+
+def _tags(texts: list[str]) -> list[dict[str, str]]:
+    pairs = [text.partition("=") for text in texts]
+    return [{"TagKey": name, "TagValue": value} for name, _, value in pairs]
+
+
+@app.command("tag")
+def tag_key(key: Key, tags: Annotated[list[str], typer.Argument(help="NAME=VALUE …")]) -> None:
+    """Add tags to a key, or change them. Example: kmsfs key tag alias/a team=red"""
+    call("TagResource", KeyId=key, Tags=_tags(tags))
+    show({}, lambda: say(f"tagged {key}"))
+
+
+@app.command()
+def untag(key: Key, names: Annotated[list[str], typer.Argument(help="NAME …")]) -> None:
+    """Take tags from a key."""
+    call("UntagResource", KeyId=key, TagKeys=names)
+    show({}, lambda: say(f"untagged {key}"))
+
+
+@app.command()
+def tags(key: Key) -> None:
+    """List a key's tags."""
+    found = pages("ListResourceTags", "Tags", "Marker", "NextMarker", KeyId=key)
+    show(found, lambda: table(("tag", "value"), [(tag["TagKey"], tag["TagValue"]) for tag in found]))
+
+
+@app.command()
+def sign(
+    key: Key,
+    algorithm: Annotated[str, typer.Argument(help="Such as ECDSA_SHA_256.")],
+    message: Annotated[str, typer.Option(help="File with the message, `-` for standard input.")] = "-",
+) -> None:
+    """Sign up to 4,096 bytes; prints the signature as base64. Example: kmsfs key sign alias/s ECDSA_SHA_256 <file"""
+    answer = call("Sign", KeyId=key, Message=read_value(message), SigningAlgorithm=algorithm)
+    show(answer, lambda: print(base64.b64encode(answer["Signature"]).decode()))
+
+
+@app.command()
+def verify(
+    key: Key,
+    algorithm: Annotated[str, typer.Argument(help="Such as ECDSA_SHA_256.")],
+    signature: Annotated[Path, typer.Argument(help="File with the signature as base64.")],
+    message: Annotated[str, typer.Option(help="File with the message, `-` for standard input.")] = "-",
+) -> None:
+    """Check a signature; the exit code is 20 if it does not fit."""
+    try:
+        raw = base64.b64decode(signature.read_bytes().strip(), validate=True)
+    except (OSError, binascii.Error) as error:
+        raise UsageError(f"{signature} holds no base64 signature") from error
+    answer = call("Verify", KeyId=key, Message=read_value(message), Signature=raw, SigningAlgorithm=algorithm)
+    show(answer, lambda: say("the signature fits"))
+
+
+@app.command("public-key")
+def public_key(key: Key) -> None:
+    """Print a key pair's public key as PEM."""
+    answer = call("GetPublicKey", KeyId=key)
+    text = base64.encodebytes(answer["PublicKey"]).decode().replace("\n", "")
+    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
+    show(answer, lambda: print("\n".join(["-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----"])))
+
+
+@app.command("auto-rotate")
+def auto_rotate(
+    key: Key,
+    days: Annotated[int, typer.Option(help="How long material stays current: 90 to 2,560 days.")] = 365,
+    *,
+    off: Annotated[bool, typer.Option("--off", help="Stop rotating by itself.")] = False,
+) -> None:
+    """Give a key new material by itself, every so many days."""
+    if off:
+        call("DisableKeyRotation", KeyId=key)
+        show({}, lambda: say(f"{key} keeps its present material"))
+        return
+    call("EnableKeyRotation", KeyId=key, RotationPeriodInDays=days)
+    status = call("GetKeyRotationStatus", KeyId=key)
+    show(status, lambda: say(f"{key} rotates next on {when(status['NextRotationDate'])}"))
 
 
 @app.command()

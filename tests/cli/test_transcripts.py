@@ -18,9 +18,12 @@ VARIABLE = [
     (re.compile(r"\b[0-9a-f]{64}\b"), "GRANT"),
     (re.compile(r"kgt1?[.:]?[A-Za-z0-9_-]{40,}={0,2}"), "TOKEN"),
     (re.compile(r"[A-Za-z0-9+/_-]{60,}={0,2}"), "BLOB"),
-    (re.compile(r"(?<=[:\"])\d{12}(?=[:\"])"), "ACCOUNT"),
+    (re.compile(r"(?<=[:\"])\d{12}(?=[:\"])|(?<=account {7})\d{12}"), "ACCOUNT"),
     (re.compile(r"/\S*/kmsd\.sock|/\S*pytest-\S*"), "PATH"),
-    (re.compile(r"\bpid \d+"), "pid N"),
+    (re.compile(r"\bpid( +)\d+"), "PID"),
+    (re.compile(r"\b\d+ s$", re.M), "SECONDS"),
+    (re.compile(r"(?<=keys {10})\d+"), "COUNT"),
+    (re.compile(r"(?<=state {9})\S+"), "PATH"),
 ]
 
 
@@ -92,6 +95,23 @@ SCRIPTS = {
         "param delete /t/db",
         "param delete /t/db --yes",
     ],
+    "kinds": [
+        "key create --spec HMAC_256 --usage GENERATE_VERIFY_MAC --alias alias/mac --tag team=red",
+        "key create --spec RSA_2048",
+        "key create --spec ECC_NIST_P256 --usage SIGN_VERIFY --alias alias/signer",
+        "key describe alias/signer",
+        "key tag alias/mac team=blue stage=test",
+        "key tags alias/mac",
+        "key untag alias/mac stage",
+        "key sign alias/mac ECDSA_SHA_256 <<< message",
+        "key sign alias/signer ECDSA_SHA_384 <<< message",
+        "key auto-rotate alias/mac",
+        "key create --alias alias/plain",
+        "key auto-rotate alias/plain --days 90",
+        "key auto-rotate alias/plain --off",
+        "key auto-rotate alias/plain --days 1",
+    ],
+    "aws": ["aws env", "daemon status"],
     "errors": [
         "volume info /nowhere",
         "umount /nowhere",

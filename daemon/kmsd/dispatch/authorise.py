@@ -6,10 +6,11 @@ from kmsd.authz.decide import Question, decide
 from kmsd.dispatch.call import Call
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
-from kmsd.keys.lifecycle import check_state
+from kmsd.keys.lifecycle import check_state, check_usage
 from kmsd.keys.registry import KeyRegistry, KmsKey
+from kmsfs.api.keyspecs import SYMMETRIC
 from kmsfs.api.operation import Resource
-from kmsfs.errors import AccessDenied, AliasNotFound, IncorrectKey, InvalidCiphertext
+from kmsfs.errors import AccessDenied, AliasNotFound, IncorrectKey, InvalidCiphertext, ShapeError
 from kmsfs.formats.blob import BlobType, parse_blob
 from kmsfs.ids import alias_arn, check_alias
 
@@ -82,25 +83,39 @@ class Authoriser:
         else:
             for context in contexts:
                 self.require(call, key, call.operation.action, context)
+        self._check_key(call, key)
+
+    def _check_key(self, call: Call, key: KmsKey) -> None:
         check_state(call.operation, key.state, key.arn)
+        check_usage(call.operation, key.usage, key.arn)
 
     def _on_volume(self, call: Call) -> None:
         key = self._registry.find(call.request.key_id)
         call.key = key
         context = {"kmsfs:volume": call.request.volume_id, "kmsfs:purpose": VOLUME_PURPOSE}
         self.require(call, key, call.operation.action, context)
-        check_state(call.operation, key.state, key.arn)
+        self._check_key(call, key)
 
     def _on_ciphertext(self, call: Call) -> None:
         request = call.request
-        key = self.key_of_blob(call, request.ciphertext_blob)
+        key = self._key_of_ciphertext(
+            call, request.ciphertext_blob, request.key_id, request.encryption_algorithm
+        )
         if request.key_id is not None and self._registry.find(request.key_id) is not key:
             raise IncorrectKey(
                 "The key ID in the request does not identify a CMK that can perform this operation."
             )
         call.key = key
         self.require(call, key, call.operation.action, request.encryption_context)
-        check_state(call.operation, key.state, key.arn)
+        self._check_key(call, key)
+
+    def _key_of_ciphertext(self, call: Call, data: bytes, key_id: str | None, algorithm: str) -> KmsKey:
+        """An RSA ciphertext names no key, so the request must; a blob of ours names its own."""
+        if algorithm == SYMMETRIC:
+            return self.key_of_blob(call, data)
+        if key_id is None:
+            raise ShapeError(f"KeyId is required for algorithm {algorithm}.")
+        return self._registry.find(key_id)
 
     def key_of_blob(self, call: Call, data: bytes) -> KmsKey:
         """Parse a blob into `call.blob` and return the key it names.
@@ -117,7 +132,9 @@ class Authoriser:
 
     def _on_re_encrypt(self, call: Call) -> None:
         request = call.request
-        source = self.key_of_blob(call, request.ciphertext_blob)
+        source = self._key_of_ciphertext(
+            call, request.ciphertext_blob, request.source_key_id, request.source_encryption_algorithm
+        )
         if request.source_key_id is not None and self._registry.find(request.source_key_id) is not source:
             raise IncorrectKey(
                 "The key ID in the request does not identify a CMK that can perform this operation."
@@ -126,8 +143,8 @@ class Authoriser:
         call.source, call.key = source, destination
         self.require(call, source, "kms:ReEncryptFrom", request.source_encryption_context)
         self.require(call, destination, "kms:ReEncryptTo", request.destination_encryption_context)
-        check_state(call.operation, source.state, source.arn)
-        check_state(call.operation, destination.state, destination.arn)
+        self._check_key(call, source)
+        self._check_key(call, destination)
 
     def _on_alias(self, call: Call) -> None:
         name = check_alias(call.request.alias_name)

@@ -5,7 +5,9 @@ from kmsd.dispatch.call import Handler
 from kmsd.dispatch.status import AdminService
 from kmsd.grants.service import GrantService
 from kmsd.keys.crypto import CryptoService
+from kmsd.keys.pairs import PairService
 from kmsd.keys.service import KeyService
+from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.parameters.service import ParameterService
 from kmsd.sts.service import TokenService
 from kmsd.volumes.service import VolumeService
@@ -13,6 +15,8 @@ from kmsd.volumes.service import VolumeService
 
 def bind_handlers(
     keys: KeyService,
+    upkeep: KeyUpkeepService,
+    pairs: PairService,
     crypto: CryptoService,
     grants: GrantService,
     parameters: ParameterService,
@@ -31,7 +35,25 @@ def bind_handlers(
         "DisableKey": keys.disable_key,
         "ScheduleKeyDeletion": keys.schedule_key_deletion,
         "CancelKeyDeletion": keys.cancel_key_deletion,
-        "RotateKeyOnDemand": keys.rotate_key_on_demand,
+        "RotateKeyOnDemand": upkeep.rotate_key_on_demand,
+        "EnableKeyRotation": upkeep.enable_key_rotation,
+        "DisableKeyRotation": upkeep.disable_key_rotation,
+        "GetKeyRotationStatus": upkeep.get_key_rotation_status,
+        "ListKeyRotations": upkeep.list_key_rotations,
+        "TagResource": upkeep.tag_resource,
+        "UntagResource": upkeep.untag_resource,
+        "ListResourceTags": upkeep.list_resource_tags,
+        "ListKeyPolicies": upkeep.list_key_policies,
+        "Sign": pairs.sign,
+        "Verify": pairs.verify,
+        "GenerateMac": pairs.generate_mac,
+        "VerifyMac": pairs.verify_mac,
+        "GetPublicKey": pairs.get_public_key,
+        "DeriveSharedSecret": pairs.derive_shared_secret,
+        "Encapsulate": pairs.encapsulate,
+        "Decapsulate": pairs.decapsulate,
+        "GenerateDataKeyPair": pairs.generate_data_key_pair,
+        "GenerateDataKeyPairWithoutPlaintext": pairs.generate_data_key_pair_without_plaintext,
         "PutKeyPolicy": keys.put_key_policy,
         "GetKeyPolicy": keys.get_key_policy,
         "CreateAlias": keys.create_alias,

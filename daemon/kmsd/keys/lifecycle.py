@@ -1,10 +1,20 @@
 """The key state machine, pure: which state allows what, and AWS's words when it does not."""
 
 from kmsfs.api.operation import KeyState, Operation
-from kmsfs.errors import KeyDisabled, KeyInvalidState
+from kmsfs.errors import InvalidKeyUsage, KeyDisabled, KeyInvalidState
 
 SECONDS_PER_DAY = 86_400
 ROTATIONS_MAX = 25
+
+
+def check_usage(operation: Operation, usage: str, key_arn: str) -> None:
+    """Let the call pass if the key's usage is one that the operation needs.
+
+    Raises:
+        InvalidKeyUsage: with AWS's text.
+    """
+    if operation.usages and usage not in operation.usages:
+        raise InvalidKeyUsage(f"{key_arn} key usage is {usage} which is not valid for {operation.name}.")
 
 
 def check_state(operation: Operation, state: KeyState, key_arn: str) -> None:

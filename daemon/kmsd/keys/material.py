@@ -2,9 +2,11 @@
 
 import uuid
 
+from kmsfs.aead.asymmetric import generate_private
 from kmsfs.aead.derived import open_derived, seal_derived
 from kmsfs.aead.kdf import Label, derive, sha256
 from kmsfs.aead.nonces import Rng
+from kmsfs.api.keyspecs import SYMMETRIC, is_asymmetric
 from kmsfs.errors import AuthenticationFailed, CorruptStore, InvalidCiphertext
 from kmsfs.formats.blob import Blob, BlobType, make_head, parse_blob
 from kmsfs.formats.context import canonical
@@ -22,9 +24,12 @@ class MaterialVault:
         self._keys = {number: derive(key.reveal(), Label.DOMAIN_EKT) for number, key in domain_keys.items()}
         self._rng = rng
 
-    def make(self) -> KeyMaterial:
-        """Return 32 fresh bytes of key material."""
-        return KeyMaterial(self._rng(MATERIAL_BYTES))
+    def make(self, spec: str) -> KeyMaterial:
+        """Return fresh material of a key spec: random bytes, or a private key as PKCS #8 DER."""
+        if is_asymmetric(spec):
+            return KeyMaterial(generate_private(spec))
+        bits = int(spec.removeprefix("HMAC_")) if spec != SYMMETRIC else 8 * MATERIAL_BYTES
+        return KeyMaterial(self._rng(bits // 8))
 
     def wrap(self, material: KeyMaterial, place: str) -> bytes:
         """Return a blob of type 2; `place` (key id/term) is bound to it."""

@@ -10,6 +10,7 @@ from kmsd.authz.principal import Caller
 from kmsd.keys.material import MaterialVault, material_id
 from kmsd.store.database import SealedStore, Transaction
 from kmsd.store.schema import Table
+from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC
 from kmsfs.api.operation import KeyState
 from kmsfs.errors import AliasNotFound, KeyNotFound
 from kmsfs.ids import alias_arn, key_arn, parse_key_reference
@@ -30,6 +31,13 @@ class KmsKey:
     term: int
     generation: int
     creator: str
+    spec: str = SYMMETRIC
+    usage: str = ENCRYPT
+    tags: dict[str, str] = field(default_factory=dict)
+    rotation_days: int | None = None
+    next_rotation: float | None = None
+    rotations: list[tuple[float, str]] = field(default_factory=list)
+    """When and how each material after the first came: one entry a term from 2."""
     materials: dict[int, KeyMaterial] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
 
@@ -43,7 +51,9 @@ class KmsKey:
         return {
             "id": self.key_id, "description": self.description, "state": self.state.value, "created": self.created,
             "deletion": self.deletion, "policy": self.policy.text, "term": self.term,
-            "generation": self.generation, "creator": self.creator,
+            "generation": self.generation, "creator": self.creator, "spec": self.spec, "usage": self.usage,
+            "tags": self.tags, "rotation_days": self.rotation_days, "next_rotation": self.next_rotation,
+            "rotations": [list(entry) for entry in self.rotations],
         }  # fmt: skip
 
     def grants_for(self, caller: Caller) -> Iterator[Grant]:
@@ -68,6 +78,10 @@ class Alias:
         return {"name": self.name, "key": self.key_id, "created": self.created, "updated": self.updated}
 
 
+_BEFORE_SPECS: dict[str, Any] = {
+    "spec": SYMMETRIC, "usage": ENCRYPT, "tags": {}, "rotation_days": None, "next_rotation": None, "rotations": [],
+}  # fmt: skip
+"""What rows of keys made before there were key specs lack."""
 ChangeListener = Callable[[KmsKey, str], None]
 
 
@@ -127,18 +141,20 @@ class KeyRegistry:
             setattr(key, name, getattr(changed, name))
         self._changed(key, event)
 
-    def rotate(self, key: KmsKey) -> None:
-        """Add new material under the next term and make it current."""
+    def rotate(self, key: KmsKey, now: float, kind: str, *, next_rotation: float | None = None) -> None:
+        """Add new material under the next term and make it current; `kind` is AUTOMATIC or ON_DEMAND."""
         term = key.term + 1
-        key.materials[term] = self.vault.make()
+        key.materials[term] = self.vault.make(key.spec)
+        due = next_rotation if next_rotation is not None else key.next_rotation
+        changed = replace(key, term=term, rotations=[*key.rotations, (now, kind)], next_rotation=due)
         try:
             with self.store.transaction() as work:
                 self._put_material(work, key, term)
-                work.put(Table.KEY, key.key_id, replace(key, term=term).row())
+                work.put(Table.KEY, key.key_id, changed.row())
         except BaseException:
             del key.materials[term]
             raise
-        key.term = term
+        key.term, key.rotations, key.next_rotation = term, changed.rotations, due
         self._changed(key, "rotated")
 
     def destroy(self, key: KmsKey) -> None:
@@ -205,11 +221,13 @@ class KeyRegistry:
     # --- loading ------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        for row in self.store.scan(Table.KEY):
+        for stored in self.store.scan(Table.KEY):
+            row = {**_BEFORE_SPECS, **stored}
             self.keys[row["id"]] = KmsKey(
                 row["id"], key_arn(self.account, row["id"]), row["description"], KeyState(row["state"]),
                 row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
-                row["creator"],
+                row["creator"], row["spec"], row["usage"], row["tags"], row["rotation_days"], row["next_rotation"],
+                [(date, kind) for date, kind in row["rotations"]],
             )  # fmt: skip
         for row in self.store.scan(Table.MATERIAL):
             place = f"{row['key']}/{row['term']}"

@@ -8,12 +8,23 @@ from kmsd.authz.policy import KeyPolicy, compile_policy, default_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.paging import page_of
-from kmsd.keys.lifecycle import ROTATIONS_MAX, SECONDS_PER_DAY
+from kmsd.keys.lifecycle import SECONDS_PER_DAY
 from kmsd.keys.material import material_id
 from kmsd.keys.registry import Alias, KeyRegistry, KmsKey
+from kmsfs.api.keyspecs import (
+    AGREE,
+    ENCAPSULATE,
+    ENCRYPT,
+    MAC,
+    SIGN,
+    SPECS,
+    SYMMETRIC,
+    is_asymmetric,
+    usage_of,
+)
 from kmsfs.api.operation import KeyState
 from kmsfs.api.shapes import keys as shapes
-from kmsfs.errors import AlreadyExists, LimitExceeded, MalformedPolicy
+from kmsfs.errors import AlreadyExists, KeyInvalidState, LimitExceeded, MalformedPolicy
 from kmsfs.ids import alias_arn, check_alias, key_arn
 
 KEYS_MAX = 100_000
@@ -52,7 +63,7 @@ class KeyService:
         request: shapes.CreateKeyRequest = call.request
         if len(self._registry.keys) >= KEYS_MAX:
             raise LimitExceeded(f"a realm has at most {KEYS_MAX} keys")
-        key_id = str(self._new_id())
+        key_id, spec = str(self._new_id()), request.key_spec or SYMMETRIC
         arn = key_arn(self._registry.account, key_id)
         policy = compile_policy(request.policy or default_policy(call.caller.principal))
         if request.policy and not request.bypass_policy_lockout_safety_check:
@@ -68,8 +79,11 @@ class KeyService:
             1,
             1,
             call.caller.principal,
+            spec,
+            usage_of(spec, request.key_usage),
+            {tag.tag_key: tag.tag_value for tag in request.tags},
         )
-        key.materials[1] = self._registry.vault.make()
+        key.materials[1] = self._registry.vault.make(spec)
         self._registry.add_key(key)
         call.key = key
         return shapes.KeyMetadataResponse(key_metadata=self._metadata(key))
@@ -122,17 +136,6 @@ class KeyService:
         self._registry.update_key(call.the_key, "disabled", state=KeyState.DISABLED, deletion=None)
         return shapes.KeyIdResponse(key_id=call.the_key.arn)
 
-    def rotate_key_on_demand(self, call: Call) -> shapes.KeyIdResponse:
-        """RotateKeyOnDemand."""
-        key = call.the_key
-        if key.term > ROTATIONS_MAX:
-            raise LimitExceeded(
-                "The on-demand rotations limit has been reached for the given keyId. "
-                f"No more on-demand rotations can be performed for this key: {key.arn}"
-            )
-        self._registry.rotate(key)
-        return shapes.KeyIdResponse(key_id=key.arn)
-
     def put_key_policy(self, call: Call) -> shapes.Empty:
         """PutKeyPolicy."""
         request: shapes.PutKeyPolicyRequest = call.request
@@ -161,6 +164,11 @@ class KeyService:
     def update_alias(self, call: Call) -> shapes.Empty:
         """UpdateAlias."""
         old = self._registry.aliases[call.request.alias_name]
+        before, after = self._registry.keys[old.key_id], call.the_key
+        if (before.usage, is_asymmetric(before.spec)) != (after.usage, is_asymmetric(after.spec)):
+            raise KeyInvalidState(
+                f"Alias {alias_arn(self._registry.account, old.name)} cannot be changed to a KMS key of another type or usage."
+            )
         self._registry.put_alias(Alias(old.name, call.the_key.key_id, old.created, call.now))
         return shapes.Empty()
 
@@ -204,6 +212,7 @@ class KeyService:
         )
 
     def _metadata(self, key: KmsKey) -> shapes.KeyMetadata:
+        algorithms = {key.usage: list(SPECS[key.spec].algorithms[key.usage])}
         return shapes.KeyMetadata(
             aws_account_id=self._registry.account,
             key_id=key.key_id,
@@ -211,14 +220,18 @@ class KeyService:
             creation_date=key.created,
             enabled=key.state is KeyState.ENABLED,
             description=key.description,
-            key_usage="ENCRYPT_DECRYPT",
+            key_usage=key.usage,
             key_state=key.state.value,
             deletion_date=key.deletion,
             origin="AWS_KMS",
             key_manager="CUSTOMER",
-            customer_master_key_spec="SYMMETRIC_DEFAULT",
-            key_spec="SYMMETRIC_DEFAULT",
-            encryption_algorithms=["SYMMETRIC_DEFAULT"],
+            customer_master_key_spec=key.spec,
+            key_spec=key.spec,
+            encryption_algorithms=algorithms.get(ENCRYPT),
+            signing_algorithms=algorithms.get(SIGN),
+            key_agreement_algorithms=algorithms.get(AGREE),
+            encapsulation_algorithms=algorithms.get(ENCAPSULATE),
+            mac_algorithms=algorithms.get(MAC),
             multi_region=False,
-            current_key_material_id=material_id(key.current_material),
+            current_key_material_id=material_id(key.current_material) if key.spec == SYMMETRIC else None,
         )

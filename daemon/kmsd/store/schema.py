@@ -29,7 +29,8 @@ class Table(IntEnum):
 
     HEAD = 0
     KEY = 1
-    """Natural key: key id. {id, description, state, created, deletion, policy, term, generation, creator}."""
+    """Natural key: key id. {id, description, state, created, deletion, policy, term, generation, creator}
+    and, since there are key specs, {spec, usage, tags, rotation_days, next_rotation, rotations}."""
     MATERIAL = 2
     """Natural key: `key id/term`. {key, term, created, material_id, blob}: blob of type 2, AAD context empty."""
     ALIAS = 3

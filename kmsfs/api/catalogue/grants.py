@@ -6,7 +6,8 @@ from kmsfs.api.operation import ANY_STATE, ENABLED, Operation, Resource
 from kmsfs.api.shapes import grants
 from kmsfs.api.shapes.keys import Empty
 
-_COMMON = (errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied, errors.DryRunSucceeded)
+_FOUND = (errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied)
+_COMMON = (*_FOUND, errors.DryRunSucceeded)
 
 GRANT_OPERATIONS = (
     Operation(
@@ -21,7 +22,7 @@ GRANT_OPERATIONS = (
         "ListGrants", "kms", "kms:ListGrants", grants.ListGrantsRequest, grants.ListGrantsResponse,
         "List a key's grants.",
         resource=Resource.KEY, resource_field="key_id", key_states=ANY_STATE, audit=("key_id",),
-        errors=(*_COMMON, errors.InvalidMarker, errors.InvalidGrantId),
+        errors=(*_FOUND, errors.InvalidMarker, errors.InvalidGrantId),
     ),
     Operation(
         "ListRetirableGrants", "kms", "kms:ListRetirableGrants", grants.ListRetirableGrantsRequest,

@@ -12,8 +12,8 @@ KEY_OPERATIONS = (
     Operation(
         "CreateKey", "kms", "kms:CreateKey", keys.CreateKeyRequest, keys.KeyMetadataResponse,
         "Create a KMS key; its creator may do everything with it unless a policy says otherwise.",
-        mutates=True, rules=(rules.one_key_spec,), audit=("description", "key_usage", "key_spec", "origin"),
-        errors=(errors.MalformedPolicy, errors.LimitExceeded, errors.InvalidArn),
+        mutates=True, rules=(rules.one_key_spec, rules.good_tags), audit=("description", "key_usage", "key_spec", "origin"),
+        errors=(errors.UnsupportedOperation, errors.InvalidTag, errors.MalformedPolicy, errors.LimitExceeded, errors.InvalidArn),
     ),
     Operation(
         "DescribeKey", "kms", "kms:DescribeKey", keys.DescribeKeyRequest, keys.KeyMetadataResponse,
@@ -60,7 +60,54 @@ KEY_OPERATIONS = (
         "RotateKeyOnDemand", "kms", "kms:RotateKeyOnDemand", keys.RotateKeyOnDemandRequest, keys.KeyIdResponse,
         "Give a key new key material; what the old material encrypted stays readable.",
         resource=Resource.KEY, resource_field="key_id", key_states=ENABLED, mutates=True, audit=("key_id",),
-        errors=(*_STATE, errors.KeyDisabled, errors.LimitExceeded),
+        errors=(*_STATE, errors.KeyDisabled, errors.LimitExceeded, errors.UnsupportedOperation),
+    ),
+    Operation(
+        "EnableKeyRotation", "kms", "kms:EnableKeyRotation", keys.EnableKeyRotationRequest, keys.Empty,
+        "Give a key new material by itself, every 365 days or as told.",
+        resource=Resource.KEY, resource_field="key_id", key_states=ENABLED, mutates=True,
+        audit=("key_id", "rotation_period_in_days"),
+        errors=(*_STATE, errors.KeyDisabled, errors.UnsupportedOperation),
+    ),
+    Operation(
+        "DisableKeyRotation", "kms", "kms:DisableKeyRotation", keys.KeyIdRequest, keys.Empty,
+        "Keep a key's present material until told otherwise.",
+        resource=Resource.KEY, resource_field="key_id", key_states=ENABLED, mutates=True, audit=("key_id",),
+        errors=(*_STATE, errors.KeyDisabled, errors.UnsupportedOperation),
+    ),
+    Operation(
+        "GetKeyRotationStatus", "kms", "kms:GetKeyRotationStatus", keys.KeyIdRequest, keys.KeyRotationStatus,
+        "Tell whether and when a key gets new material by itself.",
+        resource=Resource.KEY, resource_field="key_id", audit=("key_id",),
+        errors=(*_COMMON, errors.UnsupportedOperation),
+    ),
+    Operation(
+        "ListKeyRotations", "kms", "kms:ListKeyRotations", keys.ListKeyRotationsRequest,
+        keys.ListKeyRotationsResponse, "List a key's past rotations.",
+        resource=Resource.KEY, resource_field="key_id", audit=("key_id",),
+        errors=(*_COMMON, errors.InvalidMarker, errors.UnsupportedOperation),
+    ),
+    Operation(
+        "TagResource", "kms", "kms:TagResource", keys.TagResourceRequest, keys.Empty,
+        "Add tags to a key.",
+        resource=Resource.KEY, resource_field="key_id", key_states=NOT_PENDING, mutates=True, rules=(rules.good_tags,),
+        audit=("key_id",), errors=(*_STATE, errors.InvalidTag),
+    ),
+    Operation(
+        "UntagResource", "kms", "kms:UntagResource", keys.UntagResourceRequest, keys.Empty,
+        "Take tags from a key.",
+        resource=Resource.KEY, resource_field="key_id", key_states=NOT_PENDING, mutates=True,
+        audit=("key_id", "tag_keys"), errors=_STATE,
+    ),
+    Operation(
+        "ListResourceTags", "kms", "kms:ListResourceTags", keys.ListOfKeyRequest, keys.ListResourceTagsResponse,
+        "List a key's tags.",
+        resource=Resource.KEY, resource_field="key_id", audit=("key_id",), errors=(*_COMMON, errors.InvalidMarker),
+    ),
+    Operation(
+        "ListKeyPolicies", "kms", "kms:ListKeyPolicies", keys.ListOfKeyRequest, keys.ListKeyPoliciesResponse,
+        "List the names of a key's policies: default.",
+        resource=Resource.KEY, resource_field="key_id", audit=("key_id",), errors=_COMMON,
     ),
     Operation(
         "PutKeyPolicy", "kms", "kms:PutKeyPolicy", keys.PutKeyPolicyRequest, keys.Empty,

@@ -19,7 +19,7 @@ Description = Annotated[str, Meta(max_length=8192)]
 PolicyText = Annotated[str, Meta(min_length=1, max_length=131072)]
 NumberOfBytes = Annotated[int, Meta(ge=1, le=1024)]
 DataKeySpec = Literal["AES_256", "AES_128"]
-EncryptionAlgorithm = Literal["SYMMETRIC_DEFAULT"]
+EncryptionAlgorithm = Literal["SYMMETRIC_DEFAULT", "RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256", "SM2PKE"]
 GrantOperation = Literal[
     "Decrypt",
     "Encrypt",
@@ -30,6 +30,16 @@ GrantOperation = Literal[
     "CreateGrant",
     "RetireGrant",
     "DescribeKey",
+    "Sign",
+    "Verify",
+    "GetPublicKey",
+    "GenerateDataKeyPair",
+    "GenerateDataKeyPairWithoutPlaintext",
+    "GenerateMac",
+    "VerifyMac",
+    "DeriveSharedSecret",
+    "Encapsulate",
+    "Decapsulate",
 ]
 Seconds = float
 """A point in time: seconds since the epoch; clients turn it into a datetime."""

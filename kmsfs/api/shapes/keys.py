@@ -19,17 +19,29 @@ class Tag(Shape, kw_only=True):
     tag_value: Annotated[str, Meta(max_length=256)]
 
 
+Tags = Annotated[list[Tag], Meta(max_length=50)]
+KeyUsageName = Literal[
+    "SIGN_VERIFY", "ENCRYPT_DECRYPT", "GENERATE_VERIFY_MAC", "KEY_AGREEMENT", "ENCAPSULATE_DECAPSULATE"
+]
+KeySpecName = Literal[
+    "RSA_2048", "RSA_3072", "RSA_4096", "ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521", "ECC_SECG_P256K1",
+    "SYMMETRIC_DEFAULT", "HMAC_224", "HMAC_256", "HMAC_384", "HMAC_512", "SM2", "ML_DSA_44", "ML_DSA_65", "ML_DSA_87",
+    "ECC_NIST_EDWARDS25519", "ML_KEM_512", "ML_KEM_768", "ML_KEM_1024",
+]  # fmt: skip
+
+
 class CreateKeyRequest(Shape, kw_only=True):
     """Policy, description and kind of the new key."""
 
     policy: PolicyText | None = None
     description: Description = ""
-    key_usage: Literal["ENCRYPT_DECRYPT"] = "ENCRYPT_DECRYPT"
-    key_spec: Literal["SYMMETRIC_DEFAULT"] = "SYMMETRIC_DEFAULT"
-    customer_master_key_spec: Literal["SYMMETRIC_DEFAULT"] | None = None
-    origin: Literal["AWS_KMS"] = "AWS_KMS"
+    key_usage: KeyUsageName | None = None
+    key_spec: KeySpecName | None = None
+    customer_master_key_spec: KeySpecName | None = None
+    origin: Literal["AWS_KMS", "EXTERNAL", "AWS_CLOUDHSM", "EXTERNAL_KEY_STORE"] = "AWS_KMS"
     bypass_policy_lockout_safety_check: bool = False
-    multi_region: Literal[False] = False
+    tags: Tags = []
+    multi_region: bool = False
 
 
 class KeyMetadata(Shape, kw_only=True):
@@ -48,9 +60,13 @@ class KeyMetadata(Shape, kw_only=True):
     key_manager: str
     customer_master_key_spec: str
     key_spec: str
-    encryption_algorithms: list[str]
+    encryption_algorithms: list[str] | None = None
+    signing_algorithms: list[str] | None = None
+    key_agreement_algorithms: list[str] | None = None
+    encapsulation_algorithms: list[str] | None = None
+    mac_algorithms: list[str] | None = None
     multi_region: bool
-    current_key_material_id: str
+    current_key_material_id: str | None = None
 
 
 class KeyMetadataResponse(Shape, kw_only=True):
@@ -189,3 +205,83 @@ class GetKeyPolicyResponse(Shape, kw_only=True):
 
     policy: str
     policy_name: str
+
+
+class TagResourceRequest(Shape, kw_only=True):
+    """Tags to add to a key; the value of a key that is there already is replaced."""
+
+    key_id: KeyIdText
+    tags: Annotated[list[Tag], Meta(min_length=0, max_length=50)]
+
+
+class UntagResourceRequest(Shape, kw_only=True):
+    """Tags to take away by their keys."""
+
+    key_id: KeyIdText
+    tag_keys: list[Annotated[str, Meta(min_length=1, max_length=128)]]
+
+
+class ListOfKeyRequest(Shape, kw_only=True):
+    """Of which key, and which page."""
+
+    key_id: KeyIdText
+    limit: Limit | None = None
+    marker: Marker | None = None
+
+
+class ListResourceTagsResponse(Shape, kw_only=True):
+    """A page of a key's tags."""
+
+    tags: list[Tag]
+    next_marker: str | None = None
+    truncated: bool
+
+
+class ListKeyPoliciesResponse(Shape, kw_only=True):
+    """A key has one policy, named default."""
+
+    policy_names: list[str]
+    truncated: bool
+
+
+class EnableKeyRotationRequest(Shape, kw_only=True):
+    """How many days new material stays current: 90 to 2,560, default 365."""
+
+    key_id: KeyIdText
+    rotation_period_in_days: Annotated[int, Meta(ge=90, le=2560)] | None = None
+
+
+class KeyRotationStatus(Shape, kw_only=True):
+    """Whether and when a key gets new material by itself."""
+
+    key_rotation_enabled: bool
+    key_id: str
+    rotation_period_in_days: int | None = None
+    next_rotation_date: Seconds | None = None
+
+
+class ListKeyRotationsRequest(Shape, kw_only=True):
+    """Of which key; with ALL_KEY_MATERIAL the first material too."""
+
+    key_id: KeyIdText
+    include_key_material: Literal["ALL_KEY_MATERIAL", "ROTATIONS_ONLY"] = "ROTATIONS_ONLY"
+    limit: Limit | None = None
+    marker: Marker | None = None
+
+
+class Rotation(Shape, kw_only=True):
+    """One change of key material."""
+
+    key_id: str
+    key_material_id: str
+    key_material_state: str | None = None
+    rotation_date: Seconds | None = None
+    rotation_type: str | None = None
+
+
+class ListKeyRotationsResponse(Shape, kw_only=True):
+    """A page of a key's rotations."""
+
+    rotations: list[Rotation]
+    next_marker: str | None = None
+    truncated: bool
