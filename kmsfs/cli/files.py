@@ -1,16 +1,19 @@
-"""kmsfs mount, umount, volume, inspect, bench."""
+"""kmsfs mount, umount, volume, check, inspect, bench."""
 
 import logging
 import logging.handlers
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kmsfs.cli.output import SETTINGS, facts, fail, say, session, show
-from kmsfs.errors import KmsfsError, UsageError
+from kmsfs.cli.output import SETTINGS, byte_progress, facts, fail, say, session, show, stored_bytes
+from kmsfs.errors import ExitCode, KmsfsError, UsageError
+
+if TYPE_CHECKING:
+    from kmsfs.check.verify import Report
 
 volume_app = typer.Typer(no_args_is_help=True, help="Encrypted volumes.")
 CipherDir = Annotated[Path, typer.Argument(metavar="CIPHERDIR", help="Directory of the encrypted files.")]
@@ -131,6 +134,46 @@ def info(cipher_dir: CipherDir) -> None:
     except KmsfsError as error:
         found["access"] = f"refused: {error.detail}"
     show(found, lambda: facts((name.replace("_", " "), value) for name, value in found.items()))
+
+
+def check(
+    cipher_dir: CipherDir,
+    limit: Annotated[int, typer.Option(help="Findings to print; JSON has them all.")] = 50,
+) -> None:
+    """Verify every byte of a volume that is not mounted, changing nothing. Exit code 21: something is damaged."""
+    import time
+
+    from kmsfs.check.verify import VolumeChecker
+    from kmsfs.client.provider import SocketKeySource
+    from kmsfs.envelope.caching import CachingProvider
+    from kmsfs.envelope.kf1file import FileTools
+    from kmsfs.envelope.recovery import SessionRules
+    from kmsfs.mount.volume import VolumeLease, open_volume
+
+    talk = session()
+    volume = open_volume(cipher_dir, talk, read_only=True)
+    lease = VolumeLease(volume.config, read_only=True)
+    lease.claim(talk.open_transport())
+    config = volume.config
+    source = SocketKeySource(talk, config.key_arn)
+    provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True)
+    rules = SessionRules(lease.number, set(lease.unclean))
+    tools = FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray())
+    with byte_progress("checking", stored_bytes(cipher_dir)) as advance:
+        report = VolumeChecker(tools, advance).run(volume.descriptor, config.root_id)
+    show(report.document(), lambda: _print_report(report, limit))
+    if report.damaged:
+        raise typer.Exit(ExitCode.DAMAGE_FOUND)
+
+
+def _print_report(report: "Report", limit: int) -> None:
+    for finding in report.findings[:limit]:
+        print(f"{finding.kind:9} {finding.path}  ({finding.problem}; stored as {finding.stored_as})")
+    if len(report.findings) > limit:
+        print(f"… and {len(report.findings) - limit} more")
+    counts = f"{report.files} files, {report.directories} directories, {report.plain_bytes} bytes"
+    bad = sum(finding.kind in ("damage", "unread") for finding in report.findings)
+    say(f"checked {counts}: {f'{bad} damaged or unreadable' if bad else 'all as written'}")
 
 
 def inspect(path: Annotated[Path, typer.Argument(help="An encrypted file, or a cipher directory.")]) -> None:

@@ -1,11 +1,14 @@
 """How commands print: data on stdout, everything else on stderr; tables for people, JSON for programs."""
 
 import base64
+import contextlib
 import datetime
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kmsfs.client.session import ClientSession
@@ -156,3 +159,39 @@ def read_value(source: str) -> bytes:
             return stream.read()
     except OSError as error:
         raise UsageError(f"cannot read {source}: {error.strerror}") from error
+
+
+def stored_bytes(folder: Path) -> int:
+    """Return how many bytes lie in the regular files of a folder and below."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
+
+
+@contextlib.contextmanager
+def byte_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and time left on stderr, if that is a terminal; yields what to call with bytes done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True, quiet=SETTINGS.quiet)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done: bar.update(task, advance=done)

@@ -161,7 +161,7 @@ class VfsBase:
         """A crash between mkdir and its id leaves an empty directory: give it one. Anything else is damage."""
         descriptor = self.nodes.descriptor(node)
         if self.tools.rules.clean or os.listdir(descriptor) or self.options.read_only:
-            raise CorruptVolume("a directory has lost its id", hint="run `kmsfs check`")
+            raise CorruptVolume("a directory has lost its id", hint="unmount and run `kmsfs check CIPHERDIR`")
         node.dir_id = self.tools.rng(16)
         node.dir_tags = [self.keys.dir_tag(self.dir_id(parent), name)]
         os.symlink(self.keys.seal_dir_id(node.dir_id, node.dir_tags), ".kd", dir_fd=descriptor)
