@@ -147,6 +147,30 @@ class UnknownOperation(InvalidRequest):
     code = "UnknownOperationException"
 
 
+class InvalidResourceType(InvalidRequest):
+    """Resources of this type are not kept here."""
+
+    code = "InvalidResourceType"
+
+
+class InvalidResourceId(InvalidRequest):
+    """What is to be tagged does not exist."""
+
+    code = "InvalidResourceId"
+
+
+class TooManyTags(InvalidRequest):
+    """A parameter would have more than 50 tags."""
+
+    code = "TooManyTagsError"
+
+
+class ParameterVersionLabelLimit(InvalidRequest):
+    """A version would have more than ten labels."""
+
+    code = "ParameterVersionLabelLimitExceeded"
+
+
 class InvalidTag(InvalidRequest):
     """A tag is doubled, reserved or one too many."""
 

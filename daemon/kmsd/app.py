@@ -16,7 +16,7 @@ from kmsd.audit.journal import Journal
 from kmsd.config import Config
 from kmsd.dispatch.authorise import Authoriser
 from kmsd.dispatch.batch import BatchService
-from kmsd.dispatch.bindings import bind_handlers
+from kmsd.dispatch.bindings import Services, bind_handlers
 from kmsd.dispatch.pipeline import Pipeline
 from kmsd.dispatch.status import AdminService, DaemonFacts
 from kmsd.door.app import Door
@@ -30,6 +30,7 @@ from kmsd.keys.pairs import PairService
 from kmsd.keys.registry import KeyRegistry, KmsKey
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
+from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.realm import OpenRealm
 from kmsd.server.notify import notify, watchdog_seconds
@@ -102,9 +103,12 @@ class Daemon:
         pipeline.bind(
             authoriser,
             bind_handlers(
-                self._keys, self._upkeep, pairs, crypto, grants, parameters, volumes, batches, admin, sts
+                Services(
+                    self._keys, self._upkeep, pairs, crypto, grants, parameters, ParameterMarkService(parameters),
+                    volumes, batches, admin, sts,
+                )
             ),
-        )
+        )  # fmt: skip
         registry.listeners.append(self._push_change)
         self._state.on_lost = volumes.connection_lost
 

@@ -454,7 +454,8 @@ class DirectoryOperations(FileOperations):
         if len(known) < len(fresh) or len(known) > _FRESH_EACH_MAX:
             sync_file_system(self.nodes.root.descriptor)
         else:
-            for node in known:
+            # Parents first: a directory's fsync makes its own name durable, and its parent's id must be there before.
+            for node in sorted(known, key=lambda node: len(self.with_parents(node))):
                 self.sync_directory(node)
         self.fresh_directories.clear()
 

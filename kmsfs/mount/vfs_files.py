@@ -170,25 +170,29 @@ class FileOperations(AttributeOperations):
         file = self.acquire(node)
         try:
             file.commit()
+            # Before the file: its fsync makes its names durable, and a directory's id must not come after them.
+            for parent in list(node.parents.values()):
+                self.sync_fresh_directories(parent)
             if file.provisional or not node.synced_entry:
                 file.make_durable(full=not node.synced_entry)
                 node.synced_entry = True
                 self.recent.pop(node.key, None)
-            for parent in list(node.parents.values()):
-                self.sync_fresh_directories(parent)
         finally:
             self.give_back(node)
 
     def sync_fresh_directories(self, node: Node) -> None:
-        """Make the ids of directories made in this session durable, up to the root, once each."""
-        while True:
-            if node.key in self.fresh_directories:
-                self.sync_directory(node)
-                self.fresh_directories.discard(node.key)
-            place = node.place()
-            if place is None:
-                return
-            node = place[0]
+        """Make the ids of directories made in this session durable, from the root down to this one, once each."""
+        for above in reversed(self.with_parents(node)):
+            if above.key in self.fresh_directories:
+                self.sync_directory(above)
+                self.fresh_directories.discard(above.key)
+
+    def with_parents(self, node: Node) -> list[Node]:
+        """Return a directory and all above it."""
+        chain = [node]
+        while (place := chain[-1].place()) is not None:
+            chain.append(place[0])
+        return chain
 
     def sync_directory(self, node: Node) -> None:
         """Fsync a directory.

@@ -141,3 +141,69 @@ def test_another_user_sees_neither_value_nor_name(daemon, call):
     outer = {r["req"] for r in records if r["op"] in ("PutParameter", "GetParameter") and r["uid"] == 4321}
     assert inner and {r["req"] for r in inner} <= outer
     assert not any("z" == value for r in records for value in r.get("params", {}).values())
+
+
+def test_labels(daemon):
+    session = daemon.session()
+    call = lambda operation, **parameters: session.call(operation, parameters)
+    for number in range(1, 4):
+        call("PutParameter", Name="/l/p", Value=f"v{number}", Type="String", Overwrite=True)
+    answer = call("LabelParameterVersion", Name="/l/p", ParameterVersion=1, Labels=["old", "1bad", "aws-x", "SSMx", "ok.1"])
+    assert answer == {"InvalidLabels": ["1bad", "aws-x", "SSMx"], "ParameterVersion": 1}
+    assert call("LabelParameterVersion", Name="/l/p", Labels=["prod"])["ParameterVersion"] == 3
+    got = call("GetParameter", Name="/l/p:old")["Parameter"]
+    assert (got["Value"], got["Selector"], got["Version"]) == ("v1", ":old", 1)
+    assert call("GetParameters", Names=["/l/p:prod", "/l/p:none"]) ["InvalidParameters"] == ["/l/p:none"]
+    # A label moves when another version gets it.
+    call("LabelParameterVersion", Name="/l/p", ParameterVersion=2, Labels=["prod"])
+    assert call("GetParameter", Name="/l/p:prod")["Parameter"]["Value"] == "v2"
+    history = call("GetParameterHistory", Name="/l/p")["Parameters"]
+    assert [entry["Labels"] for entry in history] == [["ok.1", "old"], ["prod"], []]
+    removed = call("UnlabelParameterVersion", Name="/l/p", ParameterVersion=1, Labels=["old", "prod"])
+    assert removed == {"RemovedLabels": ["old"], "InvalidLabels": ["prod"]}
+    with pytest.raises(errors.ParameterVersionNotFound):
+        call("GetParameter", Name="/l/p:old")
+    with pytest.raises(errors.ParameterVersionNotFound):
+        call("LabelParameterVersion", Name="/l/p", ParameterVersion=9, Labels=["x"])
+    call("LabelParameterVersion", Name="/l/p", Labels=[f"l{n}" for n in range(10)])
+    with pytest.raises(errors.ParameterVersionLabelLimit):
+        call("LabelParameterVersion", Name="/l/p", Labels=["eleven"])
+    by_label = call("GetParametersByPath", Path="/l", ParameterFilters=[{"Key": "Label", "Values": ["l3"]}])["Parameters"]
+    assert [entry["Name"] for entry in by_label] == ["/l/p"]
+
+
+def test_a_label_keeps_the_oldest_version(daemon):
+    session = daemon.session()
+    call = lambda operation, **parameters: session.call(operation, parameters)
+    for number in range(100):
+        call("PutParameter", Name="/l/full", Value=str(number), Type="String", Overwrite=True)
+    call("LabelParameterVersion", Name="/l/full", ParameterVersion=1, Labels=["keep"])
+    with pytest.raises(errors.ParameterMaxVersionLimit, match="Version 1, the oldest version, can't be deleted"):
+        call("PutParameter", Name="/l/full", Value="x", Type="String", Overwrite=True)
+    assert call("GetParameter", Name="/l/full")["Parameter"]["Version"] == 100
+    call("UnlabelParameterVersion", Name="/l/full", ParameterVersion=1, Labels=["keep"])
+    assert call("PutParameter", Name="/l/full", Value="x", Type="String", Overwrite=True)["Version"] == 101
+
+
+def test_tags_of_parameters(daemon):
+    session = daemon.session()
+    call = lambda operation, **parameters: session.call(operation, parameters)
+    call("PutParameter", Name="/t/p", Value="v", Type="String", Tags=[{"Key": "team", "Value": "red"}])
+    target = {"ResourceType": "Parameter", "ResourceId": "/t/p"}
+    call("AddTagsToResource", Tags=[{"Key": "team", "Value": "blue"}, {"Key": "stage", "Value": "x"}], **target)
+    assert call("ListTagsForResource", **target)["TagList"] == [{"Key": "stage", "Value": "x"}, {"Key": "team", "Value": "blue"}]
+    found = call("DescribeParameters", ParameterFilters=[{"Key": "tag:team", "Values": ["blue"]}])["Parameters"]
+    assert [entry["Name"] for entry in found] == ["/t/p"]
+    assert call("DescribeParameters", ParameterFilters=[{"Key": "tag:team", "Values": ["red"]}])["Parameters"] == []
+    call("PutParameter", Name="/t/p", Value="w", Overwrite=True)
+    assert len(call("ListTagsForResource", **target)["TagList"]) == 2
+    call("RemoveTagsFromResource", TagKeys=["stage", "none"], **target)
+    assert [tag["Key"] for tag in call("ListTagsForResource", **target)["TagList"]] == ["team"]
+    with pytest.raises(errors.InvalidResourceId):
+        call("ListTagsForResource", ResourceType="Parameter", ResourceId="/t/none")
+    with pytest.raises(errors.InvalidResourceType):
+        call("ListTagsForResource", ResourceType="Document", ResourceId="/t/p")
+    with pytest.raises(errors.TooManyTags):
+        call("AddTagsToResource", Tags=[{"Key": f"k{n}", "Value": ""} for n in range(51)], **target)
+    with pytest.raises(errors.InvalidRequest, match="tags and overwrite can't be used together"):
+        call("PutParameter", Name="/t/p", Value="w", Overwrite=True, Tags=[{"Key": "a", "Value": "b"}])

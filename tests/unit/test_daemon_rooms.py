@@ -231,7 +231,8 @@ def test_selectors():
     assert parse_selector("/a:3", "1" * 12).version == 3
     assert parse_selector("arn:kmsfs:ssm:local:111111111111:parameter/a/b:2", "1" * 12).name == "/a/b"
     assert parse_selector("arn:kmsfs:ssm:local:111111111111:parameter/a", "1" * 12).name == "a"
-    for bad in ("/a:", "/a:x", "/a:-1", "/a:٣"):
+    assert parse_selector("/a:prod", "1" * 12).label == "prod"
+    for bad in ("/a:", "/a:1x", "/a:awsx", "/a:SSM", "/a:b c", "/a:٣"):
         with pytest.raises(errors.ParameterVersionNotFound):
             parse_selector(bad, "1" * 12)
     with pytest.raises(errors.ParameterNotFound):

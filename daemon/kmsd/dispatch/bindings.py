@@ -1,5 +1,7 @@
 """Operation to handler: one line each; the pipeline checks at start that none is missing."""
 
+from dataclasses import dataclass
+
 from kmsd.dispatch.batch import BatchService
 from kmsd.dispatch.call import Handler
 from kmsd.dispatch.status import AdminService
@@ -8,84 +10,120 @@ from kmsd.keys.crypto import CryptoService
 from kmsd.keys.pairs import PairService
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
+from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.sts.service import TokenService
 from kmsd.volumes.service import VolumeService
 
 
-def bind_handlers(
-    keys: KeyService,
-    upkeep: KeyUpkeepService,
-    pairs: PairService,
-    crypto: CryptoService,
-    grants: GrantService,
-    parameters: ParameterService,
-    volumes: VolumeService,
-    batches: BatchService,
-    admin: AdminService,
-    tokens: TokenService,
-) -> dict[str, Handler]:
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that have handlers."""
+
+    keys: KeyService
+    upkeep: KeyUpkeepService
+    pairs: PairService
+    crypto: CryptoService
+    grants: GrantService
+    parameters: ParameterService
+    marks: ParameterMarkService
+    volumes: VolumeService
+    batches: BatchService
+    admin: AdminService
+    tokens: TokenService
+
+
+def bind_handlers(services: Services) -> dict[str, Handler]:
     """Return the handler of every operation by its name."""
     return {
-        "CreateKey": keys.create_key,
-        "DescribeKey": keys.describe_key,
-        "ListKeys": keys.list_keys,
-        "UpdateKeyDescription": keys.update_key_description,
-        "EnableKey": keys.enable_key,
-        "DisableKey": keys.disable_key,
-        "ScheduleKeyDeletion": keys.schedule_key_deletion,
-        "CancelKeyDeletion": keys.cancel_key_deletion,
-        "RotateKeyOnDemand": upkeep.rotate_key_on_demand,
-        "EnableKeyRotation": upkeep.enable_key_rotation,
-        "DisableKeyRotation": upkeep.disable_key_rotation,
-        "GetKeyRotationStatus": upkeep.get_key_rotation_status,
-        "ListKeyRotations": upkeep.list_key_rotations,
-        "TagResource": upkeep.tag_resource,
-        "UntagResource": upkeep.untag_resource,
-        "ListResourceTags": upkeep.list_resource_tags,
-        "ListKeyPolicies": upkeep.list_key_policies,
-        "Sign": pairs.sign,
-        "Verify": pairs.verify,
-        "GenerateMac": pairs.generate_mac,
-        "VerifyMac": pairs.verify_mac,
-        "GetPublicKey": pairs.get_public_key,
-        "DeriveSharedSecret": pairs.derive_shared_secret,
-        "Encapsulate": pairs.encapsulate,
-        "Decapsulate": pairs.decapsulate,
-        "GenerateDataKeyPair": pairs.generate_data_key_pair,
-        "GenerateDataKeyPairWithoutPlaintext": pairs.generate_data_key_pair_without_plaintext,
-        "PutKeyPolicy": keys.put_key_policy,
-        "GetKeyPolicy": keys.get_key_policy,
-        "CreateAlias": keys.create_alias,
-        "UpdateAlias": keys.update_alias,
-        "DeleteAlias": keys.delete_alias,
-        "ListAliases": keys.list_aliases,
-        "Encrypt": crypto.encrypt,
-        "Decrypt": crypto.decrypt,
-        "ReEncrypt": crypto.re_encrypt,
-        "GenerateDataKey": crypto.generate_data_key,
-        "GenerateDataKeyWithoutPlaintext": crypto.generate_data_key_without_plaintext,
-        "GenerateRandom": crypto.generate_random,
-        "GenerateDataKeyBatch": batches.generate_data_key_batch,
-        "DecryptBatch": batches.decrypt_batch,
-        "CreateGrant": grants.create_grant,
-        "ListGrants": grants.list_grants,
-        "ListRetirableGrants": grants.list_retirable_grants,
-        "RetireGrant": grants.retire_grant,
-        "RevokeGrant": grants.revoke_grant,
-        "PutParameter": parameters.put_parameter,
-        "GetParameter": parameters.get_parameter,
-        "GetParameters": parameters.get_parameters,
-        "GetParametersByPath": parameters.get_parameters_by_path,
-        "GetParameterHistory": parameters.get_parameter_history,
-        "DescribeParameters": parameters.describe_parameters,
-        "DeleteParameter": parameters.delete_parameter,
-        "DeleteParameters": parameters.delete_parameters,
-        "OpenVolumeSession": volumes.open_session,
-        "CloseVolumeSession": volumes.close_session,
-        "HealVolume": volumes.heal,
-        "GetCallerIdentity": tokens.get_caller_identity,
-        "GetSessionToken": tokens.get_session_token,
-        "GetStatus": admin.get_status,
-        "Watch": admin.watch,
+        **_of_keys(services),
+        **_of_cryptography(services),
+        **_of_parameters(services),
+        **_of_the_rest(services),
+    }
+
+
+def _of_keys(services: Services) -> dict[str, Handler]:
+    return {
+        "CreateKey": services.keys.create_key,
+        "DescribeKey": services.keys.describe_key,
+        "ListKeys": services.keys.list_keys,
+        "UpdateKeyDescription": services.keys.update_key_description,
+        "EnableKey": services.keys.enable_key,
+        "DisableKey": services.keys.disable_key,
+        "ScheduleKeyDeletion": services.keys.schedule_key_deletion,
+        "CancelKeyDeletion": services.keys.cancel_key_deletion,
+        "RotateKeyOnDemand": services.upkeep.rotate_key_on_demand,
+        "EnableKeyRotation": services.upkeep.enable_key_rotation,
+        "DisableKeyRotation": services.upkeep.disable_key_rotation,
+        "GetKeyRotationStatus": services.upkeep.get_key_rotation_status,
+        "ListKeyRotations": services.upkeep.list_key_rotations,
+        "TagResource": services.upkeep.tag_resource,
+        "UntagResource": services.upkeep.untag_resource,
+        "ListResourceTags": services.upkeep.list_resource_tags,
+        "ListKeyPolicies": services.upkeep.list_key_policies,
+        "PutKeyPolicy": services.keys.put_key_policy,
+        "GetKeyPolicy": services.keys.get_key_policy,
+        "CreateAlias": services.keys.create_alias,
+        "UpdateAlias": services.keys.update_alias,
+        "DeleteAlias": services.keys.delete_alias,
+        "ListAliases": services.keys.list_aliases,
+    }
+
+
+def _of_cryptography(services: Services) -> dict[str, Handler]:
+    return {
+        "Sign": services.pairs.sign,
+        "Verify": services.pairs.verify,
+        "GenerateMac": services.pairs.generate_mac,
+        "VerifyMac": services.pairs.verify_mac,
+        "GetPublicKey": services.pairs.get_public_key,
+        "DeriveSharedSecret": services.pairs.derive_shared_secret,
+        "Encapsulate": services.pairs.encapsulate,
+        "Decapsulate": services.pairs.decapsulate,
+        "GenerateDataKeyPair": services.pairs.generate_data_key_pair,
+        "GenerateDataKeyPairWithoutPlaintext": services.pairs.generate_data_key_pair_without_plaintext,
+        "Encrypt": services.crypto.encrypt,
+        "Decrypt": services.crypto.decrypt,
+        "ReEncrypt": services.crypto.re_encrypt,
+        "GenerateDataKey": services.crypto.generate_data_key,
+        "GenerateDataKeyWithoutPlaintext": services.crypto.generate_data_key_without_plaintext,
+        "GenerateRandom": services.crypto.generate_random,
+        "GenerateDataKeyBatch": services.batches.generate_data_key_batch,
+        "DecryptBatch": services.batches.decrypt_batch,
+    }
+
+
+def _of_parameters(services: Services) -> dict[str, Handler]:
+    return {
+        "PutParameter": services.parameters.put_parameter,
+        "GetParameter": services.parameters.get_parameter,
+        "GetParameters": services.parameters.get_parameters,
+        "GetParametersByPath": services.parameters.get_parameters_by_path,
+        "GetParameterHistory": services.parameters.get_parameter_history,
+        "DescribeParameters": services.parameters.describe_parameters,
+        "DeleteParameter": services.parameters.delete_parameter,
+        "DeleteParameters": services.parameters.delete_parameters,
+        "LabelParameterVersion": services.marks.label_parameter_version,
+        "UnlabelParameterVersion": services.marks.unlabel_parameter_version,
+        "AddTagsToResource": services.marks.add_tags_to_resource,
+        "RemoveTagsFromResource": services.marks.remove_tags_from_resource,
+        "ListTagsForResource": services.marks.list_tags_for_resource,
+    }
+
+
+def _of_the_rest(services: Services) -> dict[str, Handler]:
+    return {
+        "CreateGrant": services.grants.create_grant,
+        "ListGrants": services.grants.list_grants,
+        "ListRetirableGrants": services.grants.list_retirable_grants,
+        "RetireGrant": services.grants.retire_grant,
+        "RevokeGrant": services.grants.revoke_grant,
+        "OpenVolumeSession": services.volumes.open_session,
+        "CloseVolumeSession": services.volumes.close_session,
+        "HealVolume": services.volumes.heal,
+        "GetCallerIdentity": services.tokens.get_caller_identity,
+        "GetSessionToken": services.tokens.get_session_token,
+        "GetStatus": services.admin.get_status,
+        "Watch": services.admin.watch,
     }

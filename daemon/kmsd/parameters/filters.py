@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from kmsd.parameters.labels import labels_of
 from kmsd.parameters.path import below, check_path
 from kmsd.parameters.records import ParameterFacts
 from kmsfs.api.shapes.parameters import StringFilter
@@ -28,10 +29,19 @@ def make_test(filters: Iterable[StringFilter], allowed: frozenset[str]) -> Calla
 
 
 def _one(item: StringFilter, allowed: frozenset[str]) -> Callable[[ParameterFacts], bool]:
+    if item.key.startswith("tag:") and "Name" in allowed:
+        name, wanted = item.key.removeprefix("tag:"), item.values
+        if item.option not in (None, "Equals"):
+            raise InvalidFilter(
+                f"The filter key {item.key[:64]} does not take the option {item.option[:20]}."
+            )
+        return lambda facts: name in facts.tags and (not wanted or facts.tags[name] in wanted)
     if item.key not in allowed:
         raise InvalidFilter(
             f"The following filter key is not valid: {item.key[:64]}. Valid: {', '.join(sorted(allowed))}"
         )
+    if item.key == "Label":
+        return lambda facts: any(label in item.values for label in labels_of(facts, facts.version))
     if item.key == "Path":
         if item.option not in (None, "OneLevel", "Recursive"):
             raise InvalidFilter("The Path filter takes the options OneLevel and Recursive.")

@@ -1,6 +1,6 @@
 """What the tree keeps of a parameter and of each of its versions."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -21,6 +21,9 @@ class ParameterFacts:
     user: str
     oldest: int
     key_arn: str | None = None
+    labels: dict[str, int] = field(default_factory=dict)
+    """Label to version. Only the newest version's facts count, as for tags."""
+    tags: dict[str, str] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """The sealed row."""

@@ -1,7 +1,8 @@
-"""Selectors: `name`, `name:3`, or the parameter's ARN with either."""
+"""Selectors: `name`, `name:3`, `name:label`, or the parameter's ARN with any of them."""
 
 from dataclasses import dataclass
 
+from kmsd.parameters.labels import is_label
 from kmsfs.errors import ParameterNotFound, ParameterVersionNotFound
 from kmsfs.ids import parameter_arn
 
@@ -13,6 +14,7 @@ class Selector:
     name: str
     version: int | None
     suffix: str | None
+    label: str | None = None
 
 
 def parse_selector(text: str, account: str) -> Selector:
@@ -32,6 +34,8 @@ def parse_selector(text: str, account: str) -> Selector:
     name, colon, chosen = text.partition(":")
     if not colon:
         return Selector(name, None, None)
+    if is_label(chosen):
+        return Selector(name, None, ":" + chosen, chosen)
     if not chosen.isascii() or not chosen.isdigit() or len(chosen) > 18:
         raise ParameterVersionNotFound(
             f"Systems Manager could not find version {chosen[:100]} of {name}.",

@@ -8,6 +8,7 @@ from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.paging import token_page_of
 from kmsd.parameters.filters import make_test
+from kmsd.parameters.labels import labels_of, require_droppable
 from kmsd.parameters.path import below, check_name, check_path
 from kmsd.parameters.pattern import check_value
 from kmsd.parameters.records import ParameterFacts, facts_of
@@ -39,7 +40,7 @@ from kmsfs.quantity import PARAMETER_VERSIONS_KEPT
 _VERSIONS_HELD = 10_000
 DEFAULT_KEY = "alias/kmsfs/ssm"
 SERVICE = "ssm"
-_PATH_FILTERS = frozenset({"Type", "KeyId"})
+_PATH_FILTERS = frozenset({"Type", "KeyId", "Label"})
 _DESCRIBE_FILTERS = frozenset({"Name", "Type", "KeyId", "Path", "Tier", "DataType"})
 
 
@@ -70,6 +71,8 @@ class ParameterService:
         stored, key_arn = self._seal_value(call, facts, request)
         facts = ParameterFacts(**{**facts.row(), "key_arn": key_arn})
         drop = facts.version - PARAMETER_VERSIONS_KEPT
+        if drop > 0:
+            require_droppable(facts, drop)
         with self._store.transaction() as work:
             work.put(Table.PARAMETER, name, facts.row())
             row = {**facts.row(), "value": stored}
@@ -93,6 +96,12 @@ class ParameterService:
                 )
             if request.type not in (None, present.type):
                 raise HierarchyTypeMismatch(f"The parameter is a {present.type}; its type cannot change.")
+        if request.overwrite and request.tags:
+            raise InvalidRequest(
+                "Invalid request: tags and overwrite can't be used together. To create a parameter with tags, please "
+                "remove overwrite flag. To update tags for an existing parameter, please use AddTagsToResource or "
+                "RemoveTagsFromResource."
+            )
         kind = request.type or (present.type if present else None)
         if kind is None:
             raise UnsupportedParameterType(
@@ -121,7 +130,8 @@ class ParameterService:
         return ParameterFacts(
             request.name, kind, tier, version, present.owner if present else call.caller.principal, key,
             request.description, pattern, request.data_type, call.now, call.caller.principal,
-            max(1, version - PARAMETER_VERSIONS_KEPT + 1),
+            max(1, version - PARAMETER_VERSIONS_KEPT + 1), None, present.labels if present else {},
+            present.tags if present else {tag.key: tag.value for tag in request.tags},
         )  # fmt: skip
 
     def _check_room(self, tier: str) -> None:
@@ -146,7 +156,7 @@ class ParameterService:
         return shapes.DeleteParametersResponse(deleted_parameters=deleted, invalid_parameters=missing)
 
     def _delete(self, call: Call, name: str) -> None:
-        facts = self._visible(call.caller, name)
+        facts = self.visible(call.caller, name)
         with self._store.transaction() as work:
             for version in range(facts.oldest, facts.version + 1):
                 work.delete(Table.PARAMETER_VERSION, f"{name}:{version}")
@@ -201,7 +211,7 @@ class ParameterService:
     def get_parameter_history(self, call: Call) -> shapes.GetParameterHistoryResponse:
         """GetParameterHistory."""
         request: shapes.GetParameterHistoryRequest = call.request
-        newest = self._visible(call.caller, request.name)
+        newest = self.visible(call.caller, request.name)
         marks = [f"{version:012d}" for version in range(newest.oldest, newest.version + 1)]
         page, token = token_page_of(marks, request.max_results, request.next_token)
         entries = []
@@ -218,7 +228,7 @@ class ParameterService:
                     value=self._value(call, facts, stored, decrypt=request.with_decryption),
                     allowed_pattern=facts.pattern,
                     version=facts.version,
-                    labels=[],
+                    labels=labels_of(newest, facts.version),
                     tier=facts.tier,
                     data_type=facts.data_type,
                 )
@@ -251,8 +261,11 @@ class ParameterService:
         )
 
     def _read(self, call: Call, selector: Selector, *, decrypt: bool) -> shapes.Parameter:
-        newest = self._visible(call.caller, selector.name)
-        facts, stored = self._version(newest, selector.version or newest.version)
+        newest = self.visible(call.caller, selector.name)
+        version = selector.version or newest.version
+        if selector.label is not None:
+            version = newest.labels.get(selector.label, 0)
+        facts, stored = self._version(newest, version)
         return shapes.Parameter(
             name=facts.name,
             type=facts.type,
@@ -264,11 +277,26 @@ class ParameterService:
             data_type=facts.data_type,
         )
 
-    def _version(self, newest: ParameterFacts, version: int) -> tuple[ParameterFacts, bytes]:
+    def replace_facts(self, facts: ParameterFacts) -> None:
+        """Store a parameter's changed labels or tags."""
+        with self._store.transaction() as work:
+            work.put(Table.PARAMETER, facts.name, facts.row())
+        self._facts[facts.name] = facts
+
+    def require_version(self, newest: ParameterFacts, version: int) -> int:
+        """Return the number of a version that is kept.
+
+        Raises:
+            ParameterVersionNotFound: if it is not.
+        """
         if not newest.oldest <= version <= newest.version:
             raise ParameterVersionNotFound(
                 f"Systems Manager could not find version {version} of {newest.name}."
             )
+        return version
+
+    def _version(self, newest: ParameterFacts, version: int) -> tuple[ParameterFacts, bytes]:
+        self.require_version(newest, version)
         place = (newest.name, version)
         held = self._held.get(place)
         if held is None:
@@ -280,7 +308,12 @@ class ParameterService:
                 del self._held[next(iter(self._held))]
         return held
 
-    def _visible(self, caller: Caller, name: str) -> ParameterFacts:
+    def visible(self, caller: Caller, name: str) -> ParameterFacts:
+        """Return the newest facts of a parameter that the caller may see.
+
+        Raises:
+            ParameterNotFound: if there is none, or it is somebody else's.
+        """
         facts = self._facts.get(name)
         if facts is None or not self._owns(caller, facts):
             raise ParameterNotFound(f"Parameter {name[:256]} not found.")

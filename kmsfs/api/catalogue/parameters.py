@@ -9,6 +9,7 @@ _READ = (
     errors.AccessDenied, errors.ParameterNotFound, errors.InvalidName, errors.InvalidKeyIdForParameter,
     errors.HierarchyLevelLimit,
 )  # fmt: skip
+_TAGS = (errors.AccessDenied, errors.InvalidResourceId, errors.InvalidResourceType, errors.TooManyTags)
 _DECRYPT = (*_READ, errors.ParameterVersionNotFound, errors.InvalidCiphertext)
 
 PARAMETER_OPERATIONS = (
@@ -59,5 +60,34 @@ PARAMETER_OPERATIONS = (
         "DeleteParameters", "ssm", "ssm:DeleteParameters", p.DeleteParametersRequest, p.DeleteParametersResponse,
         "Delete up to ten parameters.",
         resource=Resource.PARAMETER, resource_field="names", mutates=True, audit=("names",), errors=_READ,
+    ),
+    Operation(
+        "LabelParameterVersion", "ssm", "ssm:LabelParameterVersion", p.LabelParameterVersionRequest,
+        p.LabelParameterVersionResponse, "Give a version names that selectors take: `name:label`.",
+        resource=Resource.PARAMETER, resource_field="name", mutates=True,
+        audit=("name", "parameter_version", "labels"),
+        errors=(*_READ, errors.ParameterVersionNotFound, errors.ParameterVersionLabelLimit),
+    ),
+    Operation(
+        "UnlabelParameterVersion", "ssm", "ssm:UnlabelParameterVersion", p.UnlabelParameterVersionRequest,
+        p.UnlabelParameterVersionResponse, "Take labels from a version.",
+        resource=Resource.PARAMETER, resource_field="name", mutates=True,
+        audit=("name", "parameter_version", "labels"), errors=(*_READ, errors.ParameterVersionNotFound),
+    ),
+    Operation(
+        "AddTagsToResource", "ssm", "ssm:AddTagsToResource", p.AddTagsToResourceRequest, Empty,
+        "Add tags to a parameter.",
+        resource=Resource.PARAMETER, resource_field="resource_id", mutates=True, audit=("resource_id",), errors=_TAGS,
+    ),
+    Operation(
+        "RemoveTagsFromResource", "ssm", "ssm:RemoveTagsFromResource", p.RemoveTagsFromResourceRequest, Empty,
+        "Take tags from a parameter.",
+        resource=Resource.PARAMETER, resource_field="resource_id", mutates=True, audit=("resource_id", "tag_keys"),
+        errors=_TAGS,
+    ),
+    Operation(
+        "ListTagsForResource", "ssm", "ssm:ListTagsForResource", p.ListTagsForResourceRequest,
+        p.ListTagsForResourceResponse, "List a parameter's tags.",
+        resource=Resource.PARAMETER, resource_field="resource_id", audit=("resource_id",), errors=_TAGS,
     ),
 )  # fmt: skip

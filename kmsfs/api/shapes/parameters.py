@@ -13,6 +13,25 @@ Tier = Literal["Standard", "Advanced", "Intelligent-Tiering"]
 NextToken = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
+Label = Annotated[str, Meta(min_length=1, max_length=100)]
+Labels = Annotated[list[Label], Meta(min_length=1, max_length=10)]
+TagKey = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\w\s.:/=+@-]*$")]
+ResourceType = Literal[
+    "Document", "ManagedInstance", "MaintenanceWindow", "Parameter", "PatchBaseline", "OpsItem", "OpsMetadata",
+    "Automation", "Association", "CloudConnector",
+]  # fmt: skip
+
+
+class Tag(Shape, kw_only=True):
+    """A tag of a parameter."""
+
+    key: TagKey
+    value: Annotated[str, Meta(max_length=256, pattern=r"^[\w\s.:/=+@-]*$")]
+
+
+Tags = Annotated[list[Tag], Meta(max_length=1000)]
+
+
 class PutParameterRequest(Shape, kw_only=True):
     """A new parameter or a new version of one."""
 
@@ -23,6 +42,7 @@ class PutParameterRequest(Shape, kw_only=True):
     key_id: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     overwrite: bool = False
     allowed_pattern: Annotated[str, Meta(max_length=1024)] | None = None
+    tags: Tags = []
     tier: Tier | None = None
     data_type: Literal["text"] = "text"
 
@@ -181,3 +201,62 @@ class DeleteParametersResponse(Shape, kw_only=True):
 
     deleted_parameters: list[str]
     invalid_parameters: list[str]
+
+
+class LabelParameterVersionRequest(Shape, kw_only=True):
+    """Labels for a version; the newest if none is named."""
+
+    name: Name
+    parameter_version: int | None = None
+    labels: Labels
+
+
+class LabelParameterVersionResponse(Shape, kw_only=True, omit_defaults=False):
+    """Labels that cannot be any, and the version that has the others."""
+
+    invalid_labels: list[str]
+    parameter_version: int
+
+
+class UnlabelParameterVersionRequest(Shape, kw_only=True):
+    """Labels to take from a version."""
+
+    name: Name
+    parameter_version: int
+    labels: Labels
+
+
+class UnlabelParameterVersionResponse(Shape, kw_only=True, omit_defaults=False):
+    """Labels taken, and those that the version does not have."""
+
+    removed_labels: list[str]
+    invalid_labels: list[str]
+
+
+class AddTagsToResourceRequest(Shape, kw_only=True):
+    """Tags for a parameter; the value of a key that is there already is replaced."""
+
+    resource_type: ResourceType
+    resource_id: Name
+    tags: Tags
+
+
+class RemoveTagsFromResourceRequest(Shape, kw_only=True):
+    """Tags to take from a parameter by their keys."""
+
+    resource_type: ResourceType
+    resource_id: Name
+    tag_keys: list[TagKey]
+
+
+class ListTagsForResourceRequest(Shape, kw_only=True):
+    """Of which parameter."""
+
+    resource_type: ResourceType
+    resource_id: Name
+
+
+class ListTagsForResourceResponse(Shape, kw_only=True):
+    """A parameter's tags."""
+
+    tag_list: list[Tag]
