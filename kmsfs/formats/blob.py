@@ -4,6 +4,7 @@ import struct
 import uuid
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from kmsfs.errors import InvalidCiphertext
 from kmsfs.quantity import KMS_PLAINTEXT_MAX_BYTES
@@ -14,6 +15,11 @@ HEAD_BYTES = 24
 OVERHEAD_BYTES = 100
 MAX_BLOB_BYTES = OVERHEAD_BYTES + KMS_PLAINTEXT_MAX_BYTES
 _HEAD = struct.Struct("<BBBB16sI")
+
+
+@lru_cache(maxsize=4096)
+def _text_of(owner: bytes) -> str:
+    return str(uuid.UUID(bytes=owner))
 
 
 class BlobType(IntEnum):
@@ -36,7 +42,7 @@ class Blob:
     @property
     def key_id(self) -> str:
         """The KMS key's id as text."""
-        return str(uuid.UUID(bytes=self.owner))
+        return _text_of(self.owner)
 
 
 def make_head(kind: BlobType, owner: bytes, term: int) -> bytes:

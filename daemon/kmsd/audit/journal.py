@@ -39,8 +39,9 @@ class Chain:
         """Add chain fields to a record, advance, and return its line."""
         record["seq"] = self.sequence
         record["prev"] = self.previous
-        digest = sha256(b"\0" + encode_unsealed(record))
-        line = encode_line(record, hmac_sha256(self.key, digest)[:MAC_BYTES])
+        unsealed = encode_unsealed(record)
+        digest = sha256(b"\0" + unsealed)
+        line = encode_line(record, unsealed, hmac_sha256(self.key, digest)[:MAC_BYTES])
         self._advance(digest)
         return line
 
