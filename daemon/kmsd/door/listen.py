@@ -61,7 +61,7 @@ class DoorServer:
     def __init__(self, app: Any, listener: socket.socket) -> None:
         config = uvicorn.Config(
             app, interface="asgi3", lifespan="off", access_log=False, log_config=None, server_header=False,
-            date_header=False, http="httptools", timeout_keep_alive=75, limit_concurrency=512,
+            date_header=False, http="httptools", timeout_keep_alive=75, limit_concurrency=128,
         )  # fmt: skip
         self._server = _Server(config)
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
