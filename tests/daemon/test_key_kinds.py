@@ -341,3 +341,12 @@ def test_shapes_are_awss(name):
     assert set(wire_fields(ours.response)) <= (set(answer.members) if answer else set())
     declared = {error.code for error in ours.errors} - {"AccessDeniedException", "ValidationException"}
     assert declared <= {shape.name for shape in theirs.error_shapes} | MORE_ERRORS, declared - {s.name for s in theirs.error_shapes}
+
+
+def test_grants_fit_the_usage(call, signer_keys):
+    who = call("GetStatus")["Principal"]
+    signer, symmetric = signer_keys("ECC_NIST_P256"), call("CreateKey")["KeyMetadata"]["KeyId"]
+    assert call("CreateGrant", KeyId=signer, GranteePrincipal=who, Operations=["Sign", "Verify", "GetPublicKey", "DescribeKey"])["GrantId"]
+    for key, operation in ((signer, "Decrypt"), (signer, "ReEncryptTo"), (signer, "GenerateDataKeyPair"), (symmetric, "Sign")):
+        with pytest.raises(errors.InvalidRequest, match=f"The operation {operation} is not valid"):
+            call("CreateGrant", KeyId=key, GranteePrincipal=who, Operations=[operation])

@@ -7,9 +7,10 @@ from kmsd.grants.rules import GRANTS_PER_KEY_MAX, same_terms, within
 from kmsd.grants.tokens import GrantTokens
 from kmsd.keys.registry import KeyRegistry, KmsKey
 from kmsfs.aead.nonces import Rng
+from kmsfs.api.registry import OPERATIONS
 from kmsfs.api.shapes import grants as shapes
 from kmsfs.api.shapes.keys import Empty
-from kmsfs.errors import AccessDenied, InvalidGrantId, LimitExceeded
+from kmsfs.errors import AccessDenied, InvalidGrantId, InvalidRequest, LimitExceeded
 from kmsfs.ids import check_principal
 
 
@@ -103,6 +104,12 @@ class GrantService:
         check_principal(request.grantee_principal)
         if request.retiring_principal is not None:
             check_principal(request.retiring_principal)
+        for operation in request.operations:
+            declared = OPERATIONS.get(operation) or OPERATIONS["ReEncrypt"]
+            if declared.usages and key.usage not in declared.usages:
+                raise InvalidRequest(
+                    f"The operation {operation} is not valid for a KMS key with key usage {key.usage}."
+                )
         limits = request.constraints or shapes.GrantConstraints()
         return Grant(
             self._rng(32).hex(), key.key_id, request.grantee_principal, request.retiring_principal,
