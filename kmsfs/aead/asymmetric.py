@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 
-from kmsfs.errors import AuthenticationFailed, InvariantBroken, ShapeError
+from kmsfs.errors import AuthenticationFailed, InvariantBroken, ShapeError, UnsupportedOperation
 
 _CURVES: dict[str, ec.EllipticCurve] = {
     "ECC_NIST_P256": ec.SECP256R1(),
@@ -46,15 +46,27 @@ RSA_EXPONENT = 65537
 
 
 def generate_private(spec: str) -> bytes:
-    """Return a new private key of a spec as PKCS #8 DER. Secret."""
-    if spec.startswith("RSA_"):
-        made: Any = rsa.generate_private_key(RSA_EXPONENT, int(spec.removeprefix("RSA_")))
-    elif spec in _CURVES:
-        made = ec.generate_private_key(_CURVES[spec])
-    else:
-        made = _OTHERS[spec].generate()
+    """Return a new private key of a spec as PKCS #8 DER. Secret.
+
+    Raises:
+        UnsupportedOperation: if this machine's cryptographic library lacks the algorithm.
+    """
+    try:
+        made = _generate(spec)
+    except UnsupportedAlgorithm as error:
+        raise UnsupportedOperation(
+            f"KeySpec {spec} is not offered here.", hint="the cryptographic library of this machine lacks it"
+        ) from error
     der: bytes = made.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     return der
+
+
+def _generate(spec: str) -> Any:
+    if spec.startswith("RSA_"):
+        return rsa.generate_private_key(RSA_EXPONENT, int(spec.removeprefix("RSA_")))
+    if spec in _CURVES:
+        return ec.generate_private_key(_CURVES[spec])
+    return _OTHERS[spec].generate()
 
 
 def hash_of(algorithm: str) -> hashes.HashAlgorithm:

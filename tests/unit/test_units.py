@@ -45,3 +45,19 @@ def test_an_audit_line_is_canonical_whatever_its_fields():
     ):  # fmt: skip
         whole = encoder.encode({**record, "mac": "ab" * 16}) + b"\n"
         assert encode_line(record, encode_unsealed(record), b"\xab" * 16) == whole, record
+
+
+def test_an_algorithm_that_the_library_lacks_is_named(monkeypatch):
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    from kmsfs import errors
+    from kmsfs.aead import asymmetric
+
+    class Lacking:
+        @staticmethod
+        def generate():
+            raise UnsupportedAlgorithm("no")
+
+    monkeypatch.setitem(asymmetric._OTHERS, "ML_DSA_44", Lacking)
+    with pytest.raises(errors.UnsupportedOperation, match="ML_DSA_44"):
+        asymmetric.generate_private("ML_DSA_44")
