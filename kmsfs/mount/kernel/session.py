@@ -24,7 +24,7 @@ _WANTED = (
     | InitFlag.ABORT_ERROR | InitFlag.MAX_PAGES | InitFlag.CACHE_SYMLINKS | InitFlag.EXPLICIT_INVAL_DATA
 )  # fmt: skip
 _SEEK_DATA, _SEEK_HOLE = 3, 4
-_SPIN_NS = 60_000
+_SPIN_NS = 200_000
 """Look for the next request this long before sleeping: waking a sleeping thread costs more than most requests."""
 
 Answer = bytes | memoryview | None
