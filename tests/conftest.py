@@ -162,6 +162,22 @@ class MountProcess:
         return self.start()
 
 
+def let_others_in(path):
+    """Let ordinary users reach a test's folder."""
+    for folder in (path, *path.parents):
+        if str(folder).startswith("/tmp/"):
+            folder.chmod(folder.stat().st_mode | 0o755)
+
+
+@pytest.fixture
+def shared(make_mount, tmp_path):
+    """A mount that every user may enter."""
+    let_others_in(tmp_path)
+    process = make_mount("--allow-other").start()
+    process.plain.chmod(0o755)
+    return process
+
+
 @pytest.fixture
 def make_mount(daemon, tmp_path):
     made = []

@@ -35,6 +35,7 @@ class Label(Enum):
     VOLUME_LINK = ("volume/link", 64)
     VOLUME_HOME = ("volume/home", 32)
     VOLUME_CONFIG = ("volume/config", 32)
+    VOLUME_EXTRAS = ("volume/extras", 32)
     FILE_MAP = ("file/map", 32)
     FILE_COMMIT = ("file/commit", 32)
     FILE_CHUNK = ("file/chunk", 32)

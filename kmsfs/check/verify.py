@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kmsfs.backing.extras import ExtrasStore
 from kmsfs.backing.posix import PosixFile
+from kmsfs.envelope.extras import EXTRAS_DIR, Extras
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import verify
 from kmsfs.envelope.slots import Slot, SlotPair, read_slots
@@ -85,6 +87,9 @@ class VolumeChecker:
         self._keys = tools.keys
         self._on_bytes = on_bytes
         self.report = Report()
+        self._extras: ExtrasStore | None = None
+        self._records: set[str] = set()
+        """Names of the extras records that belong to something."""
 
     def run(self, descriptor: int, root_id: bytes) -> Report:
         """Check everything below the cipher directory.
@@ -92,8 +97,26 @@ class VolumeChecker:
         Raises:
             OSError: if the cipher directory itself cannot be read.
         """
-        self._directory(_Place(descriptor, root_id, "", ""))
+        self._extras = ExtrasStore(self._tools, descriptor)
+        try:
+            self._directory(_Place(descriptor, root_id, "", ""))
+            for name in sorted(set(self._extras.names()) - self._records):
+                where = ("?", f"{EXTRAS_DIR}/{name}")
+                self._found(where, LEFTOVER, "extended attributes of an entry that is gone")
+        finally:
+            self._extras.close()
         return self.report
+
+    def _record(self, owner: bytes, expected: int | None, where: tuple[str, str]) -> Extras:
+        """Open the extras record of a file or directory."""
+        if self._extras is None or expected == 0:
+            return Extras()
+        self._records.add(self._keys.extras_name(owner))
+        try:
+            return self._extras.load(owner, expected)
+        except (CorruptFile, UnsupportedFormat) as error:
+            self._found(where, DAMAGE, str(error))
+            return Extras()
 
     def _found(self, place: tuple[str, str], kind: str, problem: str) -> None:
         self.report.findings.append(Finding(*place, kind, problem))
@@ -106,6 +129,7 @@ class VolumeChecker:
 
     def _directory(self, place: _Place) -> None:
         self.report.directories += 1
+        self._record(place.dir_id, None, (place.plain or "/", place.stored))
         with os.scandir(place.descriptor) as entries:
             found = sorted((entry.name, entry) for entry in entries)
         names = {name for name, _ in found}
@@ -194,7 +218,8 @@ class VolumeChecker:
             self._found(where, self._suspicion(), f"one of the two headers is damaged: {pair.damaged}")
         attributes = pair.valid[0].attributes
         at_home = (attributes.primary_dir, attributes.name) == (place.dir_id, name)
-        if not at_home and self._keys.home_tag(place.dir_id, name) not in attributes.extra_homes:
+        homes = [*attributes.extra_homes, *self._record(attributes.file_id, attributes.extras, where).homes]
+        if not at_home and self._keys.home_tag(place.dir_id, name) not in homes:
             self._found(where, self._suspicion(), "the file is not where it was written")
 
     def _content(self, pair: SlotPair, backing: PosixFile, where: tuple[str, str]) -> None:

@@ -76,7 +76,7 @@ class Kf1File:
             FileSuite.AES_256_GCM_HKDF_SHA512, tools.chunk_log2, MAP_INLINE, tools.keys.volume_id, fresh.file_id,
             0, 0, tools.rules.current, keys.commitment(), bytes(28), fresh.wrapped,
         )  # fmt: skip
-        made = cls(tools, file, clear, Attributes())
+        made = cls(tools, file, clear, Attributes(file_id=fresh.file_id))
         made.file_keys = keys
         made.keys_fit = True
         made.map_loaded = made.reclaimed = True

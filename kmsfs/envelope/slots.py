@@ -59,7 +59,9 @@ def open_slot(keys: VolumeKeys, number: int, data: bytes) -> Slot:
         plain = keys.attr.open(data[ATTR_OFFSET : ATTR_OFFSET + ATTR_BOX_BYTES], (data[:ATTR_OFFSET],))
     except AuthenticationFailed as error:
         raise CorruptFile("file header does not authenticate", IntegrityReason.HEADER_MAC) from error
-    return Slot(number, clear, parse_attributes(plain), data[MAP_OFFSET:])
+    attributes = parse_attributes(plain)
+    attributes.file_id = clear.file_id
+    return Slot(number, clear, attributes, data[MAP_OFFSET:])
 
 
 def read_slots(keys: VolumeKeys, file: BlockFile) -> SlotPair:

@@ -2,6 +2,7 @@
 
 import binascii
 
+from kmsfs.aead.gcm import GcmKey
 from kmsfs.aead.kdf import Label, derive, equal, hmac_sha256, sha256
 from kmsfs.aead.nonces import Rng
 from kmsfs.aead.siv import SivKey
@@ -32,6 +33,7 @@ class VolumeKeys:
         self._link = SivKey(derive(root, Label.VOLUME_LINK))
         self._home = derive(root, Label.VOLUME_HOME)
         self._config = derive(root, Label.VOLUME_CONFIG)
+        self.extras = GcmKey(derive(root, Label.VOLUME_EXTRAS))
 
     # --- configuration ------------------------------------------------------------------------------------
 
@@ -133,6 +135,10 @@ class VolumeKeys:
     def home_tag(self, dir_id: bytes, name: bytes) -> bytes:
         """Return the tag of a file's home: directory id and name."""
         return hmac_sha256(self._home, b"f" + dir_id + name)[:HOME_TAG_BYTES]
+
+    def extras_name(self, owner: bytes) -> str:
+        """Return the name on disk of the extras record of a file id or directory id."""
+        return "x" + _encode(hmac_sha256(self._home, b"x" + owner)[:HOME_TAG_BYTES])
 
 
 def _encode(raw: bytes) -> str:

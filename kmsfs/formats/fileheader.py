@@ -41,7 +41,7 @@ MAP_INLINE = 0
 MAP_DIRECT = 1
 
 _CLEAR = struct.Struct("<4sBBBBII16s16sQQQH6s32s12s16s4s")
-_ATTR = struct.Struct("<QqqQQQIHH16s8s256s96s")
+_ATTR = struct.Struct("<QqqQQQIHH16sQ256s96s")
 _MAP_HEAD = struct.Struct("<QHH12s")
 _NODE_PREFIX = struct.Struct("<B7sQQ40s")
 ENTRY = struct.Struct("<QI28s")
@@ -138,12 +138,16 @@ class Attributes:
     primary_dir: bytes = bytes(16)
     name: bytes = b""
     extra_homes: list[bytes] = field(default_factory=list)
+    extras: int = 0
+    """Number of the extras record that belongs to this header; 0: there is none."""
+    file_id: bytes = b""
+    """Whose they are, from the clear part of the header; not packed."""
 
     def pack(self) -> bytes:
         """Return the 432 bytes to seal."""
         return _ATTR.pack(
             self.size, self.mtime_ns, self.btime_ns, self.high_water, self.live, self.chunk_writes, self.flags,
-            len(self.name), len(self.extra_homes), self.primary_dir, b"", self.name, b"".join(self.extra_homes),
+            len(self.name), len(self.extra_homes), self.primary_dir, self.extras, self.name, b"".join(self.extra_homes),
         )  # fmt: skip
 
 
@@ -155,14 +159,16 @@ def parse_attributes(plain: bytes) -> Attributes:
         UnsupportedFormat: if a flag is unknown.
     """
     (
-        size, mtime, btime, high_water, live, writes, flags, name_len, links, primary, reserved, name, homes,
+        size, mtime, btime, high_water, live, writes, flags, name_len, links, primary, extras, name, homes,
     ) = _ATTR.unpack(plain)  # fmt: skip
     if flags:
         raise UnsupportedFormat(f"unknown attribute flags {flags:#x}")
-    if name_len > NAME_MAX_BYTES or links > EXTRA_HOMES or reserved != bytes(8):
+    if name_len > NAME_MAX_BYTES or links > EXTRA_HOMES:
         raise CorruptFile("attribute box has an impossible field", IntegrityReason.HEADER_SHAPE)
     extra = [homes[i * 16 : i * 16 + 16] for i in range(links)]
-    return Attributes(size, mtime, btime, high_water, live, writes, flags, primary, name[:name_len], extra)
+    return Attributes(
+        size, mtime, btime, high_water, live, writes, flags, primary, name[:name_len], extra, extras
+    )
 
 
 def pack_map(size: int, kind: int, content: bytes | bytearray) -> bytes:

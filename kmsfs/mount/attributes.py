@@ -29,6 +29,11 @@ def from_backing(facts: os.stat_result) -> Stat:
     )  # fmt: skip
 
 
+def gone(ino: int, kind: int) -> Stat:
+    """Return the attributes of an inode that exists no more, for a kernel that still holds it."""
+    return Stat(ino, 0, 0, 0, 0, 0, kind, 0, 0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What setattr is to change; None leaves a field alone."""
@@ -40,11 +45,18 @@ class Changes:
     atime_ns: int | None = None
     mtime_ns: int | None = None
 
+    @property
+    def only_times(self) -> bool:
+        """Whether nothing but times is to change."""
+        return self.mode is None and self.uid is None and self.gid is None and self.size is None
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Requester:
     """Who makes a call, as the kernel says."""
 
     uid: int
     gid: int
     pid: int = 0
+    umask: int = 0
+    """What the transport has not taken from a new entry's mode yet."""

@@ -4,6 +4,7 @@ import logging
 import stat
 
 from kmsfs.backing.posix import sync_file_system
+from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import KmsfsError, StorageError
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs_dirs import DirectoryOperations
@@ -31,7 +32,8 @@ class Vfs(DirectoryOperations):
                 (n, n.file, n.file.clear.generation) for n in self.open_files if n.file and n.file.provisional
             ]
             closed = dict(self.recent)
-            if not covered and not closed and not self.names_changed:
+            records = self.extras.unsynced()
+            if not covered and not closed and not records and not self.names_changed:
                 return
             self.names_changed = False
             fresh = set(self.fresh_directories)
@@ -42,6 +44,7 @@ class Vfs(DirectoryOperations):
             raise
         with self.lock:
             self.fresh_directories -= fresh
+            self.extras.covered(records)
             for node, file, generation in covered:
                 if node.file is file:
                     file.mark_durable(generation)
@@ -121,12 +124,30 @@ class Vfs(DirectoryOperations):
                 dir_id = self.dir_id(parent)
                 attributes = file.attributes
                 known = attributes.primary_dir == dir_id and attributes.name == name
-                if not known and self.keys.home_tag(dir_id, name) not in attributes.extra_homes:
+                tag = self.keys.home_tag(dir_id, name)
+                in_record = (
+                    attributes.extras
+                    and tag in self.extras.load(attributes.file_id, attributes.extras).homes
+                )
+                if not known and not in_record and tag not in attributes.extra_homes:
                     attributes.primary_dir, attributes.name = dir_id, name
                 # Two commits: no slot keeps a header of the unclean session.
                 for _ in range(2):
                     file.attributes_dirty = True
                     file.commit()
                     file.make_durable()
+            self._heal_extras(file)
         finally:
             self.give_back(child)
+
+    def _heal_extras(self, file: Kf1File) -> None:
+        """Let the header name the record that the crash left, which may be the one before or after."""
+        attributes = file.attributes
+        if not attributes.extras:
+            return
+        found = self.extras.load(attributes.file_id, attributes.extras)
+        number = 0 if found.empty else found.number
+        if number != attributes.extras:
+            attributes.extras = number
+            file.attributes_dirty = True
+            file.commit()

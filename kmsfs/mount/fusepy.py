@@ -210,6 +210,25 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
         self._run(lambda: self._vfs.allocate(self._vfs.nodes.get(fh), mode, offset, size))
         return 0
 
+    def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
+        """See mfusepy.Operations."""
+        return self._run(lambda: self._vfs.get_xattr(self._node(path), os.fsencode(name)))
+
+    def listxattr(self, path: str) -> list[str]:
+        """See mfusepy.Operations."""
+        names = self._run(lambda: self._vfs.list_xattrs(self._node(path), self._who()))
+        return [os.fsdecode(name) for name in names.split(b"\0") if name]
+
+    def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.set_xattr(self._node(path), os.fsencode(name), value, options))
+        return 0
+
+    def removexattr(self, path: str, name: str) -> int:
+        """See mfusepy.Operations."""
+        self._run(lambda: self._vfs.remove_xattr(self._node(path), os.fsencode(name)))
+        return 0
+
     def statfs(self, path: str) -> dict[str, int]:
         """See mfusepy.Operations."""
         facts = self._run(self._vfs.statfs)

@@ -30,6 +30,8 @@ class Node:
     descriptor: int = -1
     synced_entry: bool = True
     keep_cache: bool = False
+    default_acl: bool | None = None
+    """Whether a directory hands down an access control list; None: not looked at."""
     attributes: Attributes | None = None
     """What the header of a closed file said, until somebody else may have changed it."""
 
@@ -93,11 +95,16 @@ class NodeTable:
             del self._by_key[key]
             node = None
         if node is None:
-            node = Node(self._next_id, kind, key)
-            self._next_id += 1
-            self._by_id[node.node_id] = node
-            self._by_key[key] = node
+            node = self.adopt_nameless(facts)
         self.link(node, parent, name, disk_name)
+        return node
+
+    def adopt_nameless(self, facts: os.stat_result) -> Node:
+        """Return a new node of a backing inode that no known name leads to."""
+        node = Node(self._next_id, stat.S_IFMT(facts.st_mode), (facts.st_dev, facts.st_ino))
+        self._next_id += 1
+        self._by_id[node.node_id] = node
+        self._by_key[node.key] = node
         return node
 
     def link(self, node: Node, parent: Node, name: bytes, disk_name: str) -> None:

@@ -180,7 +180,8 @@ class RunningMount:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop_from_signal)
         self._notifier = KernelNotifier(descriptor)
-        kernel = KernelSession(self.vfs, descriptor)
+        guarded = options.allow_other or os.geteuid() != 0
+        kernel = KernelSession(self.vfs, descriptor, check_permissions=guarded)
         watcher = CipherWatcher(self.vfs, self._notifier, kernel.lifetimes)
         kernel.watch_directories(watcher.add)
         self.vfs.forget_directory = watcher.forget
@@ -233,6 +234,7 @@ class RunningMount:
                 self._end_lease()
             except KmsfsError as error:
                 _LOG.warning("the key daemon could not be told of the clean end: %s", error)
+        self.vfs.extras.close()
         os.close(self._volume.descriptor)
 
     def _end_lease(self) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kmsfs.backing.extras import ExtrasStore
 from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.errors import CorruptFile, CorruptVolume, IntegrityReason, KeyLease, KmsfsError
@@ -51,6 +52,7 @@ class VfsBase:
         self.provider = provider
         self.options = options
         self.nodes = NodeTable(root_descriptor, root_dir_id)
+        self.extras = ExtrasStore(tools, root_descriptor)
         self.recent: dict[tuple[int, int], tuple[int | None, int]] = {}
         self.recent_counter = 0
         self.locked: KmsfsError | None = None
@@ -188,8 +190,12 @@ class VfsBase:
         dir_id = self.dir_id(parent)
         if attributes.primary_dir == dir_id and attributes.name == name:
             return
-        if attributes.extra_homes and self.keys.home_tag(dir_id, name) in attributes.extra_homes:
-            return
+        if attributes.extra_homes or attributes.extras:
+            tag = self.keys.home_tag(dir_id, name)
+            if tag in attributes.extra_homes:
+                return
+            if attributes.extras and tag in self.extras.load(attributes.file_id, attributes.extras).homes:
+                return
         self.misplaced(f"file {name!r}")
 
     def drop_keys(self) -> None:

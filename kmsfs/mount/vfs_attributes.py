@@ -11,7 +11,7 @@ from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.envelope.slots import read_slots
 from kmsfs.errors import AccessDenied
 from kmsfs.formats.fileheader import Attributes
-from kmsfs.mount.attributes import Changes, Requester, Stat, from_backing
+from kmsfs.mount.attributes import Changes, Requester, Stat, from_backing, gone
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs_open import OpenFiles
 
@@ -86,6 +86,11 @@ class AttributeOperations(OpenFiles):
         facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
         return self._stat(node, facts, parent, name)
 
+    def birth_ns(self, node: Node) -> int | None:
+        """Return when a file was made, in nanoseconds since the epoch; None where nothing says so."""
+        attributes = node.file.attributes if node.file is not None else node.attributes
+        return attributes.btime_ns if attributes is not None else None
+
     def _stat(self, node: Node, facts: os.stat_result, parent: Node | None, name: bytes) -> Stat:
         answer = from_backing(facts)
         if node.is_file:
@@ -151,6 +156,9 @@ class AttributeOperations(OpenFiles):
         """
         self.require_unlocked()
         self.require_writable()
+        if not node.is_dir and node.descriptor < 0 and not node.names and changes.only_times:
+            # The kernel writes back the times of an inode whose last name is gone: an error would stick to the mount.
+            return gone(node.key[1], node.kind)
         if changes.size is not None:
             self._set_size(node, changes.size)
         if changes.uid is not None or changes.gid is not None:
@@ -234,7 +242,8 @@ class AttributeOperations(OpenFiles):
             directory = self.nodes.descriptor(parent)
             os.chown(disk_name, who.uid, gid, dir_fd=directory, follow_symlinks=False)
             if mode & 0o7000 and not stat.S_ISLNK(mode):
-                os.chmod(disk_name, stat.S_IMODE(mode), dir_fd=directory)
+                made = os.stat(disk_name, dir_fd=directory, follow_symlinks=False).st_mode
+                os.chmod(disk_name, stat.S_IMODE(made) | mode & 0o7000, dir_fd=directory)
 
     def statfs(self) -> os.statvfs_result:
         """Return the backing store's space."""

@@ -8,10 +8,8 @@ import stat
 from dataclasses import dataclass
 
 from kmsfs.backing.posix import rename_with_flags, sync_file_system
-from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.envelope.volumekeys import DIR_ID_NAME
 from kmsfs.errors import InvalidName, KmsfsError
-from kmsfs.formats.fileheader import EXTRA_HOMES
 from kmsfs.formats.volume import CONFIG_NAME
 from kmsfs.mount.attributes import Requester, Stat
 from kmsfs.mount.nodes import Node
@@ -22,8 +20,6 @@ _NOREPLACE, _EXCHANGE = 1, 2
 _NEW_ID = ".kd~"
 _FRESH_EACH_MAX = 64
 """More new directories than this are made durable by one syncfs instead of one by one."""
-LINK_MAX = EXTRA_HOMES
-"""Homes that a header has room for, less one kept for a rename under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +49,15 @@ class DirectoryOperations(FileOperations):
         self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
+        mode = self.made_mode(parent, mode, who)
         os.mkdir(disk_name, stat.S_IMODE(mode) | 0o700, dir_fd=directory)
         try:
             dir_id = self.tools.rng(16)
             tags = [self.keys.dir_tag(self.dir_id(parent), name)]
             os.symlink(self.keys.seal_dir_id(dir_id, tags), f"{disk_name}/{DIR_ID_NAME}", dir_fd=directory)
             if mode & 0o700 != 0o700:
-                os.chmod(disk_name, stat.S_IMODE(mode), dir_fd=directory)
+                made = os.stat(disk_name, dir_fd=directory, follow_symlinks=False).st_mode
+                os.chmod(disk_name, stat.S_IMODE(made) & ~0o700 | mode & 0o700, dir_fd=directory)
             self.own(parent, disk_name, who, mode, is_dir=True)
         except BaseException:
             self._undo_mkdir(directory, disk_name)
@@ -110,7 +108,7 @@ class DirectoryOperations(FileOperations):
         self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
-        os.mknod(disk_name, mode, rdev, dir_fd=directory)
+        os.mknod(disk_name, self.made_mode(parent, mode, who), rdev, dir_fd=directory)
         self.own(parent, disk_name, who, mode)
         return self.enter(
             parent, name, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False)
@@ -120,45 +118,30 @@ class DirectoryOperations(FileOperations):
         """Make a hard link: the file's header learns of its new home first.
 
         Raises:
-            OSError: EMLINK past the homes that a header holds; else as link(2).
+            OSError: EMLINK past 4,096 links; else as link(2).
             KmsfsError: damage and the like.
         """
         self.require_unlocked()
         self.require_writable()
         place = node.place()
-        if place is None:
+        if place is None and node.descriptor < 0:
             raise OSError(errno.ENOENT, "no such file")
         disk_name, sidecar = self.disk_name(parent, name)
         self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         if node.is_file:
-            self._add_home(node, parent, name)
+            self.add_home(node, parent, name)
         self.put_sidecar(directory, disk_name, sidecar)
-        source = self.nodes.descriptor(place[0])
-        os.link(
-            place[2],
-            disk_name,
-            src_dir_fd=source,
-            dst_dir_fd=self.nodes.descriptor(parent),
-            follow_symlinks=False,
-        )
+        target = self.nodes.descriptor(parent)
+        if place is None:
+            # A file without a name (O_TMPFILE) gets its first one.
+            os.link(f"/proc/self/fd/{node.descriptor}", disk_name, dst_dir_fd=target, follow_symlinks=True)
+        else:
+            source = self.nodes.descriptor(place[0])
+            os.link(place[2], disk_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         self.nodes.link(node, parent, name, disk_name)
         node.synced_entry = False
         return self.getattr(node)
-
-    def _add_home(self, node: Node, parent: Node, name: bytes) -> None:
-        tag = self.keys.home_tag(self.dir_id(parent), name)
-        file = self.acquire(node)
-        try:
-            homes = file.attributes.extra_homes
-            if tag not in homes:
-                if len(homes) >= LINK_MAX:
-                    raise OSError(errno.EMLINK, "a file header has room for no more links")
-                homes.append(tag)
-                file.attributes_dirty = True
-                file.commit()
-        finally:
-            self.give_back(node)
 
     # --- removing ---------------------------------------------------------------------------------------------
 
@@ -172,6 +155,9 @@ class DirectoryOperations(FileOperations):
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
         self.changed_here(disk_name)
+        known = parent.kids.get(name)
+        if known is not None:
+            self._hold_for_extras(known)
         directory = self.nodes.descriptor(parent)
         os.unlink(disk_name, dir_fd=directory)
         self._drop_sidecar(directory, disk_name, sidecar)
@@ -179,6 +165,12 @@ class DirectoryOperations(FileOperations):
         if node is not None:
             self._name_gone(node, parent, name)
         return node
+
+    def _hold_for_extras(self, node: Node) -> None:
+        """Open a file with a record before a name of it goes: its link count says afterwards whether the record goes."""
+        if node.file is None and self.has_extras(node):
+            self.acquire(node)
+            self.give_back(node)
 
     def _name_gone(self, node: Node, parent: Node, name: bytes) -> None:
         if node.names or (node.is_file and node.descriptor >= 0 and os.fstat(node.descriptor).st_nlink):
@@ -198,17 +190,8 @@ class DirectoryOperations(FileOperations):
         except (KmsfsError, OSError) as error:
             _LOG.warning("a removed link stays named in its file's header: %s", error)
             return
-        self._forget_home(file, self.dir_id(parent), name)
+        self.forget_home(node, file, self.dir_id(parent), name)
         self.give_back(node)
-
-    def _forget_home(self, file: Kf1File, dir_id: bytes, name: bytes) -> None:
-        attributes = file.attributes
-        tag = self.keys.home_tag(dir_id, name)
-        if attributes.primary_dir == dir_id and attributes.name == name:
-            attributes.primary_dir, attributes.name = bytes(16), b""
-        elif tag in attributes.extra_homes:
-            attributes.extra_homes.remove(tag)
-        file.attributes_dirty = True
 
     def _drop_sidecar(self, directory: int, disk_name: str, sidecar: str | None) -> None:
         if sidecar is not None:
@@ -234,6 +217,7 @@ class DirectoryOperations(FileOperations):
         node = self.nodes.unlink(parent, name)
         if node is not None:
             self.fresh_directories.discard(node.key)
+            self.extras.remove(node.dir_id)
             self.nodes.disown_key(node)
             self.forget_directory(node)
             self.nodes.drop_if_unused(node)
@@ -284,6 +268,8 @@ class DirectoryOperations(FileOperations):
         target = self._rename_target(parent, name, new_disk, flags)
         if target is source:
             return
+        if target is not None:
+            self._hold_for_extras(target)
         self._before_rename(source, parent, name, replaces=target is not None)
         if flags & _EXCHANGE and target is not None:
             self._before_rename(target, old_parent, old_name, replaces=False)
@@ -376,6 +362,7 @@ class DirectoryOperations(FileOperations):
             self.nodes.link(target, old_parent, old_name, old_disk)
             self._rehome(target, new, old)
         elif target.is_dir:
+            self.extras.remove(target.dir_id)
             self.nodes.disown_key(target)
             self.forget_directory(target)
             self.nodes.drop_if_unused(target)
@@ -389,21 +376,8 @@ class DirectoryOperations(FileOperations):
             self._write_dir_tags(node, [self.keys.dir_tag(self.dir_id(new[0]), new[1])])
         elif node.is_file:
             file = self.acquire(node, at_home=False)
-            self._move_home(file, old, new)
+            self.move_home(node, file, old, new)
             self.give_back(node)
-
-    def _move_home(self, file: Kf1File, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
-        attributes = file.attributes
-        old_dir = self.dir_id(old[0])
-        new_dir = self.dir_id(new[0])
-        if (attributes.primary_dir == old_dir and attributes.name == old[1]) or not attributes.extra_homes:
-            attributes.primary_dir, attributes.name = new_dir, new[1]
-        else:
-            tag = self.keys.home_tag(old_dir, old[1])
-            if tag in attributes.extra_homes:
-                attributes.extra_homes.remove(tag)
-            attributes.extra_homes.append(self.keys.home_tag(new_dir, new[1]))
-        file.attributes_dirty = True
 
     # --- listing ----------------------------------------------------------------------------------------------
 
@@ -444,6 +418,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         if self.options.read_only:
             return
+        self.extras.sync(self.dir_id(node))
         self._sync_every_fresh_directory()
         self.sync_directory(node)
 

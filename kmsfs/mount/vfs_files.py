@@ -11,12 +11,12 @@ from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import StorageError
 from kmsfs.mount.attributes import Requester, Stat
 from kmsfs.mount.nodes import Node
-from kmsfs.mount.vfs_attributes import AttributeOperations
+from kmsfs.mount.vfs_xattrs import ExtrasOperations
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 
 
-class FileOperations(AttributeOperations):
+class FileOperations(ExtrasOperations):
     """What happens to files."""
 
     def create(self, parent: Node, name: bytes, mode: int, who: Requester) -> tuple[Node, Stat]:
@@ -34,6 +34,7 @@ class FileOperations(AttributeOperations):
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        mode = self.made_mode(parent, mode, who)
         backing = PosixFile(os.open(disk_name, flags, stat.S_IMODE(mode), dir_fd=directory))
         try:
             self.own(parent, disk_name, who, mode)
@@ -43,15 +44,45 @@ class FileOperations(AttributeOperations):
         except BaseException:
             backing.close()
             raise
-        attributes = file.attributes
-        attributes.mtime_ns = attributes.btime_ns = time.time_ns()
-        attributes.primary_dir, attributes.name = self.dir_id(parent), name
+        file.attributes.primary_dir, file.attributes.name = self.dir_id(parent), name
+        self._opened_new(node, file, backing)
+        return node, self._stat(node, facts, None, b"")
+
+    def _opened_new(self, node: Node, file: Kf1File, backing: PosixFile) -> None:
+        file.attributes.mtime_ns = file.attributes.btime_ns = time.time_ns()
         node.file, node.descriptor = file, backing.descriptor
         node.handles += 1
         node.synced_entry = False
         self.open_files.add(node)
         self.recent_counter += 1
         self.recent[node.key] = (None, self.recent_counter)
+
+    def create_nameless(self, parent: Node, mode: int, who: Requester) -> tuple[Node, Stat]:
+        """Create and open a regular file without a name, which `link` may give it (open(2), O_TMPFILE).
+
+        Raises:
+            OSError: EOPNOTSUPP if the backing store cannot; ENOSPC, EROFS and the like.
+            KmsfsError: as GenerateDataKey.
+        """
+        self.require_unlocked()
+        self.require_writable()
+        fresh = self.provider.fresh()
+        mode = stat.S_IMODE(self.made_mode(parent, mode, who))
+        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+        backing = PosixFile(os.open(".", flags, mode, dir_fd=self.nodes.descriptor(parent)))
+        try:
+            if self.privileged:
+                above = os.fstat(self.nodes.descriptor(parent))
+                gid = above.st_gid if above.st_mode & stat.S_ISGID else who.gid
+                os.fchown(backing.descriptor, who.uid, gid)
+                os.fchmod(backing.descriptor, mode)
+            facts = os.fstat(backing.descriptor)
+            node = self.nodes.adopt_nameless(facts)
+            file = Kf1File.create(self.tools, backing, fresh)
+        except BaseException:
+            backing.close()
+            raise
+        self._opened_new(node, file, backing)
         return node, self._stat(node, facts, None, b"")
 
     def put_sidecar(self, directory: int, disk_name: str, sidecar: str | None) -> None:
@@ -170,6 +201,8 @@ class FileOperations(AttributeOperations):
         file = self.acquire(node)
         try:
             file.commit()
+            if file.attributes.extras:
+                self.extras.sync(file.attributes.file_id)
             # Before the file: its fsync makes its names durable, and a directory's id must not come after them.
             for parent in list(node.parents.values()):
                 self.sync_fresh_directories(parent)

@@ -195,6 +195,8 @@ class OpenFiles(VfsBase):
                 self.recent[node.key] = (file.durable_slot, self.recent_counter)
             else:
                 self.recent.pop(node.key, None)
+        if not node.names and file.attributes.extras and not os.fstat(node.descriptor).st_nlink:
+            self.extras.remove(file.attributes.file_id)
         node.file = None
         node.descriptor = -1
         self.open_files.discard(node)

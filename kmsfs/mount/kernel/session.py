@@ -22,6 +22,7 @@ _WANTED = (
     InitFlag.ASYNC_READ | InitFlag.ATOMIC_O_TRUNC | InitFlag.BIG_WRITES | InitFlag.DO_READDIRPLUS
     | InitFlag.READDIRPLUS_AUTO | InitFlag.ASYNC_DIO | InitFlag.WRITEBACK_CACHE | InitFlag.PARALLEL_DIROPS
     | InitFlag.ABORT_ERROR | InitFlag.MAX_PAGES | InitFlag.CACHE_SYMLINKS | InitFlag.EXPLICIT_INVAL_DATA
+    | InitFlag.DONT_MASK | InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.SETXATTR_EXT
 )  # fmt: skip
 _SEEK_DATA, _SEEK_HOLE = 3, 4
 _SPIN_NS = 200_000
@@ -49,11 +50,13 @@ class _Listing:
 class KernelSession:
     """Serves one mounted descriptor until it is unmounted."""
 
-    def __init__(self, vfs: Vfs, descriptor: int) -> None:
+    def __init__(self, vfs: Vfs, descriptor: int, *, check_permissions: bool = True) -> None:
+        """Serve `descriptor`; `check_permissions` where others may enter: the kernel then enforces ACLs too."""
         self.vfs = vfs
         self.descriptor = descriptor
         self.lifetimes = Lifetimes()
         self.requests = 0
+        self._wanted = int(_WANTED | (InitFlag.POSIX_ACL if check_permissions else 0))
         self._on_directory: Callable[[Node], None] | None = None
         self._listings: dict[int, _Listing] = {}
         self._next_handle = 1
@@ -85,6 +88,12 @@ class KernelSession:
             Opcode.READDIRPLUS: self._readdirplus,
             Opcode.RELEASEDIR: self._releasedir,
             Opcode.FSYNCDIR: self._fsyncdir,
+            Opcode.SETXATTR: self._setxattr,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.LISTXATTR: self._listxattr,
+            Opcode.REMOVEXATTR: self._removexattr,
+            Opcode.TMPFILE: self._tmpfile,
+            Opcode.STATX: self._statx,
         }
 
     def watch_directories(self, on_directory: Callable[[Node], None]) -> None:
@@ -206,7 +215,7 @@ class KernelSession:
             _LOG.error("the kernel speaks FUSE %s.%s, %s.%s is needed", major, minor, wire.MAJOR, wire.MINOR)
             self._reply_error(unique, errno.EPROTO)
             return
-        flags = offered & _WANTED
+        flags = offered & self._wanted
         answer = wire.INIT_OUT.pack(
             wire.MAJOR, wire.MINOR, max(readahead, wire.MAX_WRITE), flags, 64, 48, wire.MAX_WRITE, 1, wire.MAX_PAGES,
             0, 0, 0,
@@ -254,7 +263,13 @@ class KernelSession:
             _time(atime, atime_ns, now=bool(valid & wire.SET_ATIME_NOW)) if valid & wire.SET_ATIME else None,
             _time(mtime, mtime_ns, now=bool(valid & wire.SET_MTIME_NOW)) if valid & wire.SET_MTIME else None,
         )
+        if valid & wire.SET_KILL_SUIDGID:
+            self.vfs.kill_privileges(node)
         return self._attr(self.vfs.setattr(node, changes))
+
+    def _statx(self, node: Node, _body: memoryview) -> Answer:
+        stat = self.vfs.getattr(node)
+        return wire.statx_out(stat, self.lifetimes.positive, self.vfs.birth_ns(node))
 
     def _readlink(self, node: Node, _body: memoryview) -> Answer:
         return self.vfs.readlink(node)
@@ -266,11 +281,11 @@ class KernelSession:
         return self._entry(*self.vfs.symlink(node, name, target, self._who))
 
     def _mknod(self, node: Node, body: memoryview) -> Answer:
-        mode, rdev, _umask, _ = wire.MKNOD_IN.unpack_from(body)
+        mode, rdev, self._who.umask, _ = wire.MKNOD_IN.unpack_from(body)
         return self._entry(*self.vfs.mknod(node, _name(body[wire.MKNOD_IN.size :]), mode, rdev, self._who))
 
     def _mkdir(self, node: Node, body: memoryview) -> Answer:
-        mode, _umask = wire.MKDIR_IN.unpack_from(body)
+        mode, self._who.umask = wire.MKDIR_IN.unpack_from(body)
         return self._entry(*self.vfs.mkdir(node, _name(body[wire.MKDIR_IN.size :]), mode, self._who))
 
     def _unlink(self, node: Node, body: memoryview) -> Answer:
@@ -300,13 +315,21 @@ class KernelSession:
     # --- files ------------------------------------------------------------------------------------------------
 
     def _open(self, node: Node, body: memoryview) -> Answer:
-        flags, _ = wire.OPEN_IN.unpack_from(body)
+        flags, open_flags = wire.OPEN_IN.unpack_from(body)
         keep = self.vfs.open(node, truncate=bool(flags & os.O_TRUNC))
+        if open_flags & wire.OPEN_KILL_SUIDGID:
+            self.vfs.kill_privileges(node)
         return wire.OPEN_OUT.pack(node.node_id, wire.FOPEN_KEEP_CACHE if keep else 0, 0)
 
     def _create(self, node: Node, body: memoryview) -> Answer:
-        _flags, mode, _umask, _ = wire.CREATE_IN.unpack_from(body)
-        made, stat = self.vfs.create(node, _name(body[wire.CREATE_IN.size :]), mode, self._who)
+        _flags, mode, self._who.umask, _ = wire.CREATE_IN.unpack_from(body)
+        return self._made(*self.vfs.create(node, _name(body[wire.CREATE_IN.size :]), mode, self._who))
+
+    def _tmpfile(self, node: Node, body: memoryview) -> Answer:
+        _flags, mode, self._who.umask, _ = wire.CREATE_IN.unpack_from(body)
+        return self._made(*self.vfs.create_nameless(node, mode, self._who))
+
+    def _made(self, made: Node, stat: Stat) -> bytes:
         made.keep_cache = True
         return self._entry(made, stat) + wire.OPEN_OUT.pack(made.node_id, wire.FOPEN_KEEP_CACHE, 0)
 
@@ -318,6 +341,8 @@ class KernelSession:
         _, offset, size, write_flags, *_ = wire.READ_IN.unpack_from(body)
         data = body[wire.READ_IN.size : wire.READ_IN.size + size]
         cached = bool(write_flags & wire.WRITE_CACHE)
+        if write_flags & wire.WRITE_KILL_SUIDGID:
+            self.vfs.kill_privileges(node)
         return wire.WRITE_OUT.pack(self.vfs.write(node, data, offset, cached=cached), 0)
 
     def _release(self, node: Node, _body: memoryview) -> Answer:
@@ -344,6 +369,27 @@ class KernelSession:
         return wire.STATFS_OUT.pack(
             s.f_blocks, s.f_bfree, s.f_bavail, s.f_files, s.f_ffree, s.f_bsize, 255, s.f_frsize, 0
         )
+
+    # --- extended attributes ----------------------------------------------------------------------------------
+
+    def _setxattr(self, node: Node, body: memoryview) -> Answer:
+        size, flags, more_flags, _ = wire.SETXATTR_IN.unpack_from(body)
+        name, _, rest = bytes(body[wire.SETXATTR_IN.size :]).partition(b"\0")
+        kill = bool(more_flags & wire.SETXATTR_ACL_KILL_SGID)
+        self.vfs.set_xattr(node, name, rest[:size], flags, kill_sgid=kill)
+        return None
+
+    def _getxattr(self, node: Node, body: memoryview) -> Answer:
+        wanted, _ = wire.GETXATTR_IN.unpack_from(body)
+        return _sized(self.vfs.get_xattr(node, _name(body[wire.GETXATTR_IN.size :])), wanted)
+
+    def _listxattr(self, node: Node, body: memoryview) -> Answer:
+        wanted, _ = wire.GETXATTR_IN.unpack_from(body)
+        return _sized(self.vfs.list_xattrs(node, self._who), wanted)
+
+    def _removexattr(self, node: Node, body: memoryview) -> Answer:
+        self.vfs.remove_xattr(node, _name(body))
+        return None
 
     # --- directories ------------------------------------------------------------------------------------------
 
@@ -420,6 +466,15 @@ def _time(seconds: int, nanoseconds: int, *, now: bool) -> int:
     if now:
         return time.time_ns()
     return (seconds - (1 << 64) if seconds >> 63 else seconds) * wire.NS + nanoseconds
+
+
+def _sized(value: bytes, wanted: int) -> bytes:
+    """Return a value, or its length to a caller who asks with no room for it."""
+    if not wanted:
+        return wire.GETXATTR_OUT.pack(len(value), 0)
+    if len(value) > wanted:
+        raise OSError(errno.ERANGE, "the value is longer than the buffer")
+    return value
 
 
 def _name(body: memoryview) -> bytes:
