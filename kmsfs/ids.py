@@ -1,11 +1,14 @@
 """Parse and print identifiers: keys, aliases, grants, principals and their ARN-like names.
 
-An ARN here is `arn:kmsfs:SERVICE:local:ACCOUNT:RESOURCE`; ACCOUNT is twelve digits made from the realm id, so
-that tools which know AWS's account ids can carry it.
+An ARN here is `arn:kmsfs:SERVICE:REGION:ACCOUNT:RESOURCE`; ACCOUNT is twelve digits made from the realm id, so
+that tools which know AWS's account ids can carry it. What comes over the socket is of the region `local`. Region and
+account together are a *scope*, `REGION:ACCOUNT`: keys, aliases, parameters and secrets of one scope know nothing of
+another's, as at AWS.
 """
 
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kmsfs.errors import InvalidAliasName, InvalidArn, KeyNotFound
@@ -24,19 +27,37 @@ def account_of_realm(realm_id: bytes) -> str:
     return f"{int.from_bytes(realm_id[:8], 'big') % 10**12:012d}"
 
 
-def key_arn(account: str, key_id: str) -> str:
+def realm_of_account(account: str, rng: Callable[[int], bytes]) -> bytes:
+    """Return a random realm id (16 bytes) whose account is the given one.
+
+    Raises:
+        InvalidArn: if the account has not twelve digits.
+    """
+    if not re.fullmatch(r"\d{12}", account):
+        raise InvalidArn(f"{account[:40]!r} is no account id", hint="an account id has twelve digits")
+    room = ((1 << 64) - 1 - int(account)) // 10**12
+    factor = int.from_bytes(rng(8), "big") % room
+    return (int(account) + factor * 10**12).to_bytes(8, "big") + rng(8)
+
+
+def scope_of(account: str, region: str = REGION) -> str:
+    """Return the scope of a region of an account."""
+    return f"{region}:{account}"
+
+
+def key_arn(scope: str, key_id: str) -> str:
     """Return the ARN of a KMS key."""
-    return f"arn:{PARTITION}:kms:{REGION}:{account}:key/{key_id}"
+    return f"arn:{PARTITION}:kms:{scope}:key/{key_id}"
 
 
-def alias_arn(account: str, alias: str) -> str:
+def alias_arn(scope: str, alias: str) -> str:
     """Return the ARN of an alias; `alias` carries its `alias/` prefix."""
-    return f"arn:{PARTITION}:kms:{REGION}:{account}:{alias}"
+    return f"arn:{PARTITION}:kms:{scope}:{alias}"
 
 
-def parameter_arn(account: str, name: str) -> str:
+def parameter_arn(scope: str, name: str) -> str:
     """Return the ARN of a parameter; the leading slash of a path is merged, as Systems Manager does."""
-    return f"arn:{PARTITION}:ssm:{REGION}:{account}:parameter/{name.lstrip('/')}"
+    return f"arn:{PARTITION}:ssm:{scope}:parameter/{name.lstrip('/')}"
 
 
 def uid_principal(account: str, uid: int) -> str:
@@ -89,17 +110,18 @@ def is_key_id(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class KeyReference:
-    """What a KeyId parameter names: a key by id, or an alias."""
+    """What a KeyId parameter names: a key's id and ARN, or the ARN of an alias."""
 
-    key_id: str | None
-    alias: str | None
+    key_id: str
+    arn: str
+    alias: bool
 
 
-def parse_key_reference(text: str, account: str) -> KeyReference:
+def parse_key_reference(text: str, scope: str) -> KeyReference:
     """Read a KeyId parameter: id, key ARN, `alias/NAME` or alias ARN.
 
     Raises:
-        KeyNotFound: if it is none of them, with AWS's text.
+        KeyNotFound: if it is none of them, or an ARN of another region, with AWS's text.
         InvalidArn: if it is an ARN of another kind.
     """
     resource = text
@@ -107,11 +129,11 @@ def parse_key_reference(text: str, account: str) -> KeyReference:
         parts = text.split(":", 5)
         if len(parts) != 6 or parts[1] != PARTITION or parts[2] != "kms":
             raise InvalidArn(f"Invalid arn {text[:120]!r}")
-        if parts[3] != REGION or parts[4] != account:
-            raise KeyNotFound(f"Key '{text}' does not exist")
-        resource = parts[5].removeprefix("key/")
+        if parts[3] != scope.partition(":")[0]:
+            raise KeyNotFound(f"Invalid arn {parts[3][:64]}")
+        scope, resource = f"{parts[3]}:{parts[4]}", parts[5].removeprefix("key/")
     if resource.startswith("alias/"):
-        return KeyReference(None, resource)
+        return KeyReference("", alias_arn(scope, resource), alias=True)
     if is_key_id(resource):
-        return KeyReference(resource, None)
-    raise KeyNotFound(f"Invalid keyId {text[:120]!r}")
+        return KeyReference(resource, key_arn(scope, resource), alias=False)
+    raise KeyNotFound(f"Invalid keyId '{text[:120]}'")

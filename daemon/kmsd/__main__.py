@@ -1,10 +1,12 @@
 """The `kmsd` command: init, serve, recover, verify-audit."""
 
+import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,14 +14,14 @@ import typer
 
 from kmsd.app import Daemon
 from kmsd.audit.journal import verify_log
-from kmsd.config import SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
+from kmsd.config import HOME_REGION, SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
 from kmsd.door.listen import parse_endpoint
 from kmsd.realm import initialise, open_realm, recover
 from kmsd.root.keyring import SealType
 from kmsd.root.recovery import parse_recovery_code
 from kmsd.server.listen import activated_socket, bind_socket
 from kmsfs.aead.selfcheck import run_self_check
-from kmsfs.errors import KmsfsError
+from kmsfs.errors import KmsfsError, UsageError
 
 app = typer.Typer(
     add_completion=False,
@@ -33,6 +35,10 @@ Passphrase = Annotated[
     Path | None, typer.Option("--passphrase-file", help="File with the passphrase, `-` for standard input.")
 ]
 
+Account = Annotated[
+    str | None, typer.Option(help="Twelve digits that name the account in ARNs; at random if not given.")
+]
+
 
 @app.command()
 def init(
@@ -41,6 +47,7 @@ def init(
         str, typer.Option(help="Root key source: keyfile, passphrase or credential.")
     ] = "keyfile",
     passphrase_file: Passphrase = None,
+    account: Account = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -48,7 +55,7 @@ def init(
     seal_types = {kind.name.lower(): kind for kind in SealType}
     if source not in seal_types:
         raise typer.BadParameter(f"--source is one of {', '.join(seal_types)}")
-    made = initialise(Config(state, SYSTEM_SOCKET), seal_types[source], passphrase_file)
+    made = initialise(Config(state, SYSTEM_SOCKET), seal_types[source], passphrase_file, account)
     if as_json:
         document = {
             "recovery_code": made.recovery_code,
@@ -78,7 +85,15 @@ def serve(
             envvar="KMSD_AWS_ENDPOINT", help="Loopback address for AWS's clients, such as 127.0.0.1:4599."
         ),
     ] = None,
+    aws_region: Annotated[
+        str,
+        typer.Option(help="The region in which AWS's clients see what the socket keeps; others are apart."),
+    ] = HOME_REGION,
+    account: Account = None,
     *,
+    ephemeral: Annotated[
+        bool, typer.Option(help="Serve an empty realm that is gone when the daemon stops; --account names it.")
+    ] = False,
     private: Annotated[bool, typer.Option(help="Serve this user only, with a 0600 socket.")] = False,
     accept_rollback: Annotated[bool, typer.Option(help="Start on a restored, older state; audited.")] = False,
 ) -> None:
@@ -87,9 +102,31 @@ def serve(
     administrators = (*(administrator or ()), *((os.getuid(),) if private else ()))
     endpoint = parse_endpoint(aws_endpoint) if aws_endpoint else None
     mode = 0o600 if private else int(socket_mode, 8)
-    config = Config(state, socket, mode, accept_rollback, private, administrators, endpoint)
-    lock_memory_and_dumps()
-    run_self_check()
+    if account and not ephemeral:
+        raise UsageError("--account goes with --ephemeral", hint="a kept realm gets it by `kmsd init --account`")
+    with _state_folder(state, ephemeral=ephemeral) as folder:
+        config = Config(
+            folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region
+        )
+        lock_memory_and_dumps()
+        run_self_check()
+        if ephemeral:
+            initialise(config, SealType.KEYFILE, None, account)
+        _serve(config, passphrase_file)
+
+
+@contextlib.contextmanager
+def _state_folder(state: Path, *, ephemeral: bool) -> Iterator[Path]:
+    """Yield the state folder; an ephemeral one lies in memory where it can, and is removed afterwards."""
+    if not ephemeral:
+        yield state
+        return
+    memory = Path("/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="kmsd-", dir=memory if os.access(memory, os.W_OK) else None) as made:
+        yield Path(made) / "state"
+
+
+def _serve(config: Config, passphrase_file: Path | None) -> None:
     realm = open_realm(config, passphrase_file)
     listener = activated_socket()
     bound = listener is None

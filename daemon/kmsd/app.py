@@ -96,6 +96,7 @@ class Daemon:
             time.time(),
             config.private,
             _endpoint_url(self._door_listener),
+            config.home_region,
         )
         admin = AdminService(facts, registry, authoriser, time.time)
         batches = BatchService(pipeline, authoriser, crypto)
@@ -140,7 +141,9 @@ class Daemon:
         if beat is not None:
             tasks.append(asyncio.create_task(self._every(beat, self._alive)))
         if self._door_listener is not None:
-            self._door = DoorServer(Door(self._state, self._sessions), self._door_listener)
+            self._door = DoorServer(
+                Door(self._state, self._sessions, self._config.home_region), self._door_listener
+            )
         notify("READY=1\nSTATUS=serving")
         await stop.wait()
         notify("STOPPING=1")

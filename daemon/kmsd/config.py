@@ -7,6 +7,7 @@ from kmsd.root.keyring import SealType
 from kmsd.root.sources import RootSource
 
 SYSTEM_STATE = Path("/var/lib/kmsd")
+HOME_REGION = "us-east-1"
 SYSTEM_SOCKET = Path("/run/kmsd/kmsd.sock")
 
 
@@ -22,6 +23,8 @@ class Config:
     administrators: tuple[int, ...] = ()
     aws_endpoint: tuple[str, int] | None = None
     """Loopback address and port of the HTTP door, if it is wanted."""
+    home_region: str = HOME_REGION
+    """The region in which the door shows what the socket keeps."""
 
     @property
     def keyring(self) -> Path:

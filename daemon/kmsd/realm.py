@@ -16,6 +16,7 @@ from kmsd.store.files import sync_directory, write_atomically
 from kmsd.store.sealing import RowSealer
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.errors import Conflict, RootKeyMissing, StorageError, UsageError
+from kmsfs.ids import realm_of_account
 from kmsfs.secret import KeyMaterial
 
 
@@ -35,11 +36,14 @@ class NewRealm:
     audit_verification_key: str
 
 
-def initialise(config: Config, seal_type: SealType, passphrase_file: Path | None) -> NewRealm:
-    """Make a realm: root key, keyring, empty store, anchor, audit log.
+def initialise(
+    config: Config, seal_type: SealType, passphrase_file: Path | None, account: str | None = None
+) -> NewRealm:
+    """Make a realm: root key, keyring, empty store, anchor, audit log. Its account is given, or made at random.
 
     Raises:
         Conflict: if there is one already.
+        InvalidArn: if the account has not twelve digits.
         RootKeyMissing: if the root key source has no key.
         StorageError: if the disk refuses.
     """
@@ -52,8 +56,9 @@ def initialise(config: Config, seal_type: SealType, passphrase_file: Path | None
     except OSError as error:
         raise StorageError(f"cannot make {config.state}: {error.strerror}") from error
     root_key, argon2 = make_root_key(config.source(seal_type, passphrase_file), os.urandom)
+    realm_id = realm_of_account(account, os.urandom) if account else os.urandom(16)
     keyring = Keyring(
-        seal_type, os.urandom(16), argon2, 1, {1: KeyMaterial(os.urandom(32))}, {1: time.time()}
+        seal_type, realm_id, argon2, 1, {1: KeyMaterial(os.urandom(32))}, {1: time.time()}
     )
     domain = keyring.domain_keys[1].reveal()
     for leftover in config.state.glob("state.db*"):

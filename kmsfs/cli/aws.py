@@ -20,10 +20,13 @@ _SERVICES = ("KMS", "SSM", "STS")
 @app.command()
 def env(
     seconds: Seconds = 43_200,
-    region: Annotated[str, typer.Option(help="The region that ARNs shall show.")] = "us-east-1",
+    region: Annotated[
+        str | None, typer.Option(help="A region; by default the one that shows what the socket keeps.")
+    ] = None,
 ) -> None:
     """Print variables for a shell. Example: eval "$(kmsfs aws env)"; aws kms list-keys"""
-    endpoint = _endpoint()
+    endpoint, home = _endpoint()
+    region = region or home
     made = _credentials(seconds)
     variables = {
         "AWS_ACCESS_KEY_ID": made["AccessKeyId"],
@@ -56,10 +59,12 @@ def _credentials(seconds: int) -> dict[str, Any]:
     return made
 
 
-def _endpoint() -> str:
-    endpoint: str | None = call("GetStatus").get("AwsEndpoint")
+def _endpoint() -> tuple[str, str]:
+    """Return the door's URL and home region."""
+    status = call("GetStatus")
+    endpoint: str | None = status.get("AwsEndpoint")
     if not endpoint:
         raise UsageError(
             "the key daemon serves no AWS endpoint", hint="kmsfs daemon start --aws-endpoint 127.0.0.1:4599"
         )
-    return endpoint
+    return endpoint, status["HomeRegion"]

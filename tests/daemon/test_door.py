@@ -1,11 +1,14 @@
 """AWS's own client against the HTTP door: boto3 with plain settings and endpoint_url, real signatures, real policy."""
 
 import datetime
+import subprocess
+import sys
 import json
 import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import boto3
 import botocore.exceptions
@@ -14,6 +17,8 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
+
+from kmsfs.client.session import ClientSession
 
 REGION = "eu-central-1"
 
@@ -221,3 +226,59 @@ def test_the_audit_log_names_the_credentials(door):
 def test_only_loopback(make_daemon):
     with pytest.raises(RuntimeError, match="loopback"):
         make_daemon("--aws-endpoint", "0.0.0.0:0")
+
+
+def test_regions_have_their_own_state_and_one_is_the_sockets(make_daemon):
+    daemon = make_daemon("--aws-endpoint", "127.0.0.1:0", "--aws-region", "eu-west-1")
+    session = daemon.session()
+    door = daemon, session.call("GetStatus", {})["AwsEndpoint"], session.call("GetSessionToken", {})["Credentials"]
+    home, away = client(door, "kms", region="eu-west-1"), client(door, "kms", region="us-east-1")
+    local = session.call("CreateKey", {})["KeyMetadata"]
+    session.call("CreateAlias", {"AliasName": "alias/both", "TargetKeyId": local["KeyId"]})
+    far = away.create_key()["KeyMetadata"]
+    away.create_alias(AliasName="alias/both", TargetKeyId=far["KeyId"])
+    assert far["Arn"].startswith("arn:aws:kms:us-east-1:")
+    assert home.describe_key(KeyId="alias/both")["KeyMetadata"]["KeyId"] == local["KeyId"]
+    assert away.describe_key(KeyId="alias/both")["KeyMetadata"]["KeyId"] == far["KeyId"]
+    assert code_of(home.describe_key, KeyId=far["KeyId"]) == "NotFoundException"
+    assert code_of(home.describe_key, KeyId=far["Arn"]) == "NotFoundException"
+    assert code_of(away.describe_key, KeyId=local["KeyId"]) == "NotFoundException"
+    assert [key["KeyId"] for key in away.list_keys()["Keys"]] == [far["KeyId"]]
+    sealed = away.encrypt(KeyId="alias/both", Plaintext=b"x")["CiphertextBlob"]
+    assert code_of(home.decrypt, CiphertextBlob=sealed) == "InvalidCiphertextException"
+    for region, value in (("eu-west-1", "here"), ("us-east-1", "there")):
+        ssm = client(door, "ssm", region=region)
+        ssm.put_parameter(Name="/a/b", Value=value, Type="SecureString")
+        found = ssm.get_parameter(Name="/a/b", WithDecryption=True)["Parameter"]
+        assert found["Value"] == value and found["ARN"].startswith(f"arn:aws:ssm:{region}:")
+        assert ssm.describe_parameters()["Parameters"][0]["KeyId"] == "alias/aws/ssm"
+    assert session.call("GetParameter", {"Name": "/a/b", "WithDecryption": True})["Parameter"]["Value"] == "here"
+    daemon.stop()
+    daemon.start()
+    found = daemon.session().call("GetParameter", {"Name": "/a/b", "WithDecryption": True})["Parameter"]
+    assert found["Value"] == "here" and daemon.session().call("ListKeys", {})["Keys"][0]["KeyId"] == local["KeyId"]
+    door = daemon, daemon.session().call("GetStatus", {})["AwsEndpoint"], door[2]
+    assert client(door, "ssm", region="us-east-1").get_parameter(Name="/a/b")["Parameter"]["Version"] == 1
+    client(door, "ssm", region="us-east-1").delete_parameter(Name="/a/b")
+    assert client(door, "kms", region="us-east-1").describe_key(KeyId="alias/both")["KeyMetadata"]["KeyId"] == far["KeyId"]
+
+
+def test_an_ephemeral_daemon_of_a_named_account(tmp_path):
+    socket = tmp_path / "s"
+    command = [sys.executable, "-m", "kmsd", "serve", "--ephemeral", "--account", "123456789012", "--private",
+               "--socket", str(socket), "--aws-endpoint", "127.0.0.1:0"]  # fmt: skip
+    for _ in range(2):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 20
+        while not socket.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        session = ClientSession(socket=str(socket), autostart=False)
+        assert session.call("GetStatus", {})["Account"] == "123456789012"
+        folder = Path(session.call("GetStatus", {})["StateDirectory"])
+        assert session.call("ListKeys", {})["Keys"] == []
+        session.call("CreateKey", {})
+        process.terminate()
+        assert process.wait(20) == 0 and not folder.parent.exists()
+        process.stderr.close()
+    refused = subprocess.run([sys.executable, "-m", "kmsd", "serve", "--account", "1"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "--ephemeral" in refused.stderr

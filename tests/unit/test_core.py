@@ -3,6 +3,8 @@
 import copy
 import pickle
 
+import os
+
 import pytest
 
 from kmsfs import errors, ids
@@ -69,18 +71,30 @@ def test_every_error_has_code_exit_and_errno():
 )
 def test_bad_key_ids_are_not_found(text):
     with pytest.raises(errors.KeyNotFound):
-        ids.parse_key_reference(text, "1" * 12)
+        ids.parse_key_reference(text, "local:" + "1" * 12)
 
 
 def test_key_references():
     account = ids.account_of_realm(bytes(16))
     key = "e0c3c3a0-0000-4000-8000-000000000000"
-    assert ids.parse_key_reference(ids.key_arn(account, key), account).key_id == key
-    assert ids.parse_key_reference(ids.alias_arn(account, "alias/a/b"), account).alias == "alias/a/b"
+    scope = ids.scope_of(account)
+    assert ids.parse_key_reference(key, scope).arn == ids.key_arn(scope, key)
+    assert ids.parse_key_reference(ids.key_arn(scope, key), scope).key_id == key
+    assert ids.parse_key_reference("alias/a/b", scope).arn == ids.alias_arn(scope, "alias/a/b")
+    assert ids.parse_key_reference(ids.alias_arn(scope, "alias/a/b"), scope).alias
     with pytest.raises(errors.KeyNotFound):
-        ids.parse_key_reference(ids.key_arn("999999999999", key), account)
+        ids.parse_key_reference(ids.key_arn(ids.scope_of(account, "eu-west-1"), key), scope)
     with pytest.raises(errors.InvalidArn):
-        ids.parse_key_reference("arn:aws:s3:::bucket", account)
+        ids.parse_key_reference("arn:aws:s3:::bucket", scope)
+
+
+def test_a_realm_of_a_wanted_account():
+    for account in ("000000000000", "123456789012", "999999999999"):
+        made = {ids.realm_of_account(account, os.urandom) for _ in range(20)}
+        assert {ids.account_of_realm(realm) for realm in made} == {account} and len(made) == 20
+    for bad in ("12345678901", "x" * 12, "1234567890123"):
+        with pytest.raises(errors.InvalidArn):
+            ids.realm_of_account(bad, os.urandom)
 
 
 @pytest.mark.parametrize("name", ["x", "alias/", "alias/aws/x", "alias/a b", "alias/" + "x" * 300, "alias/ä"])
@@ -90,8 +104,8 @@ def test_bad_aliases(name):
 
 
 def test_parameter_arn_merges_the_slash():
-    assert ids.parameter_arn("1" * 12, "/a/b") == "arn:kmsfs:ssm:local:111111111111:parameter/a/b"
-    assert ids.parameter_arn("1" * 12, "a") == "arn:kmsfs:ssm:local:111111111111:parameter/a"
+    assert ids.parameter_arn("local:" + "1" * 12, "/a/b") == "arn:kmsfs:ssm:local:111111111111:parameter/a/b"
+    assert ids.parameter_arn("local:" + "1" * 12, "a") == "arn:kmsfs:ssm:local:111111111111:parameter/a"
 
 
 def test_blob_shapes():

@@ -228,15 +228,15 @@ def test_paths():
 
 
 def test_selectors():
-    assert parse_selector("/a:3", "1" * 12).version == 3
-    assert parse_selector("arn:kmsfs:ssm:local:111111111111:parameter/a/b:2", "1" * 12).name == "/a/b"
-    assert parse_selector("arn:kmsfs:ssm:local:111111111111:parameter/a", "1" * 12).name == "a"
-    assert parse_selector("/a:prod", "1" * 12).label == "prod"
+    assert parse_selector("/a:3", "local:" + "1" * 12).version == 3
+    assert parse_selector("arn:kmsfs:ssm:local:111111111111:parameter/a/b:2", "local:" + "1" * 12).name == "/a/b"
+    assert parse_selector("arn:kmsfs:ssm:local:111111111111:parameter/a", "local:" + "1" * 12).name == "a"
+    assert parse_selector("/a:prod", "local:" + "1" * 12).label == "prod"
     for bad in ("/a:", "/a:1x", "/a:awsx", "/a:SSM", "/a:b c", "/a:٣"):
         with pytest.raises(errors.ParameterVersionNotFound):
-            parse_selector(bad, "1" * 12)
+            parse_selector(bad, "local:" + "1" * 12)
     with pytest.raises(errors.ParameterNotFound):
-        parse_selector("arn:aws:s3:::x", "1" * 12)
+        parse_selector("arn:aws:s3:::x", "local:" + "1" * 12)
 
 
 def test_tiers():

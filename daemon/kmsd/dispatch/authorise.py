@@ -73,7 +73,7 @@ class Authoriser:
 
     def _on_key(self, call: Call) -> None:
         request = call.request
-        key = self._registry.find(getattr(request, call.operation.resource_field))
+        key = self._registry.find(getattr(request, call.operation.resource_field), call.scope)
         call.key = key
         contexts = getattr(request, "encryption_contexts", None)
         if contexts is None:
@@ -90,7 +90,7 @@ class Authoriser:
         check_usage(call.operation, key.usage, key.arn)
 
     def _on_volume(self, call: Call) -> None:
-        key = self._registry.find(call.request.key_id)
+        key = self._registry.find(call.request.key_id, call.scope)
         call.key = key
         context = {"kmsfs:volume": call.request.volume_id, "kmsfs:purpose": VOLUME_PURPOSE}
         self.require(call, key, call.operation.action, context)
@@ -101,7 +101,7 @@ class Authoriser:
         key = self._key_of_ciphertext(
             call, request.ciphertext_blob, request.key_id, request.encryption_algorithm
         )
-        if request.key_id is not None and self._registry.find(request.key_id) is not key:
+        if request.key_id is not None and self._registry.find(request.key_id, call.scope) is not key:
             raise IncorrectKey(
                 "The key ID in the request does not identify a CMK that can perform this operation."
             )
@@ -115,7 +115,7 @@ class Authoriser:
             return self.key_of_blob(call, data)
         if key_id is None:
             raise ShapeError(f"KeyId is required for algorithm {algorithm}.")
-        return self._registry.find(key_id)
+        return self._registry.find(key_id, call.scope)
 
     def key_of_blob(self, call: Call, data: bytes) -> KmsKey:
         """Parse a blob into `call.blob` and return the key it names.
@@ -125,7 +125,7 @@ class Authoriser:
         """
         blob = parse_blob(data)
         key = self._registry.keys.get(blob.key_id) if blob.kind is BlobType.KMS_CIPHERTEXT else None
-        if key is None:
+        if key is None or not key.scope.startswith(call.region + ":"):
             raise InvalidCiphertext(evidence="blob of no key here")
         call.blob = blob
         return key
@@ -135,11 +135,11 @@ class Authoriser:
         source = self._key_of_ciphertext(
             call, request.ciphertext_blob, request.source_key_id, request.source_encryption_algorithm
         )
-        if request.source_key_id is not None and self._registry.find(request.source_key_id) is not source:
+        if request.source_key_id is not None and self._registry.find(request.source_key_id, call.scope) is not source:
             raise IncorrectKey(
                 "The key ID in the request does not identify a CMK that can perform this operation."
             )
-        destination = self._registry.find(request.destination_key_id)
+        destination = self._registry.find(request.destination_key_id, call.scope)
         call.source, call.key = source, destination
         self.require(call, source, "kms:ReEncryptFrom", request.source_encryption_context)
         self.require(call, destination, "kms:ReEncryptTo", request.destination_encryption_context)
@@ -148,11 +148,12 @@ class Authoriser:
 
     def _on_alias(self, call: Call) -> None:
         name = check_alias(call.request.alias_name)
-        alias = self._registry.aliases.get(name)
+        arn = alias_arn(call.scope, name)
+        alias = self._registry.aliases.get(arn)
         if alias is None and call.operation.name != "CreateAlias":
-            raise AliasNotFound(f"Alias {alias_arn(self._registry.account, name)} is not found.")
+            raise AliasNotFound(f"Alias {arn} is not found.")
         target = getattr(call.request, "target_key_id", None)
-        keys = [self._registry.find(target)] if target is not None else []
+        keys = [self._registry.find(target, call.scope)] if target is not None else []
         if alias is not None and call.operation.name != "CreateAlias":
             keys.append(self._registry.keys[alias.key_id])
         call.key = keys[0]
@@ -161,7 +162,7 @@ class Authoriser:
         check_state(call.operation, call.key.state, call.key.arn)
 
     def _on_grant(self, call: Call) -> None:
-        key_id, grant_id = self._grants.named_grant(call.request)
+        key_id, grant_id = self._grants.named_grant(call.request, call.scope)
         key = self._registry.keys[key_id]
         call.key = key
         grant = key.grants[grant_id]

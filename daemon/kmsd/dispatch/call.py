@@ -7,6 +7,7 @@ from kmsd.authz.principal import Caller
 from kmsd.keys.registry import KmsKey
 from kmsfs.api.operation import Operation, Shape
 from kmsfs.formats.blob import Blob
+from kmsfs.ids import REGION, scope_of
 
 
 @dataclass(slots=True)
@@ -26,6 +27,12 @@ class Call:
     blob: Blob | None = None
     decided_by: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
+    region: str = REGION
+
+    @property
+    def scope(self) -> str:
+        """The region and account whose keys, parameters and secrets the call speaks of."""
+        return scope_of(self.caller.account, self.region)
 
     @property
     def the_key(self) -> KmsKey:

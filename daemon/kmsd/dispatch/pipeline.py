@@ -16,6 +16,7 @@ from kmsfs.api.registry import OPERATIONS, find
 from kmsfs.api.validation import decode
 from kmsfs.errors import AccessDenied, DryRunSucceeded, InvariantBroken, KmsfsError
 from kmsfs.formats.frame import Request
+from kmsfs.ids import REGION
 
 _LOG = logging.getLogger("kmsd")
 ALWAYS_ANSWERED = frozenset({"DisableKey", "GetStatus"})
@@ -45,15 +46,17 @@ class Pipeline:
         self._authoriser = authoriser
         self._handlers = handlers
 
-    def run(self, caller: Caller, frame: Request, connection_id: int) -> tuple[Any, Call]:
-        """Run one frame's operation; return (plain response, call).
+    def run(
+        self, caller: Caller, frame: Request, connection_id: int, region: str = REGION
+    ) -> tuple[Any, Call]:
+        """Run one frame's operation in a region; return (plain response, call).
 
         Raises:
             KmsfsError: the operation's own failure, already recorded for the audit log.
         """
         call = Call(
             _UNKNOWN, None, caller, self._new_call_id(), self._clock(), connection_id=connection_id,
-            context_uid=frame.context_uid,
+            context_uid=frame.context_uid, region=region,
         )  # fmt: skip
         try:
             call.operation = find(frame.operation)
@@ -67,7 +70,7 @@ class Pipeline:
         """Run another operation in the same caller's name, through a service, under the same call id."""
         call = Call(
             OPERATIONS[operation_name], None, outer.caller, outer.call_id, outer.now, via=via,
-            connection_id=outer.connection_id, context_uid=outer.context_uid,
+            connection_id=outer.connection_id, context_uid=outer.context_uid, region=outer.region,
         )  # fmt: skip
         return self._run(call, parameters)
 

@@ -26,6 +26,7 @@ class DaemonFacts:
     started: float
     private: bool
     aws_endpoint: str
+    home_region: str
 
 
 class AdminService:
@@ -54,6 +55,7 @@ class AdminService:
             keys=len(self._registry.keys),
             private=facts.private,
             aws_endpoint=facts.aws_endpoint or None,
+            home_region=facts.home_region if facts.aws_endpoint else None,
         )
 
     def watch(self, call: Call) -> shapes.WatchResponse:
@@ -61,7 +63,7 @@ class AdminService:
         request: shapes.WatchRequest = call.request
         watched = []
         for reference in request.key_ids:
-            key = self._registry.find(reference)
+            key = self._registry.find(reference, call.scope)
             self._require_any(call, reference)
             watched.append(key.key_id)
         call.notes[WATCHED_KEYS] = frozenset(watched)
@@ -69,7 +71,7 @@ class AdminService:
 
     def _require_any(self, call: Call, reference: str) -> None:
         """Whoever may describe a key or decrypt with it may learn that it changes."""
-        key = self._registry.find(reference)
+        key = self._registry.find(reference, call.scope)
         try:
             self._authoriser.require(call, key, "kms:DescribeKey", {})
         except AccessDenied:

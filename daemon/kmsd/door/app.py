@@ -32,11 +32,12 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Door:
-    """Serves `POST /` on one account. One connection may ask many times; nothing is kept between requests."""
+    """Serves `POST /`. One connection may ask many times; nothing is kept between requests."""
 
-    def __init__(self, state: ServerState, tokens: SessionTokens) -> None:
+    def __init__(self, state: ServerState, tokens: SessionTokens, home_region: str) -> None:
         self._state = state
         self._tokens = tokens
+        self._home_region = home_region
         self._translations: dict[str, ArnTranslation] = {}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -66,11 +67,11 @@ class Door:
         request = read_request(headers.get("x-amz-target", ""), headers.get("content-type", ""), body)
         caller, region = self._authenticate(request, headers, body)
         state.buckets.spend(caller.uid, state.clock())
-        translation = self._translation(caller.account, region)
+        translation = self._translation(region)
         parameters = translation.inward(with_bytes(request.parameters, request.operation.request))
         frame = Request(0, request.operation.name, parameters, None, None)
         try:
-            result, _ = state.pipeline.run(caller, frame, next(state.numbers))
+            result, _ = state.pipeline.run(caller, frame, next(state.numbers), translation.region)
         finally:
             state.settle_audit()
         return answer_bytes(request, translation.outward(result), request_id)
@@ -97,12 +98,12 @@ class Door:
             raise InvalidSignature(f"Credential should be scoped to correct service: '{request.service}'.")
         return caller, scope.region
 
-    def _translation(self, account: str, region: str) -> ArnTranslation:
+    def _translation(self, region: str) -> ArnTranslation:
         held = self._translations.get(region)
         if held is None:
             if len(self._translations) > 64:
                 self._translations.clear()
-            held = self._translations[region] = ArnTranslation(account, region)
+            held = self._translations[region] = ArnTranslation(region, self._home_region)
         return held
 
     def _failure(

@@ -1,4 +1,7 @@
-"""ARNs at the door: AWS's clients speak of `arn:aws:kms:REGION:…`, the daemon of `arn:kmsfs:kms:local:…`.
+"""ARNs at the door: AWS's clients speak of `arn:aws:kms:REGION:…`, the daemon of `arn:kmsfs:kms:REGION:…`.
+
+One region, the home region, is the socket's: there the daemon says `local`. The default keys of services are called
+`alias/aws/ssm` by AWS's clients and `alias/kmsfs/ssm` by the daemon.
 
 Only fields that hold ARNs are translated, key policies wherever they name one, and of an encryption context only the
 value that Parameter Store binds. Everything else, secrets first of all, passes unchanged.
@@ -11,27 +14,35 @@ from kmsfs.ids import PARTITION, REGION
 
 _FIELDS = frozenset(
     {
-        "AliasArn", "Arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "IssuingAccount", "KeyArn", "KeyId",
+        "AliasArn", "AliasName", "Arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "IssuingAccount", "KeyArn", "KeyId",
         "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SourceKeyId", "TargetKeyId",
     }
 )  # fmt: skip
 _BOUND_BY_SSM = "PARAMETER_ARN"
+_SERVICES = "(kms|ssm|secretsmanager)"
+_OTHER = r"[a-z0-9-]+:\d{12}:"
+_AWS_DEFAULT = r"alias/aws/(ssm|secretsmanager)\Z"
+_OUR_DEFAULT = r"alias/kmsfs/(ssm|secretsmanager)\Z"
 
 
 class ArnTranslation:
-    """Translates for one account and one region."""
+    """Translates for one region."""
 
-    def __init__(self, account: str, region: str) -> None:
+    def __init__(self, region: str, home_region: str) -> None:
+        self.region = REGION if region == home_region else region
+        """What the daemon calls the region."""
+        shown = re.escape(region)
         self._inward = (
-            (
-                re.compile(rf"arn:aws:(kms|ssm):{re.escape(region)}:(?={account}:)"),
-                rf"arn:{PARTITION}:\1:{REGION}:",
-            ),
-            (re.compile(rf"arn:aws:iam::(?={account}:)"), f"arn:{PARTITION}:iam::"),
+            (re.compile(rf"arn:aws:{_SERVICES}:{shown}:(?=\d{{12}}:)"), rf"arn:{PARTITION}:\1:{self.region}:"),
+            (re.compile(rf"arn:aws:{_SERVICES}:(?={_OTHER})"), rf"arn:{PARTITION}:\1:"),
+            (re.compile(r"arn:aws:(iam|sts)::(?=\d{12}:)"), rf"arn:{PARTITION}:\1::"),
+            (re.compile(rf"\b{_AWS_DEFAULT}"), r"alias/kmsfs/\1"),
         )
         self._outward = (
-            (re.compile(rf"arn:{PARTITION}:(kms|ssm):{REGION}:(?={account}:)"), rf"arn:aws:\1:{region}:"),
-            (re.compile(rf"arn:{PARTITION}:iam::(?={account}:)"), "arn:aws:iam::"),
+            (re.compile(rf"arn:{PARTITION}:{_SERVICES}:{self.region}:(?=\d{{12}}:)"), rf"arn:aws:\1:{region}:"),
+            (re.compile(rf"arn:{PARTITION}:{_SERVICES}:(?={_OTHER})"), r"arn:aws:\1:"),
+            (re.compile(rf"arn:{PARTITION}:(iam|sts)::(?=\d{{12}}:)"), r"arn:aws:\1::"),
+            (re.compile(rf"\b{_OUR_DEFAULT}"), r"alias/aws/\1"),
         )
 
     def inward(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +73,7 @@ def _walk(value: dict[str, Any], rules: _Rules) -> dict[str, Any]:
 
 def _field(name: str, value: Any, rules: _Rules) -> Any:
     if isinstance(value, str):
-        whole = name in _FIELDS and value.startswith("arn:")
+        whole = name in _FIELDS and value.startswith(("arn:", "alias/"))
         return _replace(value, rules) if whole or name == "Policy" else value
     if isinstance(value, dict):
         if name.startswith("EncryptionContext") or name.endswith("EncryptionContext"):

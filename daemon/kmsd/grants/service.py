@@ -62,6 +62,7 @@ class GrantService:
         wanted = [
             grant
             for key in self._registry.keys.values()
+            if key.scope == call.scope
             for grant in key.grants.values()
             if grant.retiring == request.retiring_principal
         ]
@@ -69,7 +70,7 @@ class GrantService:
 
     def retire_grant(self, call: Call) -> Empty:
         """RetireGrant."""
-        key_id, grant_id = self.named_grant(call.request)
+        key_id, grant_id = self.named_grant(call.request, call.scope)
         key = self._registry.keys[key_id]
         self._registry.remove_grant(key, key.grants[grant_id])
         return Empty()
@@ -83,7 +84,7 @@ class GrantService:
         self._registry.remove_grant(key, grant)
         return Empty()
 
-    def named_grant(self, request: shapes.RetireGrantRequest) -> tuple[str, str]:
+    def named_grant(self, request: shapes.RetireGrantRequest, scope: str) -> tuple[str, str]:
         """Return (key id, grant id) of the grant to retire.
 
         Raises:
@@ -94,7 +95,7 @@ class GrantService:
         if request.grant_token is not None:
             key_id, grant_id = self._tokens.read(request.grant_token)
         else:
-            key_id, grant_id = self._registry.find(request.key_id or "").key_id, request.grant_id or ""
+            key_id, grant_id = self._registry.find(request.key_id or "", scope).key_id, request.grant_id or ""
         key = self._registry.keys.get(key_id)
         if key is None or grant_id not in key.grants:
             raise InvalidGrantId(f"Grant ID {grant_id} not found")

@@ -13,7 +13,7 @@ from kmsd.store.schema import Table
 from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC
 from kmsfs.api.operation import KeyState
 from kmsfs.errors import AliasNotFound, KeyNotFound
-from kmsfs.ids import alias_arn, key_arn, parse_key_reference
+from kmsfs.ids import alias_arn, key_arn, parse_key_reference, scope_of
 from kmsfs.secret import KeyMaterial
 
 
@@ -38,6 +38,7 @@ class KmsKey:
     next_rotation: float | None = None
     rotations: list[tuple[float, str]] = field(default_factory=list)
     """When and how each material after the first came: one entry a term from 2."""
+    scope: str = ""
     materials: dict[int, KeyMaterial] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
 
@@ -53,7 +54,7 @@ class KmsKey:
             "deletion": self.deletion, "policy": self.policy.text, "term": self.term,
             "generation": self.generation, "creator": self.creator, "spec": self.spec, "usage": self.usage,
             "tags": self.tags, "rotation_days": self.rotation_days, "next_rotation": self.next_rotation,
-            "rotations": [list(entry) for entry in self.rotations],
+            "rotations": [list(entry) for entry in self.rotations], "scope": self.scope,
         }  # fmt: skip
 
     def grants_for(self, caller: Caller) -> Iterator[Grant]:
@@ -66,16 +67,25 @@ class KmsKey:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A name of a key."""
+    """A name of a key, in the scope of its key."""
 
     name: str
     key_id: str
     created: float
     updated: float
+    scope: str
+
+    @property
+    def arn(self) -> str:
+        """Its ARN, by which the registry knows it."""
+        return alias_arn(self.scope, self.name)
 
     def row(self) -> dict[str, Any]:
         """The sealed row of this alias."""
-        return {"name": self.name, "key": self.key_id, "created": self.created, "updated": self.updated}
+        return {
+            "name": self.name, "key": self.key_id, "created": self.created, "updated": self.updated,
+            "scope": self.scope,
+        }  # fmt: skip
 
 
 _BEFORE_SPECS: dict[str, Any] = {
@@ -90,6 +100,7 @@ class KeyRegistry:
 
     def __init__(self, account: str, store: SealedStore, vault: MaterialVault) -> None:
         self.account = account
+        self._home = scope_of(account)
         self.store = store
         self.vault = vault
         self.keys: dict[str, KmsKey] = {}
@@ -99,23 +110,23 @@ class KeyRegistry:
 
     # --- finding ------------------------------------------------------------------------------------------
 
-    def find(self, reference: str) -> KmsKey:
-        """Return the key that a KeyId parameter names.
+    def find(self, reference: str, scope: str) -> KmsKey:
+        """Return the key that a KeyId parameter names for a caller of this scope.
 
         Raises:
             KeyNotFound: if there is none, with AWS's text.
             AliasNotFound: if it is an alias that does not exist.
             InvalidArn: if it is an ARN of another kind.
         """
-        parsed = parse_key_reference(reference, self.account)
-        if parsed.alias is not None:
-            alias = self.aliases.get(parsed.alias)
+        parsed = parse_key_reference(reference, scope)
+        if parsed.alias:
+            alias = self.aliases.get(parsed.arn)
             if alias is None:
-                raise AliasNotFound(f"Alias {alias_arn(self.account, parsed.alias)} is not found.")
+                raise AliasNotFound(f"Alias {parsed.arn} is not found.")
             return self.keys[alias.key_id]
-        key = self.keys.get(parsed.key_id or "")
-        if key is None:
-            raise KeyNotFound(f"Key '{key_arn(self.account, parsed.key_id or '')}' does not exist")
+        key = self.keys.get(parsed.key_id)
+        if key is None or key.arn != parsed.arn:
+            raise KeyNotFound(f"Key '{parsed.arn}' does not exist")
         return key
 
     def aliases_of(self, key_id: str) -> list[Alias]:
@@ -163,12 +174,12 @@ class KeyRegistry:
             for term in key.materials:
                 work.delete(Table.MATERIAL, f"{key.key_id}/{term}")
             for alias in self.aliases_of(key.key_id):
-                work.delete(Table.ALIAS, alias.name)
+                work.delete(Table.ALIAS, self._alias_place(alias))
             for grant in key.grants.values():
                 work.delete(Table.GRANT, f"{key.key_id}/{grant.grant_id}")
             work.delete(Table.KEY, key.key_id)
         for alias in self.aliases_of(key.key_id):
-            del self.aliases[alias.name]
+            del self.aliases[alias.arn]
         for material in key.materials.values():
             material.wipe()
         del self.keys[key.key_id]
@@ -177,14 +188,17 @@ class KeyRegistry:
     def put_alias(self, alias: Alias) -> None:
         """Create or move an alias."""
         with self.store.transaction() as work:
-            work.put(Table.ALIAS, alias.name, alias.row())
-        self.aliases[alias.name] = alias
+            work.put(Table.ALIAS, self._alias_place(alias), alias.row())
+        self.aliases[alias.arn] = alias
 
-    def delete_alias(self, name: str) -> None:
+    def delete_alias(self, alias: Alias) -> None:
         """Remove an alias."""
         with self.store.transaction() as work:
-            work.delete(Table.ALIAS, name)
-        del self.aliases[name]
+            work.delete(Table.ALIAS, self._alias_place(alias))
+        del self.aliases[alias.arn]
+
+    def _alias_place(self, alias: Alias) -> str:
+        return alias.name if alias.scope == self._home else alias.arn
 
     def add_grant(self, key: KmsKey, grant: Grant) -> None:
         """Store a grant; it counts at once."""
@@ -222,18 +236,20 @@ class KeyRegistry:
 
     def _load(self) -> None:
         for stored in self.store.scan(Table.KEY):
-            row = {**_BEFORE_SPECS, **stored}
+            row = {**_BEFORE_SPECS, "scope": self._home, **stored}
             self.keys[row["id"]] = KmsKey(
-                row["id"], key_arn(self.account, row["id"]), row["description"], KeyState(row["state"]),
+                row["id"], key_arn(row["scope"], row["id"]), row["description"], KeyState(row["state"]),
                 row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
                 row["creator"], row["spec"], row["usage"], row["tags"], row["rotation_days"], row["next_rotation"],
-                [(date, kind) for date, kind in row["rotations"]],
+                [(date, kind) for date, kind in row["rotations"]], row["scope"],
             )  # fmt: skip
         for row in self.store.scan(Table.MATERIAL):
             place = f"{row['key']}/{row['term']}"
             self.keys[row["key"]].materials[row["term"]] = self.vault.unwrap(row["blob"], place)
         for row in self.store.scan(Table.ALIAS):
-            self.aliases[row["name"]] = Alias(row["name"], row["key"], row["created"], row["updated"])
+            scope = row.get("scope", self._home)
+            alias = Alias(row["name"], row["key"], row["created"], row["updated"], scope)
+            self.aliases[alias.arn] = alias
         for row in self.store.scan(Table.GRANT):
             grant = Grant(
                 row["id"], row["key"], row["grantee"], row["retiring"], frozenset(row["operations"]),

@@ -64,7 +64,7 @@ class KeyService:
         if len(self._registry.keys) >= KEYS_MAX:
             raise LimitExceeded(f"a realm has at most {KEYS_MAX} keys")
         key_id, spec = str(self._new_id()), request.key_spec or SYMMETRIC
-        arn = key_arn(self._registry.account, key_id)
+        arn = key_arn(call.scope, key_id)
         policy = compile_policy(request.policy or default_policy(call.caller.principal))
         if request.policy and not request.bypass_policy_lockout_safety_check:
             refuse_lockout(policy, arn, call.caller, call.now)
@@ -82,6 +82,7 @@ class KeyService:
             spec,
             usage_of(spec, request.key_usage),
             {tag.tag_key: tag.tag_value for tag in request.tags},
+            scope=call.scope,
         )
         key.materials[1] = self._registry.vault.make(spec)
         self._registry.add_key(key)
@@ -96,7 +97,9 @@ class KeyService:
         """ListKeys."""
         request: shapes.ListKeysRequest = call.request
         visible = sorted(
-            k for k, key in self._registry.keys.items() if may(call.caller, "kms:DescribeKey", key, call.now)
+            k
+            for k, key in self._registry.keys.items()
+            if key.scope == call.scope and may(call.caller, "kms:DescribeKey", key, call.now)
         )
         page, marker = page_of(visible, request.limit, request.marker)
         entries = [shapes.KeyListEntry(key_id=k, key_arn=self._registry.keys[k].arn) for k in page]
@@ -152,45 +155,45 @@ class KeyService:
     def create_alias(self, call: Call) -> shapes.Empty:
         """CreateAlias."""
         name = check_alias(call.request.alias_name)
-        if name in self._registry.aliases:
-            raise AlreadyExists(
-                f"An alias with the name {alias_arn(self._registry.account, name)} already exists"
-            )
+        made = Alias(name, call.the_key.key_id, call.now, call.now, call.the_key.scope)
+        if made.arn in self._registry.aliases:
+            raise AlreadyExists(f"An alias with the name {made.arn} already exists")
         if len(self._registry.aliases_of(call.the_key.key_id)) >= ALIASES_PER_KEY_MAX:
             raise LimitExceeded(f"a key has at most {ALIASES_PER_KEY_MAX} aliases")
-        self._registry.put_alias(Alias(name, call.the_key.key_id, call.now, call.now))
+        self._registry.put_alias(made)
         return shapes.Empty()
 
     def update_alias(self, call: Call) -> shapes.Empty:
         """UpdateAlias."""
-        old = self._registry.aliases[call.request.alias_name]
+        old = self._registry.aliases[alias_arn(call.scope, call.request.alias_name)]
         before, after = self._registry.keys[old.key_id], call.the_key
         if (before.usage, is_asymmetric(before.spec)) != (after.usage, is_asymmetric(after.spec)):
             raise KeyInvalidState(
-                f"Alias {alias_arn(self._registry.account, old.name)} cannot be changed to a KMS key of another type or usage."
+                f"Alias {old.arn} cannot be changed to a KMS key of another type or usage."
             )
-        self._registry.put_alias(Alias(old.name, call.the_key.key_id, old.created, call.now))
+        self._registry.put_alias(Alias(old.name, after.key_id, old.created, call.now, old.scope))
         return shapes.Empty()
 
     def delete_alias(self, call: Call) -> shapes.Empty:
         """DeleteAlias."""
-        self._registry.delete_alias(call.request.alias_name)
+        self._registry.delete_alias(self._registry.aliases[alias_arn(call.scope, call.request.alias_name)])
         return shapes.Empty()
 
     def list_aliases(self, call: Call) -> shapes.ListAliasesResponse:
         """ListAliases."""
         request: shapes.ListAliasesRequest = call.request
         aliases = self._registry.aliases
-        only = self._registry.find(request.key_id).key_id if request.key_id else None
+        only = self._registry.find(request.key_id, call.scope).key_id if request.key_id else None
         visible = sorted(
-            name
-            for name, alias in aliases.items()
-            if (only is None or alias.key_id == only)
+            arn
+            for arn, alias in aliases.items()
+            if alias.scope == call.scope
+            and (only is None or alias.key_id == only)
             and may(call.caller, "kms:DescribeKey", self._registry.keys[alias.key_id], call.now)
         )
         page, marker = page_of(visible, request.limit, request.marker)
         return shapes.ListAliasesResponse(
-            aliases=[self._alias_entry(aliases[name]) for name in page],
+            aliases=[self._alias_entry(aliases[arn]) for arn in page],
             next_marker=marker,
             truncated=marker is not None,
         )
@@ -205,7 +208,7 @@ class KeyService:
     def _alias_entry(self, alias: Alias) -> shapes.AliasEntry:
         return shapes.AliasEntry(
             alias_name=alias.name,
-            alias_arn=alias_arn(self._registry.account, alias.name),
+            alias_arn=alias.arn,
             target_key_id=alias.key_id,
             creation_date=alias.created,
             last_updated_date=alias.updated,
@@ -214,7 +217,7 @@ class KeyService:
     def _metadata(self, key: KmsKey) -> shapes.KeyMetadata:
         algorithms = {key.usage: list(SPECS[key.spec].algorithms[key.usage])}
         return shapes.KeyMetadata(
-            aws_account_id=self._registry.account,
+            aws_account_id=key.scope.partition(":")[2],
             key_id=key.key_id,
             arn=key.arn,
             creation_date=key.created,

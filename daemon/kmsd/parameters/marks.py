@@ -22,7 +22,7 @@ class ParameterMarkService:
     def label_parameter_version(self, call: Call) -> shapes.LabelParameterVersionResponse:
         """LabelParameterVersion: the newest version if none is named."""
         request: shapes.LabelParameterVersionRequest = call.request
-        facts = self._parameters.visible(call.caller, request.name)
+        facts = self._parameters.visible(call, request.name)
         version = self._parameters.require_version(facts, request.parameter_version or facts.version)
         labels, invalid = attach(facts, version, request.labels)
         self._parameters.replace_facts(replace(facts, labels=labels))
@@ -31,7 +31,7 @@ class ParameterMarkService:
     def unlabel_parameter_version(self, call: Call) -> shapes.UnlabelParameterVersionResponse:
         """UnlabelParameterVersion."""
         request: shapes.UnlabelParameterVersionRequest = call.request
-        facts = self._parameters.visible(call.caller, request.name)
+        facts = self._parameters.visible(call, request.name)
         version = self._parameters.require_version(facts, request.parameter_version)
         labels, removed, invalid = detach(facts, version, request.labels)
         self._parameters.replace_facts(replace(facts, labels=labels))
@@ -64,6 +64,6 @@ class ParameterMarkService:
         if call.request.resource_type != "Parameter":
             raise InvalidResourceType(f"{call.request.resource_type} resources are not kept here.")
         try:
-            return self._parameters.visible(call.caller, call.request.resource_id)
+            return self._parameters.visible(call, call.request.resource_id)
         except ParameterNotFound as error:
             raise InvalidResourceId(f"Parameter {call.request.resource_id[:256]} does not exist.") from error

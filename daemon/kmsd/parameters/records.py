@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from kmsfs.ids import parameter_arn
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterFacts:
@@ -24,12 +26,19 @@ class ParameterFacts:
     labels: dict[str, int] = field(default_factory=dict)
     """Label to version. Only the newest version's facts count, as for tags."""
     tags: dict[str, str] = field(default_factory=dict)
+    scope: str = ""
+    """Region and account."""
+
+    @property
+    def arn(self) -> str:
+        """Its ARN."""
+        return parameter_arn(self.scope, self.name)
 
     def row(self) -> dict[str, Any]:
         """The sealed row."""
         return asdict(self)
 
 
-def facts_of(row: dict[str, Any]) -> ParameterFacts:
-    """Read a sealed row, with or without a value."""
-    return ParameterFacts(**{key: value for key, value in row.items() if key != "value"})
+def facts_of(row: dict[str, Any], home: str) -> ParameterFacts:
+    """Read a sealed row, with or without a value; rows made before there were regions are of the `home` scope."""
+    return ParameterFacts(**{"scope": home, **{key: value for key, value in row.items() if key != "value"}})

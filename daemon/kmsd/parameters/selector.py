@@ -17,7 +17,7 @@ class Selector:
     label: str | None = None
 
 
-def parse_selector(text: str, account: str) -> Selector:
+def parse_selector(text: str, scope: str) -> Selector:
     """Read a selector.
 
     Raises:
@@ -25,7 +25,7 @@ def parse_selector(text: str, account: str) -> Selector:
         ParameterVersionNotFound: if the part after the colon is neither a version nor a label that exists.
     """
     if text.startswith("arn:"):
-        prefix = parameter_arn(account, "")
+        prefix = parameter_arn(scope, "")
         if not text.startswith(prefix):
             raise ParameterNotFound
         rest = text.removeprefix(prefix)

@@ -1,6 +1,7 @@
 """Handlers of parameter operations. The KMS steps run as the caller, through the pipeline, `kms:ViaService` ssm."""
 
 import base64
+import bisect
 from typing import Any
 
 from kmsd.authz.policy import service_key_policy
@@ -34,7 +35,7 @@ from kmsfs.errors import (
     ParameterVersionNotFound,
     UnsupportedParameterType,
 )
-from kmsfs.ids import parameter_arn
+from kmsfs.ids import scope_of
 from kmsfs.quantity import PARAMETER_VERSIONS_KEPT
 
 _VERSIONS_HELD = 10_000
@@ -55,9 +56,17 @@ class ParameterService:
         self._calls = calls
         self._rng = rng
         self._administrators = administrators
-        self._facts = {row["name"]: facts_of(row) for row in store.scan(Table.PARAMETER)}
-        self._names = sorted(self._facts)
-        self._held: dict[tuple[str, int], tuple[ParameterFacts, bytes]] = {}
+        self._home = scope_of(account)
+        self._facts: dict[tuple[str, str], ParameterFacts] = {}
+        self._names: dict[str, list[str]] = {}
+        """Sorted names by scope."""
+        for row in store.scan(Table.PARAMETER):
+            facts = facts_of(row, self._home)
+            self._facts[facts.scope, facts.name] = facts
+            self._names.setdefault(facts.scope, []).append(facts.name)
+        for names in self._names.values():
+            names.sort()
+        self._held: dict[tuple[str, str, int], tuple[ParameterFacts, bytes]] = {}
         """Versions read lately, as stored: a SecureString's value is its ciphertext."""
 
     # --- writing ------------------------------------------------------------------------------------------
@@ -66,7 +75,7 @@ class ParameterService:
         """PutParameter."""
         request: shapes.PutParameterRequest = call.request
         name = check_name(request.name)
-        present = self._facts.get(name)
+        present = self._facts.get((call.scope, name))
         facts = self._next_facts(call, request, present)
         stored, key_arn = self._seal_value(call, facts, request)
         facts = ParameterFacts(**{**facts.row(), "key_arn": key_arn})
@@ -74,14 +83,15 @@ class ParameterService:
         if drop > 0:
             require_droppable(facts, drop)
         with self._store.transaction() as work:
-            work.put(Table.PARAMETER, name, facts.row())
+            place = self._place(facts)
+            work.put(Table.PARAMETER, place, facts.row())
             row = {**facts.row(), "value": stored}
-            work.put(Table.PARAMETER_VERSION, f"{name}:{facts.version}", row, parent=name)
+            work.put(Table.PARAMETER_VERSION, f"{place}:{facts.version}", row, parent=place)
             if drop > 0:
-                work.delete(Table.PARAMETER_VERSION, f"{name}:{drop}")
-        self._facts[name] = facts
+                work.delete(Table.PARAMETER_VERSION, f"{place}:{drop}")
+        self._facts[facts.scope, name] = facts
         if present is None:
-            self._names = sorted(self._facts)
+            bisect.insort(self._names.setdefault(facts.scope, []), name)
         return shapes.PutParameterResponse(version=facts.version, tier=facts.tier)
 
     def _next_facts(
@@ -131,7 +141,7 @@ class ParameterService:
             request.name, kind, tier, version, present.owner if present else call.caller.principal, key,
             request.description, pattern, request.data_type, call.now, call.caller.principal,
             max(1, version - PARAMETER_VERSIONS_KEPT + 1), None, present.labels if present else {},
-            present.tags if present else {tag.key: tag.value for tag in request.tags},
+            present.tags if present else {tag.key: tag.value for tag in request.tags}, call.scope,
         )  # fmt: skip
 
     def _check_room(self, tier: str) -> None:
@@ -156,22 +166,36 @@ class ParameterService:
         return shapes.DeleteParametersResponse(deleted_parameters=deleted, invalid_parameters=missing)
 
     def _delete(self, call: Call, name: str) -> None:
-        facts = self.visible(call.caller, name)
+        facts = self.visible(call, name)
+        place = self._place(facts)
         with self._store.transaction() as work:
             for version in range(facts.oldest, facts.version + 1):
-                work.delete(Table.PARAMETER_VERSION, f"{name}:{version}")
-            work.delete(Table.PARAMETER, name)
+                work.delete(Table.PARAMETER_VERSION, f"{place}:{version}")
+            work.delete(Table.PARAMETER, place)
         for version in range(facts.oldest, facts.version + 1):
-            self._held.pop((name, version), None)
-        del self._facts[name]
-        self._names = sorted(self._facts)
+            self._held.pop((facts.scope, name, version), None)
+        del self._facts[facts.scope, name]
+        names = self._names[facts.scope]
+        del names[bisect.bisect_left(names, name)]
+
+    def _place(self, facts: ParameterFacts) -> str:
+        """Return the natural key of a parameter's row."""
+        return facts.name if facts.scope == self._home else facts.arn
+
+    def _names_below(self, scope: str, path: str) -> list[str]:
+        """Return the sorted names that lie below a checked path, at any depth."""
+        names = self._names.get(scope, [])
+        if not path:
+            return names
+        first = bisect.bisect_left(names, path + "/")
+        return names[first : bisect.bisect_left(names, path + "0", first)]
 
     # --- reading ------------------------------------------------------------------------------------------
 
     def get_parameter(self, call: Call) -> shapes.GetParameterResponse:
         """GetParameter."""
         request: shapes.GetParameterRequest = call.request
-        selector = parse_selector(request.name, self._account)
+        selector = parse_selector(request.name, call.scope)
         return shapes.GetParameterResponse(
             parameter=self._read(call, selector, decrypt=request.with_decryption)
         )
@@ -184,7 +208,7 @@ class ParameterService:
         found, missing = [], []
         for text in request.names:
             try:
-                selector = parse_selector(text, self._account)
+                selector = parse_selector(text, call.scope)
                 found.append(self._read(call, selector, decrypt=request.with_decryption))
             except NotFound:
                 missing.append(text)
@@ -197,10 +221,10 @@ class ParameterService:
         test = make_test(request.parameter_filters, _PATH_FILTERS)
         names = [
             name
-            for name in self._names
+            for name in self._names_below(call.scope, path)
             if below(name, path, recursive=request.recursive)
-            and self._owns(call.caller, self._facts[name])
-            and test(self._facts[name])
+            and self._owns(call.caller, self._facts[call.scope, name])
+            and test(self._facts[call.scope, name])
         ]
         page, token = token_page_of(names, request.max_results, request.next_token)
         read = [
@@ -211,7 +235,7 @@ class ParameterService:
     def get_parameter_history(self, call: Call) -> shapes.GetParameterHistoryResponse:
         """GetParameterHistory."""
         request: shapes.GetParameterHistoryRequest = call.request
-        newest = self.visible(call.caller, request.name)
+        newest = self.visible(call, request.name)
         marks = [f"{version:012d}" for version in range(newest.oldest, newest.version + 1)]
         page, token = token_page_of(marks, request.max_results, request.next_token)
         entries = []
@@ -239,16 +263,21 @@ class ParameterService:
         """DescribeParameters."""
         request: shapes.DescribeParametersRequest = call.request
         test = make_test(request.parameter_filters, _DESCRIBE_FILTERS)
-        names = [n for n in self._names if self._owns(call.caller, self._facts[n]) and test(self._facts[n])]
+        scope = call.scope
+        names = [
+            name
+            for name in self._names.get(scope, [])
+            if self._owns(call.caller, self._facts[scope, name]) and test(self._facts[scope, name])
+        ]
         page, token = token_page_of(names, request.max_results, request.next_token)
         return shapes.DescribeParametersResponse(
-            parameters=[self._describe(self._facts[name]) for name in page], next_token=token
+            parameters=[self._describe(self._facts[scope, name]) for name in page], next_token=token
         )
 
     def _describe(self, facts: ParameterFacts) -> shapes.ParameterMetadata:
         return shapes.ParameterMetadata(
             name=facts.name,
-            arn=parameter_arn(self._account, facts.name),
+            arn=facts.arn,
             type=facts.type,
             key_id=facts.key,
             last_modified_date=facts.modified,
@@ -261,7 +290,7 @@ class ParameterService:
         )
 
     def _read(self, call: Call, selector: Selector, *, decrypt: bool) -> shapes.Parameter:
-        newest = self.visible(call.caller, selector.name)
+        newest = self.visible(call, selector.name)
         version = selector.version or newest.version
         if selector.label is not None:
             version = newest.labels.get(selector.label, 0)
@@ -273,15 +302,15 @@ class ParameterService:
             version=facts.version,
             selector=selector.suffix,
             last_modified_date=facts.modified,
-            arn=parameter_arn(self._account, facts.name),
+            arn=facts.arn,
             data_type=facts.data_type,
         )
 
     def replace_facts(self, facts: ParameterFacts) -> None:
         """Store a parameter's changed labels or tags."""
         with self._store.transaction() as work:
-            work.put(Table.PARAMETER, facts.name, facts.row())
-        self._facts[facts.name] = facts
+            work.put(Table.PARAMETER, self._place(facts), facts.row())
+        self._facts[facts.scope, facts.name] = facts
 
     def require_version(self, newest: ParameterFacts, version: int) -> int:
         """Return the number of a version that is kept.
@@ -297,25 +326,25 @@ class ParameterService:
 
     def _version(self, newest: ParameterFacts, version: int) -> tuple[ParameterFacts, bytes]:
         self.require_version(newest, version)
-        place = (newest.name, version)
+        place = (newest.scope, newest.name, version)
         held = self._held.get(place)
         if held is None:
-            row = self._store.get(Table.PARAMETER_VERSION, f"{newest.name}:{version}")
+            row = self._store.get(Table.PARAMETER_VERSION, f"{self._place(newest)}:{version}")
             if row is None:
                 raise CorruptStore(f"version {version} of a parameter is missing from the state")
-            held = self._held[place] = facts_of(row), row["value"]
+            held = self._held[place] = facts_of(row, self._home), row["value"]
             if len(self._held) > _VERSIONS_HELD:
                 del self._held[next(iter(self._held))]
         return held
 
-    def visible(self, caller: Caller, name: str) -> ParameterFacts:
+    def visible(self, call: Call, name: str) -> ParameterFacts:
         """Return the newest facts of a parameter that the caller may see.
 
         Raises:
             ParameterNotFound: if there is none, or it is somebody else's.
         """
-        facts = self._facts.get(name)
-        if facts is None or not self._owns(caller, facts):
+        facts = self._facts.get((call.scope, name))
+        if facts is None or not self._owns(call.caller, facts):
             raise ParameterNotFound(f"Parameter {name[:256]} not found.")
         return facts
 
@@ -330,7 +359,7 @@ class ParameterService:
         plain = request.value.encode()
         if facts.key is None:
             return plain, None
-        arn = parameter_arn(self._account, facts.name)
+        arn = facts.arn
         context = {CONTEXT_KEY: arn}
         if facts.key == DEFAULT_KEY:
             self._make_default_key(call)
@@ -350,7 +379,7 @@ class ParameterService:
             return stored.decode()
         if not decrypt:
             return base64.b64encode(stored).decode()
-        arn = parameter_arn(self._account, facts.name)
+        arn = facts.arn
 
         def unwrap(blob: bytes) -> bytes:
             parameters = {"CiphertextBlob": blob, "EncryptionContext": {CONTEXT_KEY: arn}}

@@ -23,6 +23,7 @@ class StatusResponse(Shape, kw_only=True):
     keys: int = field(default=-1)
     private: bool = field(default=False)
     aws_endpoint: str | None = None
+    home_region: str | None = None
 
 
 class WatchRequest(Shape, kw_only=True):
