@@ -60,6 +60,11 @@ def parameter_arn(scope: str, name: str) -> str:
     return f"arn:{PARTITION}:ssm:{scope}:parameter/{name.lstrip('/')}"
 
 
+def secret_arn(scope: str, resource: str) -> str:
+    """Return the ARN of a secret; `resource` is its name with the six random characters at its end."""
+    return f"arn:{PARTITION}:secretsmanager:{scope}:secret:{resource}"
+
+
 def uid_principal(account: str, uid: int) -> str:
     """Return the principal of a local user."""
     return f"arn:{PARTITION}:iam::{account}:uid/{uid}"

@@ -33,6 +33,9 @@ from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.realm import OpenRealm
+from kmsd.secrets.service import SecretService
+from kmsd.secrets.store import SecretStore
+from kmsd.secrets.upkeep import SecretUpkeepService
 from kmsd.server.notify import notify, watchdog_seconds
 from kmsd.server.session import ServerState, Session
 from kmsd.store.anchor import Anchor
@@ -88,6 +91,8 @@ class Daemon:
         pairs = PairService(crypto, loaded)
         administrators = frozenset(uid_principal(self._account, uid) for uid in config.administrators)
         parameters = ParameterService(self._account, self._store, pipeline, os.urandom, administrators)
+        secret_store = SecretStore(self._store, administrators)
+        self._secrets = SecretService(secret_store, pipeline, os.urandom)
         volumes = VolumeService(self._store, _boot_id(), time.time())
         facts = DaemonFacts(
             os.getpid(),
@@ -106,7 +111,7 @@ class Daemon:
             bind_handlers(
                 Services(
                     self._keys, self._upkeep, pairs, crypto, grants, parameters, ParameterMarkService(parameters),
-                    volumes, batches, admin, sts,
+                    volumes, batches, admin, sts, self._secrets, SecretUpkeepService(secret_store),
                 )
             ),
         )  # fmt: skip
@@ -179,6 +184,8 @@ class Daemon:
     def _purge(self) -> None:
         for arn in self._keys.purge_due(time.time()):
             self._record("DeleteKey", key=arn)
+        for arn in self._secrets.purge_due(time.time()):
+            self._record("DeleteSecret", key=arn)
         for arn in self._upkeep.rotate_due(time.time()):
             self._record("RotateKey", key=arn)
 

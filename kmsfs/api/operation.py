@@ -41,6 +41,8 @@ class Resource(Enum):
     """A volume of files under the KMS key named by `resource_field`."""
     PARAMETER = "parameter"
     """Parameters; each name is authorised on its own."""
+    SECRET = "secret"  # noqa: S105  (a kind of resource)
+    """A secret, by its owner or its policy."""
 
 
 ANY_STATE = frozenset(KeyState)
@@ -72,6 +74,13 @@ class Operation:
     audit: tuple[str, ...] = ()
     secret: tuple[str, ...] = ()
     errors: tuple[type[KmsfsError], ...] = ()
+    wire: str = ""
+    """The name on the socket, where another service has an operation of the same name."""
+
+    @property
+    def wire_name(self) -> str:
+        """The name on the socket: unique among all services."""
+        return self.wire or self.name
 
     @property
     def method_name(self) -> str:

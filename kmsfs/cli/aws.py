@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="AWS's own clients against the key 
 Seconds = Annotated[
     int, typer.Option("--seconds", min=900, max=129_600, help="How long the credentials work.")
 ]
-_SERVICES = ("KMS", "SSM", "STS")
+_SERVICES = ("KMS", "SSM", "SECRETS_MANAGER", "STS")
 
 
 @app.command()

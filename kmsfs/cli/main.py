@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kmsfs import __version__
-from kmsfs.cli import alias, api, aws, daemon, files, grant, key, param
+from kmsfs.cli import alias, api, aws, daemon, execute, files, grant, key, param, secret
 from kmsfs.cli.output import SETTINGS, fail
 from kmsfs.errors import KmsfsError
 
@@ -20,6 +20,7 @@ app.add_typer(key.app, name="key")
 app.add_typer(alias.app, name="alias")
 app.add_typer(grant.app, name="grant")
 app.add_typer(param.app, name="param")
+app.add_typer(secret.app, name="secret")
 app.add_typer(files.volume_app, name="volume")
 app.add_typer(daemon.app, name="daemon")
 app.add_typer(aws.app, name="aws")
@@ -29,6 +30,7 @@ app.command("check")(files.check)
 app.command("inspect")(files.inspect)
 app.command("bench")(files.bench)
 app.command("api")(api.api)
+app.command("exec")(execute.execute)
 
 
 def _version(value: bool) -> None:

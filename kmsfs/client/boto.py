@@ -8,8 +8,13 @@ from kmsfs.api.registry import OPERATIONS
 from kmsfs.client.session import ClientSession
 from kmsfs.errors import KmsfsError, UsageError
 
-_SERVICES = ("kms", "ssm", "sts", "kmsfs")
-_DATES = frozenset({"CreationDate", "DeletionDate", "LastUpdatedDate", "LastModifiedDate", "Expiration"})
+_SERVICES = ("kms", "ssm", "secretsmanager", "sts", "kmsfs")
+_DATES = frozenset(
+    {
+        "CreatedDate", "CreationDate", "DeletedDate", "DeletionDate", "Expiration", "LastAccessedDate", "LastChangedDate",
+        "LastModifiedDate", "LastRotatedDate", "LastUpdatedDate", "NextRotationDate",
+    }
+)  # fmt: skip
 _PAGED = {
     "list_keys": ("Marker", "NextMarker"),
     "list_aliases": ("Marker", "NextMarker"),
@@ -18,6 +23,9 @@ _PAGED = {
     "get_parameters_by_path": ("NextToken", "NextToken"),
     "get_parameter_history": ("NextToken", "NextToken"),
     "describe_parameters": ("NextToken", "NextToken"),
+    "list_secrets": ("NextToken", "NextToken"),
+    "list_secret_version_ids": ("NextToken", "NextToken"),
+    "batch_get_secret_value": ("NextToken", "NextToken"),
 }
 
 
@@ -79,7 +87,7 @@ class ServiceClient:
     def __init__(self, service: str, session: ClientSession) -> None:
         self._session = session
         self.exceptions = ClientExceptions()
-        self._methods = {op.method_name: op.name for op in OPERATIONS.values() if op.service == service}
+        self._methods = {op.method_name: op.wire_name for op in OPERATIONS.values() if op.service == service}
 
     def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
         if name.startswith("_") or name not in self._methods:

@@ -58,9 +58,7 @@ def open_extras(keys: VolumeKeys, owner: bytes, data: bytes) -> Extras:
             raise CorruptFile("an extended attribute record is empty", IntegrityReason.LENGTH)
         raise UnsupportedFormat(f"extended attribute record version {data[0]}")
     try:
-        value = unpack(
-            keys.extras.open(memoryview(data)[1:], _aad(keys, owner)), max_bytes=RECORD_MAX_BYTES
-        )
+        value = unpack(keys.extras.open(memoryview(data)[1:], _aad(keys, owner)), max_bytes=RECORD_MAX_BYTES)
         homes = value["h"]
         found = Extras(
             value["n"],

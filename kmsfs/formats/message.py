@@ -12,7 +12,8 @@ from kmsfs.formats.context import canonical, parse_canonical
 MESSAGE_VERSION = b"\x02"
 SUITE = b"\x04\x78"
 FRAME_BYTES = 4096
-MAX_FRAMES = 3
+MAX_FRAMES = 17
+"""A secret of 64 KiB, in frames of 4 KiB and a last one."""
 _FINAL = b"\xff\xff\xff\xff"
 _FRAME_TEXT = b"AWSKMSEncryptionClient Frame"
 _FINAL_TEXT = b"AWSKMSEncryptionClient Final Frame"
@@ -98,7 +99,7 @@ def parse_message(data: bytes) -> Message:
 
     Raises:
         InvalidCiphertext: for another version, suite, content type or frame length, more than one encrypted
-            data key, more than three frames, or bytes after the last frame.
+            data key, more than seventeen frames, or bytes after the last frame.
     """
     reader = _Reader(data)
     if reader.take(3) != MESSAGE_VERSION + SUITE:

@@ -69,7 +69,9 @@ class ExtrasOperations(AttributeOperations):
                 names += [acl for acl in _ACLS if acl.decode() in here]
         return b"".join(name + b"\0" for name in names)
 
-    def set_xattr(self, node: Node, name: bytes, value: bytes, flags: int, *, kill_sgid: bool = False) -> None:
+    def set_xattr(
+        self, node: Node, name: bytes, value: bytes, flags: int, *, kill_sgid: bool = False
+    ) -> None:
         """Set an attribute; `flags` as setxattr(2).
 
         Raises:
@@ -256,9 +258,7 @@ class ExtrasOperations(AttributeOperations):
             return
         file.attributes_dirty = True
 
-    def move_home(
-        self, node: Node, file: Kf1File, old: tuple[Node, bytes], new: tuple[Node, bytes]
-    ) -> None:
+    def move_home(self, node: Node, file: Kf1File, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
         """Write a renamed link's new home in the place of the old one."""
         attributes = file.attributes
         old_dir, new_dir = self.dir_id(old[0]), self.dir_id(new[0])

@@ -28,7 +28,7 @@ def operations():
         "field. Names, parameters and errors are AWS's where the service is `kms` or `ssm`.", "",
     ]  # fmt: skip
     for name, op in sorted(OPERATIONS.items()):
-        states = ", ".join(sorted(state.value for state in op.key_states)) if op.resource.value not in ("none", "parameter") else "–"
+        states = ", ".join(sorted(state.value for state in op.key_states)) if op.resource.value not in ("none", "parameter", "secret") else "–"
         lines += [
             f"## {name}", "", op.summary, "",
             f"* service `{op.service}`, action `{op.action}`, acts on: {op.resource.value}",
@@ -43,7 +43,7 @@ def operations():
 
 def errors():
     lines = [
-        "# Errors", "", "Generated from `kmsfs/errors.py`; a test keeps it so. Exit codes are by family and never reused.", "",
+        "# Errors", "", "Generated from `kmsfs/errors/`; a test keeps it so. Exit codes are by family and never reused.", "",
         "| error | code on the wire | exit | errno | retry | meaning |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     import errno

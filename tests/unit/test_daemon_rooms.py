@@ -260,17 +260,17 @@ def test_allowed_patterns():
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8192])
 def test_messages_round_trip_and_notice_every_flipped_byte(size):
     plain, key = os.urandom(size), os.urandom(32)
-    data = seal_message(plain, "arn:x", "key", key, b"w" * 132, os.urandom)
-    assert open_message(data, "arn:x", lambda _blob: key) == plain
+    data = seal_message(plain, {"PARAMETER_ARN": "arn:x"}, "key", key, b"w" * 132, os.urandom)
+    assert open_message(data, {"PARAMETER_ARN": "arn:x"}, lambda _blob: key) == plain
     with pytest.raises(errors.InvalidCiphertext):
-        open_message(data, "arn:y", lambda _blob: key)
+        open_message(data, {"PARAMETER_ARN": "arn:y"}, lambda _blob: key)
     with pytest.raises(errors.InvalidCiphertext):
-        open_message(data, "arn:x", lambda _blob: os.urandom(32))
+        open_message(data, {"PARAMETER_ARN": "arn:x"}, lambda _blob: os.urandom(32))
     for position in [*range(0, min(len(data), 400)), *range(400, len(data), 97)]:
         broken = bytearray(data)
         broken[position] ^= 1
         with pytest.raises(errors.InvalidCiphertext):
-            open_message(bytes(broken), "arn:x", lambda _blob: key)
+            open_message(bytes(broken), {"PARAMETER_ARN": "arn:x"}, lambda _blob: key)
     for cut in (data[:-1], data + b"\0", data[: len(data) // 2]):
         with pytest.raises(errors.InvalidCiphertext):
-            open_message(cut, "arn:x", lambda _blob: key)
+            open_message(cut, {"PARAMETER_ARN": "arn:x"}, lambda _blob: key)

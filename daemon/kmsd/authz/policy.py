@@ -12,7 +12,7 @@ from kmsfs.errors import InvalidArn, LimitExceeded, MalformedPolicy
 from kmsfs.ids import check_principal
 from kmsfs.quantity import POLICY_MAX_BYTES
 
-_ACTION = re.compile(r"(\*|kms:[A-Za-z*?]+)\Z")
+_ACTION = re.compile(r"[a-z0-9-]+:[A-Za-z*?]+\Z")
 _ELEMENTS = frozenset(
     {
         "Sid",
@@ -105,8 +105,8 @@ def service_key_policy(account: str, creator: str, service: str) -> str:
     return json.dumps(document, indent=1)
 
 
-def compile_policy(text: str) -> KeyPolicy:
-    """Return the compiled policy.
+def compile_policy(text: str, service: str = "kms") -> KeyPolicy:
+    """Return the compiled policy of a resource of `service`.
 
     Raises:
         MalformedPolicy: if the text is no key policy.
@@ -126,7 +126,7 @@ def compile_policy(text: str) -> KeyPolicy:
     statements = [statements] if isinstance(statements, dict) else statements
     if not isinstance(statements, list) or not statements or len(statements) > _MAX_STATEMENTS:
         raise MalformedPolicy("The policy needs statements.")
-    compiled = tuple(_compile(statement) for statement in statements)
+    compiled = tuple(_compile(statement, service) for statement in statements)
     named = [statement.sid for statement in compiled if statement.sid]
     if len(named) != len(set(named)):
         raise MalformedPolicy("Statement ids (Sid) must be unique.")
@@ -139,7 +139,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _compile(raw: object) -> Statement:
+def _compile(raw: object, service: str) -> Statement:
     if not isinstance(raw, dict) or not raw.keys() <= _ELEMENTS:
         raise MalformedPolicy(
             "A statement is an object with Effect, Principal, Action, Resource and Condition."
@@ -153,8 +153,8 @@ def _compile(raw: object) -> Statement:
     actions, not_actions = _one_of(raw, "Action", "NotAction")
     resources, not_resources = _one_of(raw, "Resource", "NotResource")
     for action in actions:
-        if not _ACTION.match(action):
-            raise MalformedPolicy(f"{action[:64]!r} is not an action of a key policy.")
+        if action != "*" and not (action.startswith(f"{service}:") and _ACTION.match(action)):
+            raise MalformedPolicy(f"{action[:64]!r} is not an action of {service}.")
     if not_principals and effect == "Allow":
         raise MalformedPolicy("NotPrincipal is for Deny statements.")
     return Statement(

@@ -12,6 +12,8 @@ from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
+from kmsd.secrets.service import SecretService
+from kmsd.secrets.upkeep import SecretUpkeepService
 from kmsd.sts.service import TokenService
 from kmsd.volumes.service import VolumeService
 
@@ -31,6 +33,8 @@ class Services:
     batches: BatchService
     admin: AdminService
     tokens: TokenService
+    secrets: SecretService
+    secret_upkeep: SecretUpkeepService
 
 
 def bind_handlers(services: Services) -> dict[str, Handler]:
@@ -39,6 +43,7 @@ def bind_handlers(services: Services) -> dict[str, Handler]:
         **_of_keys(services),
         **_of_cryptography(services),
         **_of_parameters(services),
+        **_of_secrets(services),
         **_of_the_rest(services),
     }
 
@@ -109,6 +114,33 @@ def _of_parameters(services: Services) -> dict[str, Handler]:
         "AddTagsToResource": services.marks.add_tags_to_resource,
         "RemoveTagsFromResource": services.marks.remove_tags_from_resource,
         "ListTagsForResource": services.marks.list_tags_for_resource,
+    }
+
+
+def _of_secrets(services: Services) -> dict[str, Handler]:
+    secrets, upkeep = services.secrets, services.secret_upkeep
+    return {
+        "CreateSecret": secrets.create_secret,
+        "GetSecretValue": secrets.get_secret_value,
+        "BatchGetSecretValue": secrets.batch_get_secret_value,
+        "PutSecretValue": secrets.put_secret_value,
+        "UpdateSecret": secrets.update_secret,
+        "DeleteSecret": secrets.delete_secret,
+        "RestoreSecret": secrets.restore_secret,
+        "UpdateSecretVersionStage": secrets.update_secret_version_stage,
+        "GetRandomPassword": secrets.get_random_password,
+        "DescribeSecret": upkeep.describe_secret,
+        "ListSecrets": upkeep.list_secrets,
+        "ListSecretVersionIds": upkeep.list_secret_version_ids,
+        "TagSecret": upkeep.tag_resource,
+        "UntagSecret": upkeep.untag_resource,
+        "PutResourcePolicy": upkeep.put_resource_policy,
+        "ListResourcePolicies": upkeep.list_resource_policies,
+        "GetResourcePolicy": upkeep.get_resource_policy,
+        "DeleteResourcePolicy": upkeep.delete_resource_policy,
+        "ValidateResourcePolicy": upkeep.validate_resource_policy,
+        "RotateSecret": upkeep.rotate_secret,
+        "CancelRotateSecret": upkeep.cancel_rotate_secret,
     }
 
 

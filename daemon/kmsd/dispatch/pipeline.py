@@ -94,7 +94,7 @@ class Pipeline:
             self._authoriser.authorise(call)
             if getattr(call.request, "dry_run", False):
                 raise DryRunSucceeded("The request would have succeeded, but the DryRun option is set.")
-            response = self._handlers[call.operation.name](call)
+            response = self._handlers[call.operation.wire_name](call)
         except KmsfsError as error:
             self._record(call, error)
             raise

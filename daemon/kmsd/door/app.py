@@ -69,7 +69,7 @@ class Door:
         state.buckets.spend(caller.uid, state.clock())
         translation = self._translation(region)
         parameters = translation.inward(with_bytes(request.parameters, request.operation.request))
-        frame = Request(0, request.operation.name, parameters, None, None)
+        frame = Request(0, request.operation.wire_name, parameters, None, None)
         try:
             result, _ = state.pipeline.run(caller, frame, next(state.numbers), translation.region)
         finally:

@@ -15,9 +15,10 @@ from kmsfs.ids import PARTITION, REGION
 _FIELDS = frozenset(
     {
         "AliasArn", "AliasName", "Arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "IssuingAccount", "KeyArn", "KeyId",
-        "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SourceKeyId", "TargetKeyId",
+        "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SecretId", "SecretIdList", "SourceKeyId", "TargetKeyId",
     }
 )  # fmt: skip
+_DOCUMENTS = frozenset({"Policy", "ResourcePolicy"})
 _BOUND_BY_SSM = "PARAMETER_ARN"
 _SERVICES = "(kms|ssm|secretsmanager)"
 _OTHER = r"[a-z0-9-]+:\d{12}:"
@@ -74,7 +75,7 @@ def _walk(value: dict[str, Any], rules: _Rules) -> dict[str, Any]:
 def _field(name: str, value: Any, rules: _Rules) -> Any:
     if isinstance(value, str):
         whole = name in _FIELDS and value.startswith(("arn:", "alias/"))
-        return _replace(value, rules) if whole or name == "Policy" else value
+        return _replace(value, rules) if whole or name in _DOCUMENTS else value
     if isinstance(value, dict):
         if name.startswith("EncryptionContext") or name.endswith("EncryptionContext"):
             return {

@@ -9,12 +9,12 @@ from xml.sax.saxutils import escape
 import msgspec
 
 from kmsfs.api.operation import Operation
-from kmsfs.api.registry import OPERATIONS
+from kmsfs.api.registry import of_service
 from kmsfs.errors import KmsfsError, SerializationFailed, UnknownOperation
 
 JSON = "application/x-amz-json-1.1"
 XML = "text/xml"
-_TARGETS = {"TrentService": "kms", "AmazonSSM": "ssm"}
+_TARGETS = {"TrentService": "kms", "AmazonSSM": "ssm", "secretsmanager": "secretsmanager"}
 _QUERY_VERSIONS = {"2011-06-15": "sts"}
 _STS_SPACE = "https://sts.amazonaws.com/doc/2011-06-15/"
 
@@ -50,8 +50,8 @@ def read_request(target: str, content_type: str, body: bytes) -> DoorRequest:
 
 
 def _operation(service: str, name: str) -> Operation:
-    operation = OPERATIONS.get(name)
-    if operation is None or operation.service != service or not service:
+    operation = of_service(service, name)
+    if operation is None:
         raise UnknownOperation(f"The operation {name[:64]!r} is not offered here.")
     return operation
 

@@ -18,12 +18,12 @@ Unwrap = Callable[[bytes], bytes]
 
 
 def seal_message(
-    plain: bytes, arn: str, key_arn: str, data_key: bytes, wrapped_key: bytes, rng: Rng
+    plain: bytes, context: dict[str, str], key_arn: str, data_key: bytes, wrapped_key: bytes, rng: Rng
 ) -> bytes:
-    """Return the Encryption SDK message of an advanced SecureString."""
+    """Return the Encryption SDK message of an advanced SecureString, or of another secret value."""
     message_id = rng(32)
     keys = MessageKeys(data_key, message_id)
-    header = MessageHeader(message_id, {CONTEXT_KEY: arn}, PROVIDER_ID, key_arn, wrapped_key, keys.commitment)
+    header = MessageHeader(message_id, context, PROVIDER_ID, key_arn, wrapped_key, keys.commitment)
     parts = [header.body, keys.seal_frame(0, b"", header.body)]
     number = 1
     while len(plain) > FRAME_BYTES:
@@ -36,15 +36,15 @@ def seal_message(
     return b"".join(parts)
 
 
-def open_message(data: bytes, arn: str, unwrap: Unwrap) -> bytes:
-    """Return the plaintext of an advanced SecureString.
+def open_message(data: bytes, context: dict[str, str], unwrap: Unwrap) -> bytes:
+    """Return the plaintext of a message whose encryption context must be exactly this one.
 
     Raises:
-        InvalidCiphertext: if the message is damaged, of another parameter, or its commitment does not match.
+        InvalidCiphertext: if the message is damaged, of another thing, or its commitment does not match.
     """
     message = parse_message(data)
-    if message.header.context != {CONTEXT_KEY: arn}:
-        raise InvalidCiphertext(evidence="message belongs to another parameter")
+    if message.header.context != context:
+        raise InvalidCiphertext(evidence="message belongs to something else")
     keys = MessageKeys(unwrap(message.header.wrapped_key), message.header.message_id)
     if not keys.commits_to(message.header.commitment):
         raise InvalidCiphertext(evidence="message commitment")

@@ -4,10 +4,10 @@ import base64
 import bisect
 from typing import Any
 
-from kmsd.authz.policy import service_key_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.paging import token_page_of
+from kmsd.dispatch.servicekey import make_service_key
 from kmsd.parameters.filters import make_test
 from kmsd.parameters.labels import labels_of, require_droppable
 from kmsd.parameters.path import below, check_name, check_path
@@ -362,7 +362,9 @@ class ParameterService:
         arn = facts.arn
         context = {CONTEXT_KEY: arn}
         if facts.key == DEFAULT_KEY:
-            self._make_default_key(call)
+            make_service_key(
+                self._calls, call, DEFAULT_KEY, SERVICE, "Default key of SecureString parameters"
+            )
         if facts.tier == "Standard":
             answer = self._kms(
                 call, "Encrypt", {"KeyId": facts.key, "Plaintext": plain, "EncryptionContext": context}
@@ -371,7 +373,7 @@ class ParameterService:
         answer = self._kms(
             call, "GenerateDataKey", {"KeyId": facts.key, "KeySpec": "AES_256", "EncryptionContext": context}
         )
-        sealed = seal_message(plain, arn, answer.key_id, answer.plaintext, answer.ciphertext_blob, self._rng)
+        sealed = seal_message(plain, context, answer.key_id, answer.plaintext, answer.ciphertext_blob, self._rng)
         return sealed, answer.key_id
 
     def _value(self, call: Call, facts: ParameterFacts, stored: bytes, *, decrypt: bool) -> str:
@@ -386,7 +388,7 @@ class ParameterService:
             plaintext: bytes = self._kms(call, "Decrypt", parameters).plaintext
             return plaintext
 
-        plain = unwrap(stored) if facts.tier == "Standard" else open_message(stored, arn, unwrap)
+        plain = unwrap(stored) if facts.tier == "Standard" else open_message(stored, {CONTEXT_KEY: arn}, unwrap)
         return plain.decode()
 
     def _kms(self, call: Call, operation: str, parameters: dict[str, Any]) -> Any:
@@ -396,21 +398,3 @@ class ParameterService:
             raise
         except (NotFound, Conflict) as error:
             raise InvalidKeyIdForParameter(error.detail) from error
-
-    def _make_default_key(self, call: Call) -> None:
-        try:
-            self._calls.internal(call, "DescribeKey", {"KeyId": DEFAULT_KEY}, SERVICE)
-        except NotFound:
-            parameters = {
-                "Description": "Default key of SecureString parameters",
-                "Policy": service_key_policy(self._account, call.caller.principal, SERVICE),
-            }
-            made = self._calls.internal(call, "CreateKey", parameters, SERVICE)
-            self._calls.internal(
-                call,
-                "CreateAlias",
-                {"AliasName": DEFAULT_KEY, "TargetKeyId": made.key_metadata.key_id},
-                SERVICE,
-            )
-        except AccessDenied:
-            return

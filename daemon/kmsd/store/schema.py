@@ -44,6 +44,10 @@ class Table(IntEnum):
     VOLUME = 7
     """Natural key: volume id hex. {id, key, session: highest handed out, unclean: [sessions]}."""
 
+    SECRET = 8
+    """Natural key: secret ARN. The fields of kmsd.secrets.records.Secret."""
+    SECRET_VERSION = 9
+    """Natural key: `secret ARN:version id`, parent: secret ARN. {arn, id, created, key_arn, binary, value: Encryption SDK message}."""
 
 METADATA = MetaData()
 ROW = SqlTable(

@@ -556,16 +556,3 @@ class VersionMismatch(ProtocolError):
 
 class InvariantBroken(KmsfsError):
     """Our fault; the log has the traceback."""
-
-
-def all_errors() -> tuple[type[KmsfsError], ...]:
-    """Return every error class, root first, in the order of declaration."""
-    found: list[type[KmsfsError]] = []
-
-    def visit(cls: type[KmsfsError]) -> None:
-        found.append(cls)
-        for child in cls.__subclasses__():
-            visit(child)
-
-    visit(KmsfsError)
-    return tuple(found)

@@ -1,0 +1,76 @@
+"""Filters of ListSecrets and BatchGetSecretValue, purely (Secrets Manager API, "Filter").
+
+Values are prefixes, of which one must match; a leading `!` negates. Names and tags compare case-sensitively,
+descriptions and `all` do not, and look at words.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from kmsd.secrets.records import Secret
+from kmsfs.api.shapes.secrets import Filter
+from kmsfs.errors import InvalidParameter
+
+_WORDS = re.compile(r"[^a-zA-Z0-9]+")
+
+
+def make_test(filters: Sequence[Filter] | None) -> Callable[[Secret], bool]:
+    """Return a test that every filter holds.
+
+    Raises:
+        InvalidParameter: if a filter lacks its key or its values.
+    """
+    for one in filters or ():
+        if one.key is None:
+            raise InvalidParameter("Invalid filter key")
+        if not one.values:
+            raise InvalidParameter(f"Invalid filter values for key: {one.key}")
+    return lambda secret: all(_holds(one, secret) for one in filters or ())
+
+
+def _holds(one: Filter, secret: Secret) -> bool:
+    values = one.values or []
+    wanted = [value for value in values if not value.startswith("!")]
+    unwanted = [value[1:] for value in values if value.startswith("!")]
+    match = _MATCHES[one.key or ""]
+    if any(match(secret, value) for value in unwanted):
+        return False
+    return not wanted or any(match(secret, value) for value in wanted)
+
+
+def _name(secret: Secret, value: str) -> bool:
+    return secret.name.startswith(value)
+
+
+def _description(secret: Secret, value: str) -> bool:
+    return _words_match(secret.description or "", value)
+
+
+def _tag_key(secret: Secret, value: str) -> bool:
+    return any(key.startswith(value) for key in secret.tags)
+
+
+def _tag_value(secret: Secret, value: str) -> bool:
+    return any(held.startswith(value) for held in secret.tags.values())
+
+
+def _nothing(_secret: Secret, _value: str) -> bool:
+    return False
+
+
+def _all(secret: Secret, value: str) -> bool:
+    texts = (secret.name, secret.description or "", *secret.tags, *secret.tags.values())
+    return any(_words_match(text, value) for text in texts)
+
+
+def _words_match(text: str, value: str) -> bool:
+    """Whether every word of `value` begins a word of the text."""
+    words = [word for word in _WORDS.split(text.lower()) if word]
+    wanted = [word for word in _WORDS.split(value.lower()) if word]
+    return bool(wanted) and all(any(word.startswith(part) for word in words) for part in wanted)
+
+
+_MATCHES: dict[str, Callable[[Secret, str], bool]] = {
+    "name": _name, "description": _description, "tag-key": _tag_key, "tag-value": _tag_value,
+    "primary-region": _nothing, "owning-service": _nothing, "all": _all,
+}  # fmt: skip
