@@ -237,7 +237,7 @@ def deny_table(key_id, blob, who):
 
 def test_the_deny_table_misses_no_key_operation():
     covered = {operation for operation, _ in deny_table("", b"", "")}
-    rest = {name for name, op in OPERATIONS.items() if op.service != "ssm"} - covered
+    rest = {name for name, op in OPERATIONS.items() if op.service not in ("ssm", "secretsmanager", "iam")} - covered
     assert rest == {
         "CreateKey", "ListKeys", "ListAliases", "UpdateAlias", "DeleteAlias", "GenerateRandom", "DecryptBatch",
         "RetireGrant", "ListRetirableGrants", "GetStatus", "GetCallerIdentity", "GetSessionToken",

@@ -12,6 +12,7 @@ import botocore.exceptions
 import botocore.session
 import pytest
 from botocore.config import Config
+from msgspec import NODEFAULT
 
 import kmsfs
 from kmsfs.api.registry import OPERATIONS
@@ -289,8 +290,9 @@ def test_operations_are_those_of_awss_model():
         for shape, found in ((wanted.input_shape, operation.request), (wanted.output_shape, operation.response)):
             members = set(shape.members) if shape is not None else set()
             assert set(found.__struct_encode_fields__) <= members | {"Type"}, operation_name
-        optional = dict(zip(operation.request.__struct_encode_fields__[::-1], operation.request.__struct_defaults__[::-1], strict=False))
-        required = set(operation.request.__struct_encode_fields__) - set(optional)
+        names, defaults = operation.request.__struct_encode_fields__, operation.request.__struct_defaults__
+        given = dict(zip(names[::-1], defaults[::-1], strict=False))
+        required = {field for field in names if given.get(field, NODEFAULT) is NODEFAULT}
         assert required == set(wanted.input_shape.required_members), operation_name
         known = {error.name for error in wanted.error_shapes} | {"AccessDeniedException", "ValidationException", "UnsupportedOperationException"}
         assert {error.code for error in operation.errors} <= known | {"InvalidNextTokenException", "LimitExceededException", "DecryptionFailure", "InvalidRequestException", "InvalidParameterException", "ResourceNotFoundException"}, operation_name
