@@ -17,8 +17,11 @@ PARTITION = "kmsfs"
 REGION = "local"
 
 _ALIAS = re.compile(r"alias/[a-zA-Z0-9/_-]{1,250}\Z")
+_NAMED = r"(?:[\w+=,.@-]{1,64}/){0,8}[\w+=,.@-]{1,128}"
 _PRINCIPAL = re.compile(
-    r"arn:kmsfs:iam::(?P<account>\d{12}):(?P<resource>root|(uid|gid)/\d{1,10}|service/[a-z]{1,32})\Z"
+    r"arn:kmsfs:iam::(?P<account>\d{12}):"
+    rf"(?P<resource>root|(uid|gid)/\d{{1,10}}|service/[a-z]{{1,32}}|(user|role)/{_NAMED})\Z"
+    rf"|arn:kmsfs:sts::\d{{12}}:assumed-role/{_NAMED}\Z"
 )
 
 
@@ -75,12 +78,29 @@ def gid_principal(account: str, gid: int) -> str:
     return f"arn:{PARTITION}:iam::{account}:gid/{gid}"
 
 
+def root_principal(account: str) -> str:
+    """Return the principal of an account itself."""
+    return f"arn:{PARTITION}:iam::{account}:root"
+
+
+def iam_arn(account: str, kind: str, path: str, name: str) -> str:
+    """Return the ARN of an IAM user, group, role or policy; `path` begins and ends with a slash."""
+    return f"arn:{PARTITION}:iam::{account}:{kind}{path}{name}"
+
+
+def session_principal(account: str, role: str, session: str) -> str:
+    """Return the principal of a session of an assumed role."""
+    return f"arn:{PARTITION}:sts::{account}:assumed-role/{role}/{session}"
+
+
 def check_principal(text: str) -> str:
-    """Return `text` if it is a principal's ARN.
+    """Return `text` if it is a principal's ARN; twelve digits stand for that account.
 
     Raises:
         InvalidArn: if it is not.
     """
+    if re.fullmatch(r"\d{12}", text):
+        return root_principal(text)
     if not _PRINCIPAL.match(text):
         raise InvalidArn(
             f"{text[:120]!r} is not a principal", hint="principals look like arn:kmsfs:iam::ACCOUNT:uid/1000"

@@ -23,6 +23,10 @@ from kmsd.door.app import Door
 from kmsd.door.listen import DoorServer, bind_endpoint
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
+from kmsd.iam.entities import EntityService, IamService
+from kmsd.iam.policies import AccessKeyService, PolicyService
+from kmsd.iam.records import GROUP, ROLE, USER
+from kmsd.iam.store import IamStore
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.loaded import PairStore
 from kmsd.keys.material import MaterialVault
@@ -41,6 +45,7 @@ from kmsd.server.session import ServerState, Session
 from kmsd.store.anchor import Anchor
 from kmsd.store.database import SealedStore
 from kmsd.store.sealing import RowSealer
+from kmsd.sts.credentials import CredentialBook
 from kmsd.sts.service import TokenService
 from kmsd.sts.tokens import SessionTokens
 from kmsd.volumes.service import VolumeService
@@ -74,9 +79,10 @@ class Daemon:
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
         self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}")
         self._state = ServerState(self._pipeline, self._account, time.time)
-        self._keys = KeyService(self._registry)
+        self._iam = IamStore(self._store)
+        self._keys = KeyService(self._registry, self._iam.principal_exists)
         self._upkeep = KeyUpkeepService(self._registry)
-        self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), self._account, os.urandom)
+        self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), os.urandom)
         self._door: DoorServer | None = None
         self._door_listener = bind_endpoint(config.aws_endpoint) if config.aws_endpoint else None
         self._assemble(GrantTokens(derive(oldest, Label.DOMAIN_TOKEN)), realm)
@@ -90,8 +96,8 @@ class Daemon:
         crypto = CryptoService(os.urandom, loaded)
         pairs = PairService(crypto, loaded)
         administrators = frozenset(uid_principal(self._account, uid) for uid in config.administrators)
-        parameters = ParameterService(self._account, self._store, pipeline, os.urandom, administrators)
-        secret_store = SecretStore(self._store, administrators)
+        parameters = ParameterService(self._account, self._store, pipeline, os.urandom)
+        secret_store = SecretStore(self._store)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
         volumes = VolumeService(self._store, _boot_id(), time.time())
         facts = DaemonFacts(
@@ -105,18 +111,26 @@ class Daemon:
         )
         admin = AdminService(facts, registry, authoriser, time.time)
         batches = BatchService(pipeline, authoriser, crypto)
-        sts = TokenService(self._account, self._sessions)
+        sts = TokenService(self._sessions, self._iam)
+        self._state.administrators = administrators
+        self._book = CredentialBook(self._account, self._sessions, self._iam, administrators, os.getuid())
         pipeline.bind(
             authoriser,
             bind_handlers(
                 Services(
                     self._keys, self._upkeep, pairs, crypto, grants, parameters, ParameterMarkService(parameters),
                     volumes, batches, admin, sts, self._secrets, SecretUpkeepService(secret_store),
+                    *self._identities(),
                 )
             ),
         )  # fmt: skip
         registry.listeners.append(self._push_change)
         self._state.on_lost = volumes.connection_lost
+
+    def _identities(self) -> tuple[tuple[EntityService, ...], IamService, PolicyService, AccessKeyService]:
+        iam, rng = self._iam, os.urandom
+        kinds = tuple(EntityService(kind, iam, rng) for kind in (USER, GROUP, ROLE))
+        return kinds, IamService(iam, rng), PolicyService(iam, rng), AccessKeyService(iam, rng)
 
     def serve(self, listener: socket.socket) -> None:
         """Serve until SIGTERM or SIGINT; then close cleanly."""
@@ -147,7 +161,7 @@ class Daemon:
             tasks.append(asyncio.create_task(self._every(beat, self._alive)))
         if self._door_listener is not None:
             self._door = DoorServer(
-                Door(self._state, self._sessions, self._config.home_region), self._door_listener
+                Door(self._state, self._book, self._config.home_region), self._door_listener
             )
         notify("READY=1\nSTATUS=serving")
         await stop.wait()

@@ -41,6 +41,8 @@ class Resource(Enum):
     """A volume of files under the KMS key named by `resource_field`."""
     PARAMETER = "parameter"
     """Parameters; each name is authorised on its own."""
+    IAM = "iam"
+    """The account's users, groups, roles and policies."""
     SECRET = "secret"  # noqa: S105  (a kind of resource)
     """A secret, by its owner or its policy."""
 

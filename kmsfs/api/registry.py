@@ -3,6 +3,7 @@
 from kmsfs.api.catalogue.admin import ADMIN_OPERATIONS
 from kmsfs.api.catalogue.crypto import CRYPTO_OPERATIONS
 from kmsfs.api.catalogue.grants import GRANT_OPERATIONS
+from kmsfs.api.catalogue.iam import IAM_OPERATIONS
 from kmsfs.api.catalogue.keys import KEY_OPERATIONS
 from kmsfs.api.catalogue.parameters import PARAMETER_OPERATIONS
 from kmsfs.api.catalogue.secrets import SECRET_OPERATIONS
@@ -21,6 +22,7 @@ OPERATIONS: dict[str, Operation] = {
         *PARAMETER_OPERATIONS,
         *SECRET_OPERATIONS,
         *STS_OPERATIONS,
+        *IAM_OPERATIONS,
         *ADMIN_OPERATIONS,
     )
 }

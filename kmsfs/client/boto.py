@@ -8,11 +8,11 @@ from kmsfs.api.registry import OPERATIONS
 from kmsfs.client.session import ClientSession
 from kmsfs.errors import KmsfsError, UsageError
 
-_SERVICES = ("kms", "ssm", "secretsmanager", "sts", "kmsfs")
+_SERVICES = ("kms", "ssm", "secretsmanager", "sts", "iam", "kmsfs")
 _DATES = frozenset(
     {
-        "CreatedDate", "CreationDate", "DeletedDate", "DeletionDate", "Expiration", "LastAccessedDate", "LastChangedDate",
-        "LastModifiedDate", "LastRotatedDate", "LastUpdatedDate", "NextRotationDate",
+        "CreateDate", "CreatedDate", "CreationDate", "DeletedDate", "DeletionDate", "Expiration", "LastAccessedDate", "LastChangedDate",
+        "LastModifiedDate", "LastRotatedDate", "LastUpdatedDate", "NextRotationDate", "UpdateDate",
     }
 )  # fmt: skip
 _PAGED = {

@@ -28,7 +28,7 @@ def operations():
         "field. Names, parameters and errors are AWS's where the service is `kms` or `ssm`.", "",
     ]  # fmt: skip
     for name, op in sorted(OPERATIONS.items()):
-        states = ", ".join(sorted(state.value for state in op.key_states)) if op.resource.value not in ("none", "parameter", "secret") else "–"
+        states = ", ".join(sorted(state.value for state in op.key_states)) if op.resource.value not in ("none", "parameter", "secret", "iam") else "–"
         lines += [
             f"## {name}", "", op.summary, "",
             f"* service `{op.service}`, action `{op.action}`, acts on: {op.resource.value}",

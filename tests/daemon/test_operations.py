@@ -240,7 +240,8 @@ def test_the_deny_table_misses_no_key_operation():
     rest = {name for name, op in OPERATIONS.items() if op.service not in ("ssm", "secretsmanager", "iam")} - covered
     assert rest == {
         "CreateKey", "ListKeys", "ListAliases", "UpdateAlias", "DeleteAlias", "GenerateRandom", "DecryptBatch",
-        "RetireGrant", "ListRetirableGrants", "GetStatus", "GetCallerIdentity", "GetSessionToken",
+        "RetireGrant", "ListRetirableGrants", "GetStatus", "GetCallerIdentity", "GetSessionToken", "AssumeRole",
+        "GetAccessKeyInfo", "PutAccessKey",
     }  # fmt: skip
 
 

@@ -1,17 +1,22 @@
-"""The one decision: explicit deny, then key policy or a live grant, else no."""
+"""The one decision, in AWS's order: explicit deny anywhere, resource policy, delegation to IAM, grants, else no.
+
+Source: IAM user guide, "Policy evaluation logic"; KMS developer guide, "Troubleshooting key access".
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kmsd.authz.conditions import RequestValues
 from kmsd.authz.grants import Grant
+from kmsd.authz.identity import ALLOW, DENY, SILENT
 from kmsd.authz.policy import KeyPolicy
 from kmsd.authz.principal import Caller
+from kmsfs.ids import root_principal
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a caller wants to do with a key. `values` are condition keys beyond those derived here."""
+    """What a caller wants to do with a resource. `values` are condition keys beyond those derived here."""
 
     action: str
     key_arn: str
@@ -24,6 +29,7 @@ class Question:
         """Return the condition keys of this call."""
         values: dict[str, str | list[str]] = {
             "kms:CallerAccount": caller.account,
+            "aws:PrincipalAccount": caller.account,
             "aws:PrincipalArn": caller.principal,
             "aws:CurrentTime": str(self.now),
             "aws:EpochTime": str(self.now),
@@ -47,24 +53,86 @@ class Decision:
     by: str
 
 
+@dataclass(frozen=True, slots=True)
+class _OfResource:
+    """What a resource's own policy says: `direct` names the caller, `delegated` the caller's account."""
+
+    denied: str = ""
+    direct: str = ""
+    delegated: str = ""
+
+
 def decide(caller: Caller, question: Question, policy: KeyPolicy, grants: Iterable[Grant]) -> Decision:
-    """Decide one call: an explicit Deny always wins, then Allow by policy or grant, else the answer is no."""
-    allowed_by = ""
-    values: RequestValues | None = None
-    for index, statement in enumerate(policy.statements):
-        if statement.allow and allowed_by:
-            continue
-        if values is None and statement.conditions:
-            values = question.request_values(caller)
-        if statement.applies(caller, question.action, question.key_arn, values or {}):
-            name = statement.sid or str(index)
-            if not statement.allow:
-                return Decision(allowed=False, by=f"deny:{name}")
-            allowed_by = f"policy:{name}"
-    if allowed_by:
-        return Decision(allowed=True, by=allowed_by)
+    """Decide one call on a resource that has a policy of its own.
+
+    A resource policy that allows the account root lets the identity policies of that account decide; a caller of
+    another account needs both (KMS developer guide, "Allowing users in other accounts to use a KMS key").
+    """
+    values = _Values(question, caller)
+    found = _of_resource(caller, question, policy, values)
+    if found.denied:
+        return Decision(allowed=False, by=found.denied)
+    identity, by = SILENT, ""
+    if caller.identity is not None and not caller.root:
+        identity, by = caller.identity.says(question.action, question.key_arn, values.get())
+        if identity == DENY:
+            return Decision(allowed=False, by=f"identity-deny:{by}")
+    at_home = question.key_arn.split(":", 5)[4:5] == [caller.account]
+    if found.direct and (at_home or identity == ALLOW or caller.identity is None):
+        return Decision(allowed=True, by=found.direct)
+    if found.delegated and identity == ALLOW:
+        return Decision(allowed=True, by=f"{found.delegated}+identity:{by}")
     operation = question.action.removeprefix("kms:")
     for grant in grants:
         if grant.permits(caller, operation, question.context):
             return Decision(allowed=True, by=f"grant:{grant.grant_id}")
     return Decision(allowed=False, by="no-allow")
+
+
+def decide_by_identity(caller: Caller, question: Question) -> Decision:
+    """Decide one call on something that has no policy of its own: the account, or what IAM allows."""
+    if caller.root:
+        return Decision(allowed=True, by="root")
+    if caller.identity is None:
+        return Decision(allowed=False, by="no-allow")
+    verdict, by = caller.identity.says(question.action, question.key_arn, question.request_values(caller))
+    return Decision(allowed=verdict == ALLOW, by=f"identity:{by}" if verdict == ALLOW else verdict)
+
+
+class _Values:
+    """The condition keys of a call, made when the first statement with conditions asks for them."""
+
+    def __init__(self, question: Question, caller: Caller) -> None:
+        self._question = question
+        self._caller = caller
+        self._made: RequestValues | None = None
+
+    def get(self) -> RequestValues:
+        if self._made is None:
+            self._made = self._question.request_values(self._caller)
+        return self._made
+
+
+def _of_resource(caller: Caller, question: Question, policy: KeyPolicy, values: _Values) -> _OfResource:
+    direct = delegated = ""
+    account = root_principal(caller.account) if caller.identity is not None else ""
+    for index, statement in enumerate(policy.statements):
+        named = statement.names(caller)
+        of_account = bool(account) and account in statement.principals and not statement.not_principals
+        if not named and not of_account:
+            continue
+        if statement.allow and (direct or (delegated and not named)):
+            continue
+        request = values.get() if statement.conditions else _NOTHING
+        if statement.speaks_of(question.action, question.key_arn, request):
+            name = statement.sid or str(index)
+            if not statement.allow:
+                return _OfResource(denied=f"deny:{name}")
+            if named:
+                direct = f"policy:{name}"
+            else:
+                delegated = f"policy:{name}"
+    return _OfResource(direct=direct, delegated=delegated)
+
+
+_NOTHING: RequestValues = {}

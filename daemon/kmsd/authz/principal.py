@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from kmsfs.ids import gid_principal, uid_principal
+from kmsd.authz.identity import Identity
+from kmsfs.ids import gid_principal, root_principal, uid_principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +18,27 @@ class Caller:
     principals: frozenset[str]
     groups: tuple[int, ...] = ()
     access_key_id: str = ""
-    """The temporary credentials that signed the request, where it came over HTTP."""
+    """The credentials that signed the request, where it came over HTTP."""
+    identity: Identity | None = None
+    """What IAM lets the caller do; None for a local user, who has what belongs to him or names him."""
+    root: bool = False
+    """Whether the caller stands for the account itself: its root, or a local administrator."""
 
 
 def make_caller(
-    account: str, uid: int, gid: int, pid: int, groups: tuple[int, ...], *, access_key_id: str = ""
+    account: str,
+    uid: int,
+    gid: int,
+    pid: int,
+    groups: tuple[int, ...],
+    *,
+    access_key_id: str = "",
+    administrators: frozenset[str] = frozenset(),
 ) -> Caller:
-    """Return the caller with its principals: its uid, its gid and its supplementary groups."""
+    """Return a local user with his principals: uid, gid and supplementary groups; an administrator is the account too."""
     principal = uid_principal(account, uid)
     names = {principal} | {gid_principal(account, group) for group in (gid, *groups)}
-    return Caller(account, uid, gid, pid, principal, frozenset(names), groups, access_key_id)
+    root = principal in administrators
+    if root:
+        names.add(root_principal(account))
+    return Caller(account, uid, gid, pid, principal, frozenset(names), groups, access_key_id, root=root)

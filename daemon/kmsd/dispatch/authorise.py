@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kmsd.authz.decide import Question, decide
+from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.dispatch.call import Call
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
@@ -12,7 +12,7 @@ from kmsfs.api.keyspecs import SYMMETRIC
 from kmsfs.api.operation import Resource
 from kmsfs.errors import AccessDenied, AliasNotFound, IncorrectKey, InvalidCiphertext, ShapeError
 from kmsfs.formats.blob import BlobType, parse_blob
-from kmsfs.ids import alias_arn, check_alias
+from kmsfs.ids import alias_arn, check_alias, root_principal
 
 VOLUME_PURPOSE = "volume-root"
 
@@ -31,6 +31,8 @@ class Authoriser:
             Resource.REENCRYPT: self._on_re_encrypt,
             Resource.ALIAS: self._on_alias,
             Resource.GRANT: self._on_grant,
+            Resource.NONE: self._on_nothing,
+            Resource.IAM: self._on_account,
         }
 
     def authorise(self, call: Call) -> None:
@@ -69,6 +71,30 @@ class Authoriser:
             call.key = call.key or key
             raise AccessDenied(
                 f"User: {call.caller.principal} is not authorized to perform: {action} on resource: {key.arn}"
+            )
+
+    def _on_nothing(self, call: Call) -> None:
+        """What acts on nothing yet is for every local user; who comes through IAM needs its consent."""
+        caller = call.caller
+        if caller.identity is None or caller.root or call.operation.service not in ("kms", "kmsfs"):
+            return
+        self._require_identity(call, "*")
+
+    def _on_account(self, call: Call) -> None:
+        """The account's identities are its root's, its administrators' and theirs whom IAM lets."""
+        name = getattr(call.request, "user_name", None) or ""
+        own = "/" + name if name else ""
+        account = root_principal(call.caller.account).removesuffix(":root")
+        self._require_identity(call, f"{account}:user{own}" if own else "*")
+
+    def _require_identity(self, call: Call, resource: str) -> None:
+        question = Question(call.operation.action, resource, now=call.now, via=call.via)
+        decision = decide_by_identity(call.caller, question)
+        call.decided_by = decision.by
+        if not decision.allowed:
+            raise AccessDenied(
+                f"User: {call.caller.principal} is not authorized to perform: {call.operation.action} on resource: "
+                f"{resource} because no identity-based policy allows the {call.operation.action} action"
             )
 
     def _on_key(self, call: Call) -> None:

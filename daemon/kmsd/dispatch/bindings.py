@@ -6,6 +6,8 @@ from kmsd.dispatch.batch import BatchService
 from kmsd.dispatch.call import Handler
 from kmsd.dispatch.status import AdminService
 from kmsd.grants.service import GrantService
+from kmsd.iam.entities import EntityService, IamService
+from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.pairs import PairService
 from kmsd.keys.service import KeyService
@@ -35,6 +37,10 @@ class Services:
     tokens: TokenService
     secrets: SecretService
     secret_upkeep: SecretUpkeepService
+    entities: tuple[EntityService, ...]
+    iam: IamService
+    policies: PolicyService
+    access_keys: AccessKeyService
 
 
 def bind_handlers(services: Services) -> dict[str, Handler]:
@@ -44,6 +50,7 @@ def bind_handlers(services: Services) -> dict[str, Handler]:
         **_of_cryptography(services),
         **_of_parameters(services),
         **_of_secrets(services),
+        **_of_identities(services),
         **_of_the_rest(services),
     }
 
@@ -117,6 +124,38 @@ def _of_parameters(services: Services) -> dict[str, Handler]:
     }
 
 
+def _of_identities(services: Services) -> dict[str, Handler]:
+    found: dict[str, Handler] = {}
+    for service in services.entities:
+        found.update(service.handlers())
+    _users, _groups, roles = services.entities
+    found["GetRole"] = lambda call: roles.one(roles.named(call))
+    return {
+        **found,
+        "GetUser": services.access_keys.get_user,
+        "GetGroup": services.iam.get_group,
+        "AddUserToGroup": services.iam.add_user_to_group,
+        "RemoveUserFromGroup": services.iam.remove_user_from_group,
+        "ListGroupsForUser": services.iam.list_groups_for_user,
+        "UpdateAssumeRolePolicy": services.iam.update_assume_role_policy,
+        "SimulatePrincipalPolicy": services.iam.simulate,
+        "CreatePolicy": services.policies.create_policy,
+        "GetPolicy": services.policies.get_policy,
+        "ListPolicies": services.policies.list_policies,
+        "DeletePolicy": services.policies.delete_policy,
+        "CreatePolicyVersion": services.policies.create_policy_version,
+        "GetPolicyVersion": services.policies.get_policy_version,
+        "ListPolicyVersions": services.policies.list_policy_versions,
+        "SetDefaultPolicyVersion": services.policies.set_default_policy_version,
+        "DeletePolicyVersion": services.policies.delete_policy_version,
+        "CreateAccessKey": services.access_keys.create_access_key,
+        "ListAccessKeys": services.access_keys.list_access_keys,
+        "UpdateAccessKey": services.access_keys.update_access_key,
+        "DeleteAccessKey": services.access_keys.delete_access_key,
+        "PutAccessKey": services.access_keys.put_access_key,
+    }
+
+
 def _of_secrets(services: Services) -> dict[str, Handler]:
     secrets, upkeep = services.secrets, services.secret_upkeep
     return {
@@ -156,6 +195,8 @@ def _of_the_rest(services: Services) -> dict[str, Handler]:
         "HealVolume": services.volumes.heal,
         "GetCallerIdentity": services.tokens.get_caller_identity,
         "GetSessionToken": services.tokens.get_session_token,
+        "AssumeRole": services.tokens.assume_role,
+        "GetAccessKeyInfo": services.tokens.get_access_key_info,
         "GetStatus": services.admin.get_status,
         "Watch": services.admin.watch,
     }

@@ -11,7 +11,7 @@ from kmsd.door.arns import ArnTranslation
 from kmsd.door.protocol import JSON, XML, DoorRequest, answer_bytes, error_bytes, read_request
 from kmsd.door.sigv4 import check_signature, parse_signature
 from kmsd.server.session import ServerState
-from kmsd.sts.tokens import SessionTokens
+from kmsd.sts.credentials import CredentialBook
 from kmsfs.api.plain import with_bytes
 from kmsfs.errors import (
     InvalidSignature,
@@ -34,9 +34,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class Door:
     """Serves `POST /`. One connection may ask many times; nothing is kept between requests."""
 
-    def __init__(self, state: ServerState, tokens: SessionTokens, home_region: str) -> None:
+    def __init__(self, state: ServerState, book: CredentialBook, home_region: str) -> None:
         self._state = state
-        self._tokens = tokens
+        self._book = book
         self._home_region = home_region
         self._translations: dict[str, ArnTranslation] = {}
 
@@ -87,13 +87,10 @@ class Door:
         scope = parse_signature(headers)
         now = self._state.clock()
         token = headers.get(_TOKEN_HEADER, "")
-        if not token or _TOKEN_HEADER not in scope.headers:
-            raise UnknownCredentials(
-                "The security token included in the request is invalid.",
-                hint="these credentials come with a session token: kmsfs aws env",
-            )
-        caller = self._tokens.open(scope.access_key_id, token, now)
-        check_signature(scope, headers, body, self._tokens.secret_of, now)
+        if token and _TOKEN_HEADER not in scope.headers:
+            raise UnknownCredentials("The security token included in the request is not signed.")
+        caller = self._book.caller(scope.access_key_id, token, now)
+        check_signature(scope, headers, body, self._book.secret_of, now)
         if scope.service != request.service:
             raise InvalidSignature(f"Credential should be scoped to correct service: '{request.service}'.")
         return caller, scope.region

@@ -14,11 +14,14 @@ from kmsfs.ids import PARTITION, REGION
 
 _FIELDS = frozenset(
     {
-        "AliasArn", "AliasName", "Arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "IssuingAccount", "KeyArn", "KeyId",
+        "AliasArn", "AliasName", "Arn", "PermissionsBoundary", "PermissionsBoundaryArn", "PolicyArn", "PolicySourceArn",
+        "ResourceArns", "RoleArn", "arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "IssuingAccount", "KeyArn", "KeyId",
         "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SecretId", "SecretIdList", "SourceKeyId", "TargetKeyId",
     }
 )  # fmt: skip
-_DOCUMENTS = frozenset({"Policy", "ResourcePolicy"})
+_DOCUMENTS = frozenset(
+    {"AssumeRolePolicyDocument", "Document", "Policy", "PolicyDocument", "PolicyInputList", "ResourcePolicy"}
+)
 _BOUND_BY_SSM = "PARAMETER_ARN"
 _SERVICES = "(kms|ssm|secretsmanager)"
 _OTHER = r"[a-z0-9-]+:\d{12}:"

@@ -1,9 +1,10 @@
 """Requests and answers of AWS's JSON 1.1 and query protocols as bytes. Pure."""
 
+import datetime
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 from xml.sax.saxutils import escape
 
 import msgspec
@@ -15,8 +16,15 @@ from kmsfs.errors import KmsfsError, SerializationFailed, UnknownOperation
 JSON = "application/x-amz-json-1.1"
 XML = "text/xml"
 _TARGETS = {"TrentService": "kms", "AmazonSSM": "ssm", "secretsmanager": "secretsmanager"}
-_QUERY_VERSIONS = {"2011-06-15": "sts"}
-_STS_SPACE = "https://sts.amazonaws.com/doc/2011-06-15/"
+_QUERY_VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}
+_SPACES = {
+    "sts": "https://sts.amazonaws.com/doc/2011-06-15/",
+    "iam": "https://iam.amazonaws.com/doc/2010-05-08/",
+}
+_DOCUMENTS = frozenset({"PolicyDocument", "AssumeRolePolicyDocument", "Document"})
+"""Policies travel URL-encoded (IAM API reference, GetUserPolicy)."""
+_MEMBERS_MAX = 200
+_FIELDS_MAX = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ def _form(body: bytes) -> dict[str, str]:
     try:
         return dict(
             parse_qsl(
-                body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=100
+                body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=_FIELDS_MAX
             )
         )
     except (ValueError, UnicodeDecodeError) as error:
@@ -79,14 +87,40 @@ def _form(body: bytes) -> dict[str, str]:
 
 
 def _typed(operation: Operation, fields: dict[str, str]) -> dict[str, Any]:
-    typed: dict[str, Any] = dict(fields)
-    for name in ("DurationSeconds",):
-        if name in typed and operation.service == "sts":
-            try:
-                typed[name] = int(typed[name])
-            except ValueError as error:
-                raise SerializationFailed(f"{name} is not a number.") from error
+    """Return a form's fields as the operation's parameters: lists and structures put together, numbers read."""
+    nested: dict[str, Any] = {}
+    for name, value in fields.items():
+        _place(nested, name.split("."), value)
+    plain = {name: _lists(value) for name, value in nested.items()}
+    try:
+        request = msgspec.convert(plain, operation.request, strict=False)
+    except msgspec.ValidationError:
+        # The pipeline says what is wrong, in AWS's words.
+        return plain
+    typed: dict[str, Any] = msgspec.to_builtins(request)
     return typed
+
+
+def _place(nested: dict[str, Any], path: list[str], value: str) -> None:
+    if len(path) > 8 or "" in path:
+        raise SerializationFailed("The request body has a malformed field name.")
+    for step in path[:-1]:
+        nested = nested.setdefault(step, {})
+        if not isinstance(nested, dict):
+            raise SerializationFailed("The request body has a field that is a value and a structure at once.")
+    nested[path[-1]] = value
+
+
+def _lists(value: Any) -> Any:
+    """Turn {"member": {"1": a, "2": b}} into [a, b], however deep."""
+    if not isinstance(value, dict):
+        return value
+    members = value.get("member")
+    if isinstance(members, dict) and len(value) == 1:
+        if len(members) > _MEMBERS_MAX or not all(name.isascii() and name.isdigit() for name in members):
+            raise SerializationFailed("The request body has a malformed list.")
+        return [_lists(members[name]) for name in sorted(members, key=int)]
+    return {name: _lists(item) for name, item in value.items()}
 
 
 def answer_bytes(request: DoorRequest, result: dict[str, Any], request_id: str) -> bytes:
@@ -95,8 +129,9 @@ def answer_bytes(request: DoorRequest, result: dict[str, Any], request_id: str) 
         return msgspec.json.encode(result)
     name = request.operation.name
     inner = "".join(_xml(key, value) for key, value in result.items())
+    space = _SPACES[request.service]
     return (
-        f'<{name}Response xmlns="{_STS_SPACE}"><{name}Result>{inner}</{name}Result>'
+        f'<{name}Response xmlns="{space}"><{name}Result>{inner}</{name}Result>'
         f"<ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata></{name}Response>"
     ).encode()
 
@@ -104,7 +139,15 @@ def answer_bytes(request: DoorRequest, result: dict[str, Any], request_id: str) 
 def _xml(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return f"<{name}>{''.join(_xml(key, item) for key, item in value.items())}</{name}>"
-    return f"<{name}>{escape(str(value))}</{name}>"
+    if isinstance(value, list):
+        return f"<{name}>{''.join(_xml('member', item) for item in value)}</{name}>"
+    if isinstance(value, bool):
+        return f"<{name}>{str(value).lower()}</{name}>"
+    if isinstance(value, float):
+        moment = datetime.datetime.fromtimestamp(value, datetime.UTC)
+        return f"<{name}>{moment.strftime('%Y-%m-%dT%H:%M:%SZ')}</{name}>"
+    text = quote(value, safe="") if name in _DOCUMENTS else str(value)
+    return f"<{name}>{escape(text)}</{name}>"
 
 
 def error_bytes(error: KmsfsError, message: str, request_id: str, *, query: bool) -> bytes:
@@ -114,6 +157,6 @@ def error_bytes(error: KmsfsError, message: str, request_id: str, *, query: bool
     kind = "Receiver" if error.http_status >= 500 else "Sender"
     code = error.code.removesuffix("Exception") if error.code == "AccessDeniedException" else error.code
     return (
-        f'<ErrorResponse xmlns="{_STS_SPACE}"><Error><Type>{kind}</Type><Code>{escape(code)}</Code>'
+        f'<ErrorResponse xmlns="{_SPACES["sts"]}"><Error><Type>{kind}</Type><Code>{escape(code)}</Code>'
         f"<Message>{escape(message)}</Message></Error><RequestId>{request_id}</RequestId></ErrorResponse>"
     ).encode()

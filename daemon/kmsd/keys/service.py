@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable
 
 from kmsd.authz.decide import Question, decide
-from kmsd.authz.policy import KeyPolicy, compile_policy, default_policy
+from kmsd.authz.policy import KeyPolicy, account_policy, compile_policy, default_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.paging import page_of
@@ -25,7 +25,7 @@ from kmsfs.api.keyspecs import (
 from kmsfs.api.operation import KeyState
 from kmsfs.api.shapes import keys as shapes
 from kmsfs.errors import AlreadyExists, KeyInvalidState, LimitExceeded, MalformedPolicy
-from kmsfs.ids import alias_arn, check_alias, key_arn
+from kmsfs.ids import alias_arn, check_alias, key_arn, root_principal
 
 KEYS_MAX = 100_000
 ALIASES_PER_KEY_MAX = 50
@@ -51,11 +51,23 @@ def refuse_lockout(policy: KeyPolicy, arn: str, caller: Caller, now: float) -> N
         )
 
 
+def _default(caller: Caller) -> KeyPolicy:
+    """A local user's key is his; one made through IAM is the account's, as at AWS."""
+    by_account = caller.identity is not None or caller.principal == root_principal(caller.account)
+    return compile_policy(account_policy(caller.account) if by_account else default_policy(caller.principal))
+
+
 class KeyService:
     """CreateKey to ListAliases."""
 
-    def __init__(self, registry: KeyRegistry, new_id: Callable[[], uuid.UUID] = uuid.uuid4) -> None:
+    def __init__(
+        self,
+        registry: KeyRegistry,
+        principal_exists: Callable[[str], bool] = lambda _principal: True,
+        new_id: Callable[[], uuid.UUID] = uuid.uuid4,
+    ) -> None:
         self._registry = registry
+        self._principal_exists = principal_exists
         self._new_id = new_id
 
     def create_key(self, call: Call) -> shapes.KeyMetadataResponse:
@@ -65,7 +77,7 @@ class KeyService:
             raise LimitExceeded(f"a realm has at most {KEYS_MAX} keys")
         key_id, spec = str(self._new_id()), request.key_spec or SYMMETRIC
         arn = key_arn(call.scope, key_id)
-        policy = compile_policy(request.policy or default_policy(call.caller.principal))
+        policy = self._compiled(request.policy) if request.policy else _default(call.caller)
         if request.policy and not request.bypass_policy_lockout_safety_check:
             refuse_lockout(policy, arn, call.caller, call.now)
         key = KmsKey(
@@ -142,11 +154,22 @@ class KeyService:
     def put_key_policy(self, call: Call) -> shapes.Empty:
         """PutKeyPolicy."""
         request: shapes.PutKeyPolicyRequest = call.request
-        policy = compile_policy(request.policy)
+        policy = self._compiled(request.policy)
         if not request.bypass_policy_lockout_safety_check:
             refuse_lockout(policy, call.the_key.arn, call.caller, call.now)
         self._registry.update_key(call.the_key, "policy", policy=policy)
         return shapes.Empty()
+
+    def _compiled(self, text: str) -> KeyPolicy:
+        """Return a compiled policy whose principals exist (KMS API, PutKeyPolicy)."""
+        policy = compile_policy(text)
+        for statement in policy.statements:
+            for principal in statement.principals:
+                if not self._principal_exists(principal):
+                    raise MalformedPolicy(
+                        "Policy contains a statement with one or more invalid principals.", evidence=principal
+                    )
+        return policy
 
     def get_key_policy(self, call: Call) -> shapes.GetKeyPolicyResponse:
         """GetKeyPolicy."""

@@ -4,7 +4,7 @@ import base64
 import bisect
 from typing import Any
 
-from kmsd.authz.principal import Caller
+from kmsd.authz.decide import Question, decide_by_identity
 from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.paging import token_page_of
 from kmsd.dispatch.servicekey import make_service_key
@@ -35,7 +35,7 @@ from kmsfs.errors import (
     ParameterVersionNotFound,
     UnsupportedParameterType,
 )
-from kmsfs.ids import scope_of
+from kmsfs.ids import parameter_arn, scope_of
 from kmsfs.quantity import PARAMETER_VERSIONS_KEPT
 
 _VERSIONS_HELD = 10_000
@@ -49,13 +49,12 @@ class ParameterService:
     """PutParameter to DeleteParameters. A parameter belongs to the principal who made it, and to administrators."""
 
     def __init__(
-        self, account: str, store: SealedStore, calls: InternalCalls, rng: Rng, administrators: frozenset[str]
+        self, account: str, store: SealedStore, calls: InternalCalls, rng: Rng
     ) -> None:
         self._account = account
         self._store = store
         self._calls = calls
         self._rng = rng
-        self._administrators = administrators
         self._home = scope_of(account)
         self._facts: dict[tuple[str, str], ParameterFacts] = {}
         self._names: dict[str, list[str]] = {}
@@ -75,6 +74,7 @@ class ParameterService:
         """PutParameter."""
         request: shapes.PutParameterRequest = call.request
         name = check_name(request.name)
+        self._require_identity(call, parameter_arn(call.scope, name))
         present = self._facts.get((call.scope, name))
         facts = self._next_facts(call, request, present)
         stored, key_arn = self._seal_value(call, facts, request)
@@ -98,7 +98,7 @@ class ParameterService:
         self, call: Call, request: shapes.PutParameterRequest, present: ParameterFacts | None
     ) -> ParameterFacts:
         if present is not None:
-            if not self._owns(call.caller, present):
+            if not self._owns(call, present):
                 raise AccessDenied("You may not write this parameter.")
             if not request.overwrite:
                 raise ParameterAlreadyExists(
@@ -218,17 +218,19 @@ class ParameterService:
         """GetParametersByPath."""
         request: shapes.GetParametersByPathRequest = call.request
         path = check_path(request.path)
+        self._require_identity(call, parameter_arn(call.scope, path or "/"))
         test = make_test(request.parameter_filters, _PATH_FILTERS)
         names = [
             name
             for name in self._names_below(call.scope, path)
             if below(name, path, recursive=request.recursive)
-            and self._owns(call.caller, self._facts[call.scope, name])
+            and self._owns(call, self._facts[call.scope, name])
             and test(self._facts[call.scope, name])
         ]
         page, token = token_page_of(names, request.max_results, request.next_token)
         read = [
-            self._read(call, Selector(name, None, None), decrypt=request.with_decryption) for name in page
+            self._parameter(call, self._facts[call.scope, name], Selector(name, None, None), request.with_decryption)
+            for name in page
         ]
         return shapes.GetParametersByPathResponse(parameters=read, next_token=token)
 
@@ -262,12 +264,13 @@ class ParameterService:
     def describe_parameters(self, call: Call) -> shapes.DescribeParametersResponse:
         """DescribeParameters."""
         request: shapes.DescribeParametersRequest = call.request
+        self._require_identity(call, "*")
         test = make_test(request.parameter_filters, _DESCRIBE_FILTERS)
         scope = call.scope
         names = [
             name
             for name in self._names.get(scope, [])
-            if self._owns(call.caller, self._facts[scope, name]) and test(self._facts[scope, name])
+            if self._owns(call, self._facts[scope, name]) and test(self._facts[scope, name])
         ]
         page, token = token_page_of(names, request.max_results, request.next_token)
         return shapes.DescribeParametersResponse(
@@ -290,7 +293,11 @@ class ParameterService:
         )
 
     def _read(self, call: Call, selector: Selector, *, decrypt: bool) -> shapes.Parameter:
-        newest = self.visible(call, selector.name)
+        return self._parameter(call, self.visible(call, selector.name), selector, decrypt)
+
+    def _parameter(
+        self, call: Call, newest: ParameterFacts, selector: Selector, decrypt: bool
+    ) -> shapes.Parameter:
         version = selector.version or newest.version
         if selector.label is not None:
             version = newest.labels.get(selector.label, 0)
@@ -343,13 +350,33 @@ class ParameterService:
         Raises:
             ParameterNotFound: if there is none, or it is somebody else's.
         """
+        self._require_identity(call, parameter_arn(call.scope, name))
         facts = self._facts.get((call.scope, name))
-        if facts is None or not self._owns(call.caller, facts):
+        if facts is None or not self._owns(call, facts):
             raise ParameterNotFound(f"Parameter {name[:256]} not found.")
         return facts
 
-    def _owns(self, caller: Caller, facts: ParameterFacts) -> bool:
-        return facts.owner == caller.principal or caller.principal in self._administrators
+    def _owns(self, call: Call, facts: ParameterFacts) -> bool:
+        """Tell whether the caller may do what he asks for: whose it is, the account, or whom IAM lets."""
+        return facts.owner == call.caller.principal or call.caller.root or call.caller.identity is not None
+
+    def _require_identity(self, call: Call, arn: str) -> None:
+        """Who comes through IAM needs its consent for each name, whether it is there or not.
+
+        Raises:
+            AccessDenied: if nothing allows it.
+        """
+        caller = call.caller
+        if caller.identity is None or caller.root:
+            return
+        action = call.operation.action
+        decision = decide_by_identity(caller, Question(action, arn, now=call.now))
+        call.decided_by = decision.by
+        if not decision.allowed:
+            raise AccessDenied(
+                f"User: {caller.principal} is not authorized to perform: {action} on resource: {arn} because no "
+                f"identity-based policy allows the {action} action"
+            )
 
     # --- values -------------------------------------------------------------------------------------------
 

@@ -64,6 +64,7 @@ class SecretService:
         present = self._store.named(call.scope, request.name)
         if present is not None:
             return self._created_before(call, request, present)
+        self._store.require_new(call, secret_arn(call.scope, request.name))
         suffix = "".join(_SUFFIX_ALPHABET[byte % 62] for byte in self._rng(6))
         secret = Secret(
             secret_arn(call.scope, f"{request.name}-{suffix}"), request.name, call.scope, call.caller.principal,

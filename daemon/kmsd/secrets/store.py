@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from kmsd.authz.decide import Question, decide
+from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
@@ -23,9 +23,8 @@ MISSING = "Secrets Manager can't find the specified secret."
 class SecretStore:
     """All secrets, by ARN and by name within a scope."""
 
-    def __init__(self, store: SealedStore, administrators: frozenset[str]) -> None:
+    def __init__(self, store: SealedStore) -> None:
         self._store = store
-        self._administrators = administrators
         self._by_arn: dict[str, Secret] = {}
         self._names: dict[str, list[str]] = {}
         self._arns: dict[tuple[str, str], str] = {}
@@ -70,6 +69,18 @@ class SecretStore:
         arn = self._arns.get((scope, name))
         return self._by_arn[arn] if arn is not None else None
 
+    def require_new(self, call: Call, arn: str) -> None:
+        """Let whoever comes through IAM make a secret only with its consent.
+
+        Raises:
+            AccessDenied: if nothing allows it.
+        """
+        question = Question("secretsmanager:CreateSecret", arn, now=call.now)
+        if call.caller.identity is not None and not decide_by_identity(call.caller, question).allowed:
+            raise AccessDenied(
+                f"User: {call.caller.principal} is not authorized to perform: {question.action} on resource: {arn}"
+            )
+
     def visible(self, call: Call) -> Iterator[Secret]:
         """Yield the secrets of the call's scope that the caller may describe, by name."""
         for name in list(self._names.get(call.scope, [])):
@@ -89,11 +100,13 @@ class SecretStore:
         self, policy: KeyPolicy | None, caller: Caller, secret: Secret, action: str, now: float
     ) -> bool:
         """As `may`, as if this were the secret's policy."""
-        decision = decide(caller, Question(action, secret.arn, now=now), policy or _NO_POLICY, ())
-        if decision.by.startswith("deny:"):
-            return False
-        mine = secret.owner == caller.principal or caller.principal in self._administrators
-        return mine or decision.allowed
+        question = Question(action, secret.arn, now=now)
+        decision = decide(caller, question, policy or _NO_POLICY, ())
+        if decision.allowed or decision.by.startswith(("deny:", "identity-deny:")):
+            return decision.allowed
+        if caller.identity is not None or caller.root:
+            return decide_by_identity(caller, question).allowed
+        return secret.owner == caller.principal
 
     # --- changing ---------------------------------------------------------------------------------------------
 

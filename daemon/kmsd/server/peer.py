@@ -14,15 +14,17 @@ _CREDENTIALS = struct.Struct("3i")
 _MAX_GROUPS_BYTES = 65_536 * 4
 
 
-def identify(connection: socket.socket, account: str) -> Caller:
-    """Return the caller behind a connected Unix socket.
+def identify(connection: socket.socket, account: str, administrators: frozenset[str]) -> Caller:
+    """Return the caller behind a connected Unix socket; `administrators` stand for the account.
 
     Raises:
         OSError: if the socket is not a connected Unix socket.
     """
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(raw)
-    return make_caller(account, uid, gid, pid, _groups(connection))
+    return make_caller(
+        account, uid, gid, pid, _groups(connection), administrators=administrators
+    )
 
 
 def _groups(connection: socket.socket) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ class ServerState:
     pipeline: Pipeline
     account: str
     clock: Callable[[], float]
+    administrators: frozenset[str] = frozenset()
     buckets: Buckets = field(default_factory=Buckets)
     linger: Linger = field(default_factory=Linger)
     sessions: set["Session"] = field(default_factory=set)
@@ -75,7 +76,9 @@ class Session(asyncio.Protocol):
         """Learn who connects; turn away a uid with too many connections."""
         self._transport = transport
         try:
-            self._caller = identify(transport.get_extra_info("socket"), self._state.account)
+            self._caller = identify(
+                transport.get_extra_info("socket"), self._state.account, self._state.administrators
+            )
         except OSError:
             self._transport.abort()
             return

@@ -48,6 +48,10 @@ class Table(IntEnum):
     """Natural key: secret ARN. The fields of kmsd.secrets.records.Secret."""
     SECRET_VERSION = 9
     """Natural key: `secret ARN:version id`, parent: secret ARN. {arn, id, created, key_arn, binary, value: Encryption SDK message}."""
+    IDENTITY = 10
+    """Natural key: ARN. The fields of kmsd.iam.records.Entity: users, groups, roles and managed policies."""
+    ACCESS_KEY = 11
+    """Natural key: access key id. {id, account, user, secret, status, created}; user None: the account root."""
 
 METADATA = MetaData()
 ROW = SqlTable(

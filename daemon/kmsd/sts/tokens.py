@@ -1,14 +1,14 @@
 """Temporary credentials that the daemon need not remember: all is in the session token, sealed.
 
-A token says whose it is (uid, gid, groups) and until when; the access key id is bound to it as associated data. The
+A token says whose it is (uid, gid and groups of a local user, or an identity of IAM) and until when; the access key id is bound to it as associated data. The
 secret is HMAC-SHA256 of the access key id, so whoever holds the daemon's key can compute it, and nobody else.
 """
 
 import base64
 import binascii
 from dataclasses import dataclass
+from typing import Any
 
-from kmsd.authz.principal import Caller, make_caller
 from kmsfs.aead.gcm import GcmKey
 from kmsfs.aead.kdf import hmac_sha256
 from kmsfs.aead.nonces import Rng
@@ -32,16 +32,15 @@ class IssuedCredentials:
 class SessionTokens:
     """Issues and reads session tokens under a 64-byte key: 32 bytes seal tokens, 32 make secrets."""
 
-    def __init__(self, key: bytes, account: str, rng: Rng) -> None:
+    def __init__(self, key: bytes, rng: Rng) -> None:
         self._cipher = GcmKey(key[:32])
         self._secrets = key[32:]
-        self._account = account
         self._rng = rng
 
-    def issue(self, caller: Caller, groups: tuple[int, ...], now: float, seconds: int) -> IssuedCredentials:
-        """Return credentials of the caller that work for `seconds` from `now`."""
+    def issue(self, facts: dict[str, Any], now: float, seconds: int) -> IssuedCredentials:
+        """Return credentials, of whomever the facts tell, that work for `seconds` from `now`."""
         access_key_id = "ASIA" + base64.b32encode(self._rng(10)).decode()
-        body = pack({"uid": caller.uid, "gid": caller.gid, "groups": list(groups), "exp": now + seconds})
+        body = pack({**facts, "exp": now + seconds})
         sealed = self._cipher.seal(self._rng, body, _AAD + access_key_id.encode())
         return IssuedCredentials(
             access_key_id, self.secret_of(access_key_id), base64.b64encode(sealed).decode(), now + seconds
@@ -53,8 +52,8 @@ class SessionTokens:
             :_SECRET_CHARACTERS
         ]
 
-    def open(self, access_key_id: str, token: str, now: float) -> Caller:
-        """Return whom a token speaks for.
+    def open(self, access_key_id: str, token: str, now: float) -> dict[str, Any]:
+        """Return the facts that a token was issued with.
 
         Raises:
             UnknownCredentials: if this daemon did not issue the token for this access key id.
@@ -62,11 +61,9 @@ class SessionTokens:
         """
         try:
             sealed = base64.b64decode(token, validate=True)
-            facts = unpack(self._cipher.open(sealed, _AAD + access_key_id.encode()))
+            facts: dict[str, Any] = unpack(self._cipher.open(sealed, _AAD + access_key_id.encode()))
         except (binascii.Error, ValueError, AuthenticationFailed, BadFrame) as error:
             raise UnknownCredentials("The security token included in the request is invalid.") from error
         if now >= facts["exp"]:
             raise TokenExpired("The security token included in the request is expired")
-        return make_caller(
-            self._account, facts["uid"], facts["gid"], 0, tuple(facts["groups"]), access_key_id=access_key_id
-        )
+        return facts

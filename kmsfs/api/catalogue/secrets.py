@@ -74,7 +74,7 @@ SECRET_OPERATIONS = (
     _declare("ValidateResourcePolicy", s.ValidateResourcePolicyRequest, s.ValidateResourcePolicyResponse,
              "Look whether a policy could be put.", _USE, mutates=False),
     _declare("RotateSecret", s.RotateSecretRequest, s.SecretVersionResponse,
-             "Rotate a secret by the operator's command, now and by a schedule.", _SEAL,
+             "Rotate a secret now and by a schedule.", _USE,
              audit=("secret_id", "rotation_lambda_arn", "rotate_immediately")),
     _declare("CancelRotateSecret", s.SecretRequest, s.SecretVersionResponse, "Rotate a secret no more by itself.", _USE),
 )  # fmt: skip

@@ -15,4 +15,14 @@ STS_OPERATIONS = (
         "Give the caller temporary credentials for AWS's own clients.",
         audit=("duration_seconds",), errors=(errors.AccessDenied,),
     ),
+    Operation(
+        "AssumeRole", "sts", "sts:AssumeRole", sts.AssumeRoleRequest, sts.AssumeRoleResponse,
+        "Act in a role for a while, if its trust policy and one's own policies allow it.",
+        audit=("role_arn", "role_session_name", "duration_seconds"),
+        errors=(errors.AccessDenied, errors.MalformedIdentityPolicy, errors.NoSuchEntity, errors.IamLimitExceeded),
+    ),
+    Operation(
+        "GetAccessKeyInfo", "sts", "sts:GetAccessKeyInfo", sts.AccessKeyInfoRequest, sts.AccessKeyInfoResponse,
+        "Tell the account of an access key.", audit=("access_key_id",), errors=(errors.AccessDenied,),
+    ),
 )  # fmt: skip

@@ -1,0 +1,162 @@
+"""IAM's entities in memory, written through to the sealed store; compiled identities of callers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from kmsd.authz.identity import Identity, IdentityPolicy, compile_identity_policy
+from kmsd.authz.policy import KeyPolicy, compile_policy
+from kmsd.iam.records import GROUP, POLICY, ROLE, USER, AccessKey, Entity, entity_of
+from kmsd.store.database import SealedStore
+from kmsd.store.schema import Table
+from kmsfs.errors import NoSuchEntity
+
+_WORDS = {USER: "user", GROUP: "group", ROLE: "role", POLICY: "policy"}
+
+
+class IamStore:
+    """Everything IAM keeps, of all accounts. Names are unique within an account and kind, whatever the case."""
+
+    def __init__(self, store: SealedStore) -> None:
+        self._store = store
+        self._by_arn: dict[str, Entity] = {}
+        self._by_name: dict[tuple[str, str, str], str] = {}
+        self.access_keys: dict[str, AccessKey] = {}
+        self._compiled: dict[str, IdentityPolicy] = {}
+        self._identities: dict[str, Identity] = {}
+        self._trust: dict[str, KeyPolicy] = {}
+        for row in store.scan(Table.IDENTITY):
+            self._keep(entity_of(row))
+        for row in store.scan(Table.ACCESS_KEY):
+            self.access_keys[row["key_id"]] = AccessKey(**row)
+
+    # --- finding ----------------------------------------------------------------------------------------------
+
+    def find(self, account: str, kind: str, name: str) -> Entity:
+        """Return an entity by name.
+
+        Raises:
+            NoSuchEntity: if there is none.
+        """
+        found = self.get(account, kind, name)
+        if found is None:
+            raise NoSuchEntity(f"The {_WORDS[kind]} with name {name} cannot be found.")
+        return found
+
+    def get(self, account: str, kind: str, name: str) -> Entity | None:
+        """Return an entity by name, or None."""
+        arn = self._by_name.get((account, kind, name.casefold()))
+        return self._by_arn[arn] if arn is not None else None
+
+    def of_arn(self, arn: str) -> Entity | None:
+        """Return an entity by ARN, or None."""
+        return self._by_arn.get(arn)
+
+    def policy(self, account: str, arn: str) -> Entity:
+        """Return a managed policy of an account.
+
+        Raises:
+            NoSuchEntity: if there is none.
+        """
+        found = self._by_arn.get(arn)
+        if found is None or found.kind != POLICY or found.account != account:
+            raise NoSuchEntity(f"Policy {arn} does not exist or is not attachable.")
+        return found
+
+    def all_of(self, account: str, kind: str) -> list[Entity]:
+        """Return the entities of a kind, by name."""
+        found = [e for e in self._by_arn.values() if e.kind == kind and e.account == account]
+        return sorted(found, key=lambda entity: entity.name)
+
+    def users_of(self, policy_arn: str) -> Iterator[Entity]:
+        """Yield what a managed policy is attached to, or limits."""
+        for entity in self._by_arn.values():
+            if policy_arn in entity.attached or entity.boundary == policy_arn:
+                yield entity
+
+    def members(self, group: Entity) -> list[Entity]:
+        """Return a group's users."""
+        return [user for user in self.all_of(group.account, USER) if group.name in user.groups]
+
+    def keys_of(self, account: str, user: str | None) -> list[AccessKey]:
+        """Return the access keys of a user, or of the account root."""
+        found = [key for key in self.access_keys.values() if (key.account, key.user) == (account, user)]
+        return sorted(found, key=lambda key: (key.created, key.key_id))
+
+    # --- changing ---------------------------------------------------------------------------------------------
+
+    def put(self, entity: Entity) -> None:
+        """Store a new or changed entity; it counts at once."""
+        with self._store.transaction() as work:
+            work.put(Table.IDENTITY, entity.arn, entity.row())
+        self._keep(entity)
+
+    def remove(self, entity: Entity) -> None:
+        """Remove an entity."""
+        with self._store.transaction() as work:
+            work.delete(Table.IDENTITY, entity.arn)
+        del self._by_arn[entity.arn]
+        del self._by_name[entity.account, entity.kind, entity.name.casefold()]
+        self._forget()
+
+    def put_key(self, key: AccessKey) -> None:
+        """Store a new or changed access key."""
+        with self._store.transaction() as work:
+            work.put(Table.ACCESS_KEY, key.key_id, key.row())
+        self.access_keys[key.key_id] = key
+
+    def remove_key(self, key: AccessKey) -> None:
+        """Remove an access key; it signs nothing more."""
+        with self._store.transaction() as work:
+            work.delete(Table.ACCESS_KEY, key.key_id)
+        del self.access_keys[key.key_id]
+
+    def _keep(self, entity: Entity) -> None:
+        self._by_arn[entity.arn] = entity
+        self._by_name[entity.account, entity.kind, entity.name.casefold()] = entity.arn
+        self._forget()
+
+    def _forget(self) -> None:
+        self._identities.clear()
+        self._compiled.clear()
+        self._trust.clear()
+
+    # --- compiled -----------------------------------------------------------------------------------------------
+
+    def identity(self, entity: Entity) -> Identity:
+        """Return what an entity's policies, those of its groups, and its boundary say."""
+        held = self._identities.get(entity.arn)
+        if held is None:
+            groups = [self.find(entity.account, GROUP, name) for name in entity.groups]
+            policies = [policy for holder in (entity, *groups) for policy in self._policies(holder)]
+            boundary = self._managed(entity.boundary) if entity.boundary else None
+            held = self._identities[entity.arn] = Identity(tuple(policies), boundary)
+        return held
+
+    def _policies(self, entity: Entity) -> list[IdentityPolicy]:
+        inline = [
+            self._compile(f"{entity.kind}/{entity.name}/{name}", text) for name, text in entity.inline.items()
+        ]
+        return [*inline, *(self._managed(arn) for arn in entity.attached)]
+
+    def _managed(self, arn: str) -> IdentityPolicy:
+        return self._compile(arn, self._by_arn[arn].document)
+
+    def _compile(self, name: str, text: str) -> IdentityPolicy:
+        held = self._compiled.get(name)
+        if held is None:
+            held = self._compiled[name] = compile_identity_policy(name, text)
+        return held
+
+    def trust(self, role: Entity) -> KeyPolicy:
+        """Return a role's compiled trust policy."""
+        held = self._trust.get(role.arn)
+        if held is None:
+            held = self._trust[role.arn] = compile_policy(role.trust, "sts")
+        return held
+
+    def principal_exists(self, principal: str) -> bool:
+        """Tell whether a user or role that a policy names exists; of everything else that is true."""
+        parts: Any = principal.split(":", 5)
+        if len(parts) != 6 or not parts[5].startswith(("user/", "role/")):
+            return True
+        return principal in self._by_arn

@@ -1,0 +1,90 @@
+"""From an access key id and a session token to the caller whom they stand for."""
+
+from kmsd.authz.identity import Identity
+from kmsd.authz.principal import Caller, make_caller
+from kmsd.iam.records import ACTIVE, ROLE, USER, Entity
+from kmsd.iam.store import IamStore
+from kmsd.sts.sessions import SessionIdentity, session_policies
+from kmsd.sts.tokens import SessionTokens
+from kmsfs.errors import UnknownCredentials
+from kmsfs.ids import root_principal, session_principal
+
+INVALID = "The security token included in the request is invalid."
+
+
+class CredentialBook:
+    """Knows whose credentials are whose: long-lived access keys from IAM, temporary ones from their own tokens.
+
+    `owner_uid` is the local user to whose account the audit log and the throttle count callers who are no local users.
+    """
+
+    def __init__(
+        self, account: str, tokens: SessionTokens, iam: IamStore, administrators: frozenset[str], owner_uid: int
+    ) -> None:
+        self._account = account
+        self._tokens = tokens
+        self._iam = iam
+        self._administrators = administrators
+        self._owner_uid = owner_uid
+
+    def secret_of(self, access_key_id: str) -> str:
+        """Return the secret that signs for an access key id. Secret."""
+        key = self._iam.access_keys.get(access_key_id)
+        return key.secret if key is not None else self._tokens.secret_of(access_key_id)
+
+    def caller(self, access_key_id: str, token: str, now: float) -> Caller:
+        """Return for whom the credentials stand.
+
+        Raises:
+            UnknownCredentials: if they are not known, switched off, or lack their token.
+            TokenExpired: if their time is over.
+        """
+        key = self._iam.access_keys.get(access_key_id)
+        if key is not None:
+            if key.status != ACTIVE or token:
+                raise UnknownCredentials(INVALID)
+            if key.user is None:
+                return self._root(access_key_id)
+            return self._of_user(self._iam.find(key.account, USER, key.user), access_key_id)
+        if not token:
+            raise UnknownCredentials(
+                INVALID, hint="these credentials come with a session token: kmsfs aws env"
+            )
+        facts = self._tokens.open(access_key_id, token, now)
+        if "iam" in facts:
+            return self._of_session(SessionIdentity(**facts["iam"]), access_key_id)
+        return make_caller(
+            self._account, facts["uid"], facts["gid"], 0, tuple(facts["groups"]), access_key_id=access_key_id,
+            administrators=self._administrators,
+        )  # fmt: skip
+
+    def _root(self, access_key_id: str) -> Caller:
+        principal = root_principal(self._account)
+        return Caller(
+            self._account, self._owner_uid, 0, 0, principal, frozenset({principal}), (), access_key_id, root=True
+        )  # fmt: skip
+
+    def _of_user(self, user: Entity, access_key_id: str) -> Caller:
+        return self._made(user.arn, frozenset({user.arn}), access_key_id, self._iam.identity(user))
+
+    def _of_session(self, session: SessionIdentity, access_key_id: str) -> Caller:
+        if session.root:
+            return self._root(access_key_id)
+        entity = self._iam.of_arn(session.arn)
+        if entity is None or entity.entity_id != session.entity_id:
+            # The user or role is gone, or was made anew: its sessions end with it.
+            raise UnknownCredentials(INVALID)
+        if entity.kind != ROLE:
+            return self._of_user(entity, access_key_id)
+        limits = session_policies(self._iam, entity.account, session)
+        whole = self._iam.identity(entity)
+        identity = Identity(whole.policies, whole.boundary, limits)
+        principal = session_principal(entity.account, entity.name, session.session)
+        return self._made(principal, frozenset({principal, entity.arn}), access_key_id, identity)
+
+    def _made(
+        self, principal: str, principals: frozenset[str], access_key_id: str, identity: Identity
+    ) -> Caller:
+        return Caller(
+            self._account, self._owner_uid, 0, 0, principal, principals, (), access_key_id, identity
+        )  # fmt: skip

@@ -1,0 +1,322 @@
+"""IAM's identities over the HTTP door, and what they may do with keys, parameters and secrets."""
+
+import json
+import os
+import uuid
+
+import boto3
+import botocore.exceptions
+import botocore.session
+import pytest
+from botocore.config import Config
+from msgspec import NODEFAULT
+
+from conftest import DaemonProcess
+from kmsfs.api.registry import OPERATIONS
+
+REGION = "us-east-1"
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    made = DaemonProcess(tmp_path_factory.mktemp("kmsd"), "--aws-endpoint", "127.0.0.1:0")
+    assert made.init("--account", "111122223333").returncode == 0
+    made.start()
+    yield made
+    made.stop()
+
+
+class World:
+    """One daemon's door, seen by several callers."""
+
+    def __init__(self, daemon):
+        self.daemon = daemon
+        session = daemon.session()
+        self.endpoint = session.call("GetStatus", {})["AwsEndpoint"]
+        made = session.call("GetSessionToken", {})["Credentials"]
+        self.admin = (made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"])
+
+    def client(self, service, who=None, region=REGION):
+        key, secret, token = (*(who or self.admin), None)[:3]
+        return boto3.client(
+            service, endpoint_url=self.endpoint, region_name=region, aws_access_key_id=key, aws_secret_access_key=secret,
+            aws_session_token=token, config=Config(retries={"max_attempts": 0}),
+        )  # fmt: skip
+
+    def user(self, name=None, policy=None, **options):
+        name = name or f"u-{uuid.uuid4().hex[:8]}"
+        iam = self.client("iam")
+        iam.create_user(UserName=name, **options)
+        if policy is not None:
+            iam.put_user_policy(UserName=name, PolicyName="own", PolicyDocument=document(*policy))
+        made = iam.create_access_key(UserName=name)["AccessKey"]
+        return name, (made["AccessKeyId"], made["SecretAccessKey"])
+
+
+@pytest.fixture
+def world(daemon):
+    return World(daemon)
+
+
+def allow(actions, resource="*", **more):
+    return {"Effect": "Allow", "Action": actions, "Resource": resource, **more}
+
+
+def deny(actions, resource="*", **more):
+    return {**allow(actions, resource, **more), "Effect": "Deny"}
+
+
+def document(*statements):
+    return json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
+
+
+def refused(call, **parameters):
+    with pytest.raises(botocore.exceptions.ClientError) as caught:
+        call(**parameters)
+    return caught.value.response["Error"]["Code"]
+
+
+def may(call, **parameters):
+    try:
+        call(**parameters)
+    except botocore.exceptions.ClientError as error:
+        assert error.response["Error"]["Code"] == "AccessDeniedException"
+        return False
+    return True
+
+
+def test_users_groups_policies_and_keys(world):
+    iam = world.client("iam")
+    user = iam.create_user(UserName="Ann", Path="/team/", Tags=[{"Key": "a", "Value": "b"}])["User"]
+    assert user["Arn"] == "arn:aws:iam::111122223333:user/team/Ann" and user["UserId"].startswith("AIDA")
+    assert refused(iam.create_user, UserName="ann") == "EntityAlreadyExists"
+    assert refused(iam.get_user, UserName="nobody") == "NoSuchEntity"
+    assert iam.get_user(UserName="Ann")["User"]["Tags"] == [{"Key": "a", "Value": "b"}]
+    assert user["CreateDate"].year >= 2025
+    policy = iam.create_policy(PolicyName="p", PolicyDocument=document(allow("kms:*")))["Policy"]
+    assert policy["Arn"] == "arn:aws:iam::111122223333:policy/p"
+    iam.create_group(GroupName="g")
+    iam.attach_group_policy(GroupName="g", PolicyArn=policy["Arn"])
+    iam.add_user_to_group(GroupName="g", UserName="Ann")
+    assert [g["GroupName"] for g in iam.list_groups_for_user(UserName="Ann")["Groups"]] == ["g"]
+    assert [u["UserName"] for u in iam.get_group(GroupName="g")["Users"]] == ["Ann"]
+    assert iam.list_attached_group_policies(GroupName="g")["AttachedPolicies"][0]["PolicyArn"] == policy["Arn"]
+    iam.put_user_policy(UserName="Ann", PolicyName="own", PolicyDocument=document(allow("ssm:*", "*")))
+    assert iam.get_user_policy(UserName="Ann", PolicyName="own")["PolicyDocument"]["Statement"][0]["Action"] == "ssm:*"
+    assert iam.list_user_policies(UserName="Ann")["PolicyNames"] == ["own"]
+    for bad in ("{", "[]", document({"Effect": "Allow", "Action": "kms:*", "Resource": "*", "Principal": "*"}),
+                document({"Effect": "Maybe", "Action": "kms:*", "Resource": "*"}), '{"Statement": []}'):  # fmt: skip
+        assert refused(iam.put_user_policy, UserName="Ann", PolicyName="x", PolicyDocument=bad) == "MalformedPolicyDocument"
+    version = iam.create_policy_version(PolicyArn=policy["Arn"], PolicyDocument=document(deny("kms:*")), SetAsDefault=True)
+    assert version["PolicyVersion"]["VersionId"] == "v2"
+    assert [v["VersionId"] for v in iam.list_policy_versions(PolicyArn=policy["Arn"])["Versions"]] == ["v2", "v1"]
+    iam.set_default_policy_version(PolicyArn=policy["Arn"], VersionId="v1")
+    assert refused(iam.delete_policy_version, PolicyArn=policy["Arn"], VersionId="v1") == "DeleteConflict"
+    iam.delete_policy_version(PolicyArn=policy["Arn"], VersionId="v2")
+    keys = [iam.create_access_key(UserName="Ann")["AccessKey"] for _ in range(2)]
+    assert refused(iam.create_access_key, UserName="Ann") == "LimitExceeded"
+    assert {k["AccessKeyId"] for k in iam.list_access_keys(UserName="Ann")["AccessKeyMetadata"]} == {k["AccessKeyId"] for k in keys}
+    for call, extra in ((iam.delete_user, {"UserName": "Ann"}), (iam.delete_group, {"GroupName": "g"}), (iam.delete_policy, {"PolicyArn": policy["Arn"]})):
+        assert refused(call, **extra) == "DeleteConflict"
+    iam.delete_user_policy(UserName="Ann", PolicyName="own")
+    iam.remove_user_from_group(GroupName="g", UserName="Ann")
+    for key in keys:
+        iam.delete_access_key(UserName="Ann", AccessKeyId=key["AccessKeyId"])
+    iam.delete_user(UserName="Ann")
+    iam.detach_group_policy(GroupName="g", PolicyArn=policy["Arn"])
+    iam.delete_group(GroupName="g")
+    iam.delete_policy(PolicyArn=policy["Arn"])
+    assert iam.list_users()["Users"] == [] or "Ann" not in {u["UserName"] for u in iam.list_users()["Users"]}
+
+
+def test_access_keys_sign_and_can_be_switched_off(world):
+    name, key = world.user(policy=[allow("iam:GetUser")])
+    sts = world.client("sts", key)
+    me = sts.get_caller_identity()
+    assert me["Arn"] == f"arn:aws:iam::111122223333:user/{name}" and me["Account"] == "111122223333"
+    assert world.client("iam", key).get_user()["User"]["UserName"] == name
+    assert refused(world.client("sts", (key[0], "wrong")).get_caller_identity) in ("SignatureDoesNotMatch", "InvalidSignatureException")
+    iam = world.client("iam")
+    iam.update_access_key(UserName=name, AccessKeyId=key[0], Status="Inactive")
+    assert refused(sts.get_caller_identity) in ("InvalidClientTokenId", "UnrecognizedClientException")
+    iam.update_access_key(UserName=name, AccessKeyId=key[0], Status="Active")
+    temporary = sts.get_session_token()["Credentials"]
+    session = (temporary["AccessKeyId"], temporary["SecretAccessKey"], temporary["SessionToken"])
+    assert world.client("sts", session).get_caller_identity()["Arn"] == me["Arn"]
+    iam.delete_access_key(UserName=name, AccessKeyId=key[0])
+    iam.delete_user_policy(UserName=name, PolicyName="own")
+    iam.delete_user(UserName=name)
+    iam.create_user(UserName=name)
+    assert refused(world.client("sts", session).get_caller_identity) in ("InvalidClientTokenId", "UnrecognizedClientException")
+    iam.delete_user(UserName=name)
+
+
+def test_only_administrators_administer(world):
+    name, key = world.user()
+    iam = world.client("iam", key)
+    assert refused(iam.create_user, UserName="x") == "AccessDenied"
+    assert refused(iam.list_users) == "AccessDenied"
+    assert refused(iam.put_user_policy, UserName=name, PolicyName="all", PolicyDocument=document(allow("*"))) == "AccessDenied"
+
+
+def test_the_table_of_issue_three(world):
+    """Alice, Bob, Charlie and David on keys A, B and C: key policies and IAM together."""
+    kms, root = world.client("kms"), {"AWS": "arn:aws:iam::111122223333:root"}
+    keys, me = {}, {"AWS": world.client("sts").get_caller_identity()["Arn"]}
+    users = {name: world.user(name)[1] for name in ("Alice", "Bob", "Charlie", "David")}
+    arn = {name: f"arn:aws:iam::111122223333:user/{name}" for name in users}
+    full = lambda who, effect="Allow": {"Effect": effect, "Principal": who, "Action": "kms:*", "Resource": "*"}  # noqa: E731
+    administer = {"Effect": "Allow", "Principal": me, "Action": "kms:PutKeyPolicy", "Resource": "*"}
+    policies = {
+        "A": [full(root)],
+        "B": [administer, full({"AWS": [arn["Bob"], arn["Charlie"]]})],
+        "C": [full(root), full({"AWS": arn["Alice"]}), full({"AWS": [arn["Bob"], arn["Charlie"], arn["David"]]}, "Deny")],
+    }
+    for name, statements in policies.items():
+        keys[name] = kms.create_key(Policy=document(*statements))["KeyMetadata"]["Arn"]
+    iam = world.client("iam")
+    given = {"Alice": [allow("kms:*", [keys["A"], keys["B"]])], "Charlie": [allow("kms:Encrypt", keys["A"])],
+             "David": [allow("kms:*", [keys["B"], keys["C"]])]}  # fmt: skip
+    for name, statements in given.items():
+        iam.put_user_policy(UserName=name, PolicyName="own", PolicyDocument=document(*statements))
+    outcome = {}
+    for name, key in users.items():
+        own = world.client("kms", key)
+        outcome[name] = "".join(
+            ("e" if may(own.encrypt, KeyId=keys[k], Plaintext=b"x") else "-") + ("d" if may(own.describe_key, KeyId=keys[k]) else "-")
+            for k in "ABC"
+        )
+    assert outcome == {"Alice": "ed--ed", "Bob": "--ed--", "Charlie": "e-ed--", "David": "------"}
+    for name in users:
+        simulated = iam.simulate_principal_policy(PolicySourceArn=arn[name], ActionNames=["kms:Encrypt"], ResourceArns=[keys["A"]])
+        wanted = "allowed" if name in ("Alice", "Charlie") else "implicitDeny"
+        assert simulated["EvaluationResults"][0]["EvalDecision"] == wanted
+
+
+def test_denies_boundaries_conditions_and_groups(world):
+    kms, iam = world.client("kms"), world.client("iam")
+    key = kms.create_key(Policy=document({"Effect": "Allow", "Principal": {"AWS": "111122223333"}, "Action": "kms:*", "Resource": "*"}))
+    key = key["KeyMetadata"]["Arn"]
+    name, credentials = world.user(policy=[allow("kms:*", key, Condition={"StringEquals": {"kms:EncryptionContext:team": "blue"}})])
+    own = world.client("kms", credentials)
+    assert may(own.encrypt, KeyId=key, Plaintext=b"x", EncryptionContext={"team": "blue"})
+    assert not may(own.encrypt, KeyId=key, Plaintext=b"x", EncryptionContext={"team": "red"})
+    iam.put_user_policy(UserName=name, PolicyName="own", PolicyDocument=document(allow("kms:*")))
+    assert may(own.encrypt, KeyId=key, Plaintext=b"x") and may(own.list_keys)
+    boundary = iam.create_policy(PolicyName=f"b{name}", PolicyDocument=document(allow("kms:Describe*"), allow("kms:ListKeys")))["Policy"]["Arn"]
+    iam.put_user_permissions_boundary(UserName=name, PermissionsBoundary=boundary)
+    assert not may(own.encrypt, KeyId=key, Plaintext=b"x") and may(own.describe_key, KeyId=key)
+    assert refused(iam.delete_policy, PolicyArn=boundary) == "DeleteConflict"
+    iam.delete_user_permissions_boundary(UserName=name)
+    iam.create_group(GroupName=f"g{name}")
+    iam.put_group_policy(GroupName=f"g{name}", PolicyName="no", PolicyDocument=document(deny("kms:Encrypt")))
+    iam.add_user_to_group(GroupName=f"g{name}", UserName=name)
+    assert not may(own.encrypt, KeyId=key, Plaintext=b"x") and may(own.generate_data_key, KeyId=key, KeySpec="AES_256")
+    iam.remove_user_from_group(GroupName=f"g{name}", UserName=name)
+    grant = kms.create_grant(KeyId=key, GranteePrincipal=f"arn:aws:iam::111122223333:user/{name}", Operations=["Encrypt"])
+    iam.put_user_policy(UserName=name, PolicyName="own", PolicyDocument=document(allow("ssm:*")))
+    assert may(own.encrypt, KeyId=key, Plaintext=b"x") and not may(own.describe_key, KeyId=key)
+    iam.put_user_policy(UserName=name, PolicyName="own", PolicyDocument=document(deny("kms:Encrypt")))
+    assert not may(own.encrypt, KeyId=key, Plaintext=b"x")
+    kms.revoke_grant(KeyId=key, GrantId=grant["GrantId"])
+    nobody = document({"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:user/nobody"}, "Action": "kms:*", "Resource": "*"})
+    assert refused(kms.put_key_policy, KeyId=key, PolicyName="default", Policy=nobody) == "MalformedPolicyDocumentException"
+
+
+def test_keys_that_iam_makes_belong_to_the_account(world):
+    name, credentials = world.user(policy=[allow("kms:CreateKey"), allow("kms:Encrypt")])
+    own = world.client("kms", credentials)
+    key = own.create_key()["KeyMetadata"]["KeyId"]
+    assert may(own.encrypt, KeyId=key, Plaintext=b"x") and not may(own.describe_key, KeyId=key)
+    policy = json.loads(world.client("kms").get_key_policy(KeyId=key, PolicyName="default")["Policy"])
+    assert policy["Statement"][0]["Sid"] == "Enable IAM User Permissions"
+    assert policy["Statement"][0]["Principal"] == {"AWS": "arn:aws:iam::111122223333:root"}
+    assert not may(own.list_keys) and not may(own.create_alias, AliasName=f"alias/{name}", TargetKeyId=key)
+
+
+def test_roles_sessions_and_what_limits_them(world):
+    iam, kms = world.client("iam"), world.client("kms")
+    name, credentials = world.user()
+    arn = f"arn:aws:iam::111122223333:user/{name}"
+    trust = {"Effect": "Allow", "Principal": {"AWS": arn}, "Action": "sts:AssumeRole", "Condition": {"StringEquals": {"sts:ExternalId": "magic"}}}
+    role = iam.create_role(RoleName=f"r{name}", AssumeRolePolicyDocument=document(trust), MaxSessionDuration=7200)["Role"]
+    assert role["AssumeRolePolicyDocument"]["Statement"][0]["Principal"] == {"AWS": arn}
+    iam.put_role_policy(RoleName=f"r{name}", PolicyName="p", PolicyDocument=document(allow("kms:*")))
+    key = kms.create_key(Policy=document({"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:root"}, "Action": "kms:*", "Resource": "*"}))["KeyMetadata"]["Arn"]
+    sts = world.client("sts", credentials)
+    ask = {"RoleArn": role["Arn"], "RoleSessionName": "work"}
+    assert refused(sts.assume_role, **ask) == "AccessDenied"
+    made = sts.assume_role(**ask, ExternalId="magic")
+    assert made["AssumedRoleUser"]["Arn"] == f"arn:aws:sts::111122223333:assumed-role/r{name}/work"
+    def as_session(made):  # noqa: E306
+        return tuple(made["Credentials"][field] for field in ("AccessKeyId", "SecretAccessKey", "SessionToken"))
+
+    whole = world.client("kms", as_session(made))
+    assert may(whole.encrypt, KeyId=key, Plaintext=b"x")
+    assert world.client("sts", as_session(made)).get_caller_identity()["Arn"].endswith(f"assumed-role/r{name}/work")
+    assert refused(world.client("sts", as_session(made)).get_session_token) == "AccessDenied"
+    less = sts.assume_role(**ask, ExternalId="magic", Policy=document(allow("kms:DescribeKey")))
+    limited = world.client("kms", as_session(less))
+    assert not may(limited.encrypt, KeyId=key, Plaintext=b"x") and may(limited.describe_key, KeyId=key)
+    assert refused(world.client("sts", world.user()[1]).assume_role, **ask, ExternalId="magic") == "AccessDenied"
+    iam.update_assume_role_policy(RoleName=f"r{name}", PolicyDocument=document({**trust, "Principal": {"AWS": "arn:aws:iam::111122223333:root"}}))
+    assert refused(sts.assume_role, **ask, ExternalId="magic") == "AccessDenied"
+    iam.put_user_policy(UserName=name, PolicyName="own", PolicyDocument=document(allow("sts:AssumeRole", role["Arn"])))
+    assert sts.assume_role(**ask, ExternalId="magic")["Credentials"]
+    iam.delete_role_policy(RoleName=f"r{name}", PolicyName="p")
+    assert not may(whole.encrypt, KeyId=key, Plaintext=b"x")
+    iam.delete_role(RoleName=f"r{name}")
+    assert refused(world.client("sts", as_session(made)).get_caller_identity) in ("InvalidClientTokenId", "UnrecognizedClientException")
+
+
+def test_parameters_and_secrets_by_path(world):
+    ssm, secrets = world.client("ssm"), world.client("secretsmanager")
+    for path in ("/team/blue/a", "/team/blue/deep/b", "/team/red/a"):
+        ssm.put_parameter(Name=path, Value="v", Type="String")
+    secret = secrets.create_secret(Name=f"s{uuid.uuid4().hex}", SecretString="x")
+    below = "arn:aws:ssm:us-east-1:111122223333:parameter/team/blue"
+    _, credentials = world.user(policy=[allow("ssm:*", [below, f"{below}/*"]), allow("secretsmanager:GetSecretValue", secret["ARN"])])
+    own, own_secrets = world.client("ssm", credentials), world.client("secretsmanager", credentials)
+    assert own.get_parameter(Name="/team/blue/a")["Parameter"]["Value"] == "v"
+    assert refused(own.get_parameter, Name="/team/red/a") == refused(own.get_parameter, Name="/team/red/none") == "AccessDeniedException"
+    assert refused(own.get_parameter, Name="/team/blue/none") == "ParameterNotFound"
+    assert len(own.get_parameters_by_path(Path="/team/blue", Recursive=True)["Parameters"]) == 2
+    assert refused(own.get_parameters_by_path, Path="/team", Recursive=True) == "AccessDeniedException"
+    own.put_parameter(Name="/team/blue/new", Value="w", Type="String")
+    assert refused(own.put_parameter, Name="/team/red/new", Value="w", Type="String") == "AccessDeniedException"
+    assert refused(own.describe_parameters) == "AccessDeniedException"
+    assert refused(own_secrets.describe_secret, SecretId=secret["ARN"]) in ("AccessDeniedException", "ResourceNotFoundException")
+    assert own_secrets.get_secret_value(SecretId=secret["ARN"])["SecretString"] == "x"
+
+
+def test_fixed_credentials_and_a_restart(world, daemon):
+    daemon.session().call("PutAccessKey", {"AccessKeyId": "FOOBARKEY", "SecretAccessKey": "FOOBARSECRET"})
+    assert world.client("sts", ("FOOBARKEY", "FOOBARSECRET")).get_caller_identity()["Arn"] == "arn:aws:iam::111122223333:root"
+    kms = world.client("kms", ("FOOBARKEY", "FOOBARSECRET"))
+    key = kms.create_key()["KeyMetadata"]["KeyId"]
+    name, credentials = world.user(policy=[allow("kms:Encrypt")])
+    daemon.stop()
+    daemon.start()
+    again = World(daemon)
+    assert may(again.client("kms", credentials).encrypt, KeyId=key, Plaintext=b"x")
+    assert again.client("kms", ("FOOBARKEY", "FOOBARSECRET")).describe_key(KeyId=key)["KeyMetadata"]["Enabled"]
+    stored = b"".join((daemon.state / file).read_bytes() for file in os.listdir(daemon.state) if file.startswith("state.db"))
+    assert b"FOOBAR" not in stored and credentials[1].encode() not in stored
+    audit = (daemon.state / "audit" / "audit.jsonl").read_text()
+    assert "FOOBARSECRET" not in audit and credentials[1] not in audit and name in audit
+
+
+@pytest.mark.parametrize("service", ["iam", "sts"])
+def test_operations_are_those_of_awss_model(service):
+    model = botocore.session.get_session().get_service_model(service)
+    ours = {operation.name: operation for operation in OPERATIONS.values() if operation.service == service}
+    assert ours and set(ours) <= set(model.operation_names)
+    for operation_name, operation in ours.items():
+        wanted = model.operation_model(operation_name)
+        for shape, found in ((wanted.input_shape, operation.request), (wanted.output_shape, operation.response)):
+            members = set(shape.members) if shape is not None else set()
+            assert set(found.__struct_encode_fields__) <= members, operation_name
+        names, defaults = operation.request.__struct_encode_fields__, operation.request.__struct_defaults__
+        given = dict(zip(names[::-1], defaults[::-1], strict=False))
+        required = {field for field in names if given.get(field, NODEFAULT) is NODEFAULT}
+        assert required == set(wanted.input_shape.required_members if wanted.input_shape else ()), operation_name
