@@ -96,7 +96,7 @@ class Daemon:
         crypto = CryptoService(os.urandom, loaded)
         pairs = PairService(crypto, loaded)
         administrators = frozenset(uid_principal(self._account, uid) for uid in config.administrators)
-        parameters = ParameterService(self._account, self._store, pipeline, os.urandom)
+        self._parameters = parameters = ParameterService(self._account, self._store, pipeline, os.urandom)
         secret_store = SecretStore(self._store)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
         volumes = VolumeService(self._store, _boot_id(), time.time())
@@ -198,6 +198,8 @@ class Daemon:
     def _purge(self) -> None:
         for arn in self._keys.purge_due(time.time()):
             self._record("DeleteKey", key=arn)
+        for what, arn in self._parameters.act_on_policies(time.time()):
+            self._record("ParameterPolicyAction", key=arn, kind=what)
         for arn in self._secrets.purge_due(time.time()):
             self._record("DeleteSecret", key=arn)
         for arn in self._upkeep.rotate_due(time.time()):

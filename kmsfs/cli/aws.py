@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from kmsfs.cli.output import SETTINGS, call
+from kmsfs.cli.output import SETTINGS, call, read_value, say
 from kmsfs.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="AWS's own clients against the key daemon.")
 Seconds = Annotated[
     int, typer.Option("--seconds", min=900, max=129_600, help="How long the credentials work.")
 ]
-_SERVICES = ("KMS", "SSM", "SECRETS_MANAGER", "STS")
+_SERVICES = ("KMS", "SSM", "SECRETS_MANAGER", "STS", "IAM")
 
 
 @app.command()
@@ -52,6 +52,22 @@ def credentials(seconds: Seconds = 3600) -> None:
     )
     names = ("AccessKeyId", "SecretAccessKey", "SessionToken")
     print(json.dumps({"Version": 1, **{name: made[name] for name in names}, "Expiration": expiration}))
+
+
+@app.command("put-access-key")
+def put_access_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The access key id that the tool uses.")],
+    secret_file: Annotated[
+        str, typer.Option("--secret-file", help="File with the secret access key, `-` for standard input.")
+    ],
+    user: Annotated[
+        str | None, typer.Option(help="IAM user for whom it stands; the account root if none.")
+    ] = None,
+) -> None:
+    """Let credentials that a tool has already stand for a user, or for the account root. Administrators only."""
+    secret = read_value(secret_file).decode().strip()
+    call("PutAccessKey", AccessKeyId=key_id, SecretAccessKey=secret, UserName=user)
+    say(f"{key_id} stands for {user or 'the account root'}")
 
 
 def _credentials(seconds: int) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_tree(call):
     assert found["InvalidParameters"] == ["/tree/none"] and len(found["Parameters"]) == 2
     described = call("DescribeParameters", ParameterFilters=[{"Key": "Name", "Option": "BeginsWith", "Values": ["/tree/"]}])
     assert len(described["Parameters"]) == 3 and "Value" not in described["Parameters"][0]
-    with pytest.raises(errors.InvalidFilter):
+    with pytest.raises(errors.InvalidRequest):
         call("DescribeParameters", ParameterFilters=[{"Key": "Colour", "Values": ["x"]}])
     assert call("DeleteParameters", Names=["/tree/a", "/tree/zz"]) == {
         "DeletedParameters": ["/tree/a"], "InvalidParameters": ["/tree/zz"]

@@ -28,6 +28,10 @@ class ParameterFacts:
     tags: dict[str, str] = field(default_factory=dict)
     scope: str = ""
     """Region and account."""
+    policies: str = ""
+    """The JSON of its parameter policies; the newest version's count."""
+    told: int = 0
+    """Bit set of the policies whose notice was given."""
 
     @property
     def arn(self) -> str:

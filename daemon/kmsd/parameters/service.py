@@ -1,21 +1,20 @@
 """Handlers of parameter operations. The KMS steps run as the caller, through the pipeline, `kms:ViaService` ssm."""
 
-import base64
 import bisect
-from typing import Any
+from dataclasses import replace
 
 from kmsd.authz.decide import Question, decide_by_identity
 from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.paging import token_page_of
-from kmsd.dispatch.servicekey import make_service_key
-from kmsd.parameters.filters import make_test
+from kmsd.parameters.filters import make_old_test, make_test
 from kmsd.parameters.labels import labels_of, require_droppable
 from kmsd.parameters.path import below, check_name, check_path
 from kmsd.parameters.pattern import check_value
+from kmsd.parameters.policies import expiration_of, notices_due, read_policies
 from kmsd.parameters.records import ParameterFacts, facts_of
-from kmsd.parameters.secure import CONTEXT_KEY, open_message, seal_message
 from kmsd.parameters.selector import Selector, parse_selector
 from kmsd.parameters.tier import ADVANCED_PARAMETERS_MAX, STANDARD_PARAMETERS_MAX, settle_tier
+from kmsd.parameters.values import DEFAULT_KEY, SECRET_PREFIX, ParameterValues, check_data_type
 from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
 from kmsfs.aead.nonces import Rng
@@ -23,10 +22,8 @@ from kmsfs.api.shapes import parameters as shapes
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import (
     AccessDenied,
-    Conflict,
     CorruptStore,
     HierarchyTypeMismatch,
-    InvalidKeyIdForParameter,
     InvalidRequest,
     LimitExceeded,
     NotFound,
@@ -39,10 +36,8 @@ from kmsfs.ids import parameter_arn, scope_of
 from kmsfs.quantity import PARAMETER_VERSIONS_KEPT
 
 _VERSIONS_HELD = 10_000
-DEFAULT_KEY = "alias/kmsfs/ssm"
-SERVICE = "ssm"
-_PATH_FILTERS = frozenset({"Type", "KeyId", "Label"})
-_DESCRIBE_FILTERS = frozenset({"Name", "Type", "KeyId", "Path", "Tier", "DataType"})
+_PATH_FILTERS = frozenset({"Type", "KeyId", "Label", "DataType"})
+_DESCRIBE_FILTERS = frozenset({"Name", "Type", "KeyId", "Path", "Tier", "DataType", "Label"})
 
 
 class ParameterService:
@@ -53,8 +48,7 @@ class ParameterService:
     ) -> None:
         self._account = account
         self._store = store
-        self._calls = calls
-        self._rng = rng
+        self._values = ParameterValues(calls, rng)
         self._home = scope_of(account)
         self._facts: dict[tuple[str, str], ParameterFacts] = {}
         self._names: dict[str, list[str]] = {}
@@ -76,8 +70,11 @@ class ParameterService:
         name = check_name(request.name)
         self._require_identity(call, parameter_arn(call.scope, name))
         present = self._facts.get((call.scope, name))
+        if present is not None and _expired(present, call.now):
+            self._remove(present)
+            present = None
         facts = self._next_facts(call, request, present)
-        stored, key_arn = self._seal_value(call, facts, request)
+        stored, key_arn = self._values.seal(call, facts, request.value)
         facts = ParameterFacts(**{**facts.row(), "key_arn": key_arn})
         drop = facts.version - PARAMETER_VERSIONS_KEPT
         if drop > 0:
@@ -125,7 +122,12 @@ class ParameterService:
             value_bytes = len(request.value.encode())
         except UnicodeEncodeError as error:
             raise InvalidRequest("The value is not Unicode text.") from error
-        tier = settle_tier(request.tier, present.tier if present else None, value_bytes)
+        check_data_type(request.data_type, request.value)
+        policies = request.policies if request.policies is not None else (present.policies if present else "")
+        has_policies = bool(read_policies(policies, call.now))
+        tier = settle_tier(
+            request.tier, present.tier if present else None, value_bytes, policies=has_policies
+        )
         if present is None:
             self._check_room(tier)
         pattern = request.allowed_pattern
@@ -141,7 +143,7 @@ class ParameterService:
             request.name, kind, tier, version, present.owner if present else call.caller.principal, key,
             request.description, pattern, request.data_type, call.now, call.caller.principal,
             max(1, version - PARAMETER_VERSIONS_KEPT + 1), None, present.labels if present else {},
-            present.tags if present else {tag.key: tag.value for tag in request.tags}, call.scope,
+            present.tags if present else {tag.key: tag.value for tag in request.tags}, call.scope, policies,
         )  # fmt: skip
 
     def _check_room(self, tier: str) -> None:
@@ -166,8 +168,10 @@ class ParameterService:
         return shapes.DeleteParametersResponse(deleted_parameters=deleted, invalid_parameters=missing)
 
     def _delete(self, call: Call, name: str) -> None:
-        facts = self.visible(call, name)
-        place = self._place(facts)
+        self._remove(self.visible(call, name))
+
+    def _remove(self, facts: ParameterFacts) -> None:
+        name, place = facts.name, self._place(facts)
         with self._store.transaction() as work:
             for version in range(facts.oldest, facts.version + 1):
                 work.delete(Table.PARAMETER_VERSION, f"{place}:{version}")
@@ -177,6 +181,21 @@ class ParameterService:
         del self._facts[facts.scope, name]
         names = self._names[facts.scope]
         del names[bisect.bisect_left(names, name)]
+
+    def act_on_policies(self, now: float) -> list[tuple[str, str]]:
+        """Remove what has expired and note which notices are due; return (what happened, ARN) of each."""
+        happened = []
+        for facts in [facts for facts in self._facts.values() if facts.policies]:
+            policies = read_policies(facts.policies, facts.modified)
+            if _expired(facts, now):
+                self._remove(facts)
+                happened.append(("Expiration", facts.arn))
+                continue
+            due = notices_due(policies, facts.told, now)
+            if due:
+                self.replace_facts(replace(facts, told=facts.told | sum(bit for bit, _ in due)))
+                happened += [(kind, facts.arn) for _, kind in due]
+        return happened
 
     def _place(self, facts: ParameterFacts) -> str:
         """Return the natural key of a parameter's row."""
@@ -195,6 +214,8 @@ class ParameterService:
     def get_parameter(self, call: Call) -> shapes.GetParameterResponse:
         """GetParameter."""
         request: shapes.GetParameterRequest = call.request
+        if request.name.startswith(SECRET_PREFIX):
+            return shapes.GetParameterResponse(parameter=self._secret(call, request.name, request.with_decryption))
         selector = parse_selector(request.name, call.scope)
         return shapes.GetParameterResponse(
             parameter=self._read(call, selector, decrypt=request.with_decryption)
@@ -208,11 +229,19 @@ class ParameterService:
         found, missing = [], []
         for text in request.names:
             try:
+                if text.startswith(SECRET_PREFIX):
+                    found.append(self._secret(call, text, request.with_decryption))
+                    continue
                 selector = parse_selector(text, call.scope)
                 found.append(self._read(call, selector, decrypt=request.with_decryption))
             except NotFound:
                 missing.append(text)
         return shapes.GetParametersResponse(parameters=found, invalid_parameters=missing)
+
+    def _secret(self, call: Call, text: str, decrypt: bool) -> shapes.Parameter:
+        arn = parameter_arn(call.scope, text)
+        self._require_identity(call, arn)
+        return self._values.of_secret(call, text, arn, decrypt=decrypt)
 
     def get_parameters_by_path(self, call: Call) -> shapes.GetParametersByPathResponse:
         """GetParametersByPath."""
@@ -251,11 +280,12 @@ class ParameterService:
                     last_modified_date=facts.modified,
                     last_modified_user=facts.user,
                     description=facts.description,
-                    value=self._value(call, facts, stored, decrypt=request.with_decryption),
+                    value=self._values.show(call, facts, stored, decrypt=request.with_decryption),
                     allowed_pattern=facts.pattern,
                     version=facts.version,
                     labels=labels_of(newest, facts.version),
                     tier=facts.tier,
+                    policies=_shown(facts),
                     data_type=facts.data_type,
                 )
             )
@@ -265,7 +295,11 @@ class ParameterService:
         """DescribeParameters."""
         request: shapes.DescribeParametersRequest = call.request
         self._require_identity(call, "*")
+        if request.filters and request.parameter_filters:
+            raise InvalidRequest("You can use either Filters or ParameterFilters in a single request.")
         test = make_test(request.parameter_filters, _DESCRIBE_FILTERS)
+        if request.filters:
+            test = make_old_test(request.filters)
         scope = call.scope
         names = [
             name
@@ -289,6 +323,7 @@ class ParameterService:
             allowed_pattern=facts.pattern,
             version=facts.version,
             tier=facts.tier,
+            policies=_shown(facts),
             data_type=facts.data_type,
         )
 
@@ -305,7 +340,7 @@ class ParameterService:
         return shapes.Parameter(
             name=facts.name,
             type=facts.type,
-            value=self._value(call, facts, stored, decrypt=decrypt),
+            value=self._values.show(call, facts, stored, decrypt=decrypt),
             version=facts.version,
             selector=selector.suffix,
             last_modified_date=facts.modified,
@@ -352,7 +387,7 @@ class ParameterService:
         """
         self._require_identity(call, parameter_arn(call.scope, name))
         facts = self._facts.get((call.scope, name))
-        if facts is None or not self._owns(call, facts):
+        if facts is None or not self._owns(call, facts) or _expired(facts, call.now):
             raise ParameterNotFound(f"Parameter {name[:256]} not found.")
         return facts
 
@@ -378,50 +413,21 @@ class ParameterService:
                 f"identity-based policy allows the {action} action"
             )
 
-    # --- values -------------------------------------------------------------------------------------------
 
-    def _seal_value(
-        self, call: Call, facts: ParameterFacts, request: shapes.PutParameterRequest
-    ) -> tuple[bytes, str | None]:
-        plain = request.value.encode()
-        if facts.key is None:
-            return plain, None
-        arn = facts.arn
-        context = {CONTEXT_KEY: arn}
-        if facts.key == DEFAULT_KEY:
-            make_service_key(
-                self._calls, call, DEFAULT_KEY, SERVICE, "Default key of SecureString parameters"
-            )
-        if facts.tier == "Standard":
-            answer = self._kms(
-                call, "Encrypt", {"KeyId": facts.key, "Plaintext": plain, "EncryptionContext": context}
-            )
-            return answer.ciphertext_blob, answer.key_id
-        answer = self._kms(
-            call, "GenerateDataKey", {"KeyId": facts.key, "KeySpec": "AES_256", "EncryptionContext": context}
+def _expired(facts: ParameterFacts, now: float) -> bool:
+    if not facts.policies:
+        return False
+    expiration = expiration_of(read_policies(facts.policies, facts.modified))
+    return expiration is not None and expiration <= now
+
+
+def _shown(facts: ParameterFacts) -> list[shapes.InlinePolicy] | None:
+    policies = read_policies(facts.policies, facts.modified)
+    return [
+        shapes.InlinePolicy(
+            policy_text=policy.text,
+            policy_type=policy.kind,
+            policy_status="Finished" if facts.told >> position & 1 else "Pending",
         )
-        sealed = seal_message(plain, context, answer.key_id, answer.plaintext, answer.ciphertext_blob, self._rng)
-        return sealed, answer.key_id
-
-    def _value(self, call: Call, facts: ParameterFacts, stored: bytes, *, decrypt: bool) -> str:
-        if facts.key is None:
-            return stored.decode()
-        if not decrypt:
-            return base64.b64encode(stored).decode()
-        arn = facts.arn
-
-        def unwrap(blob: bytes) -> bytes:
-            parameters = {"CiphertextBlob": blob, "EncryptionContext": {CONTEXT_KEY: arn}}
-            plaintext: bytes = self._kms(call, "Decrypt", parameters).plaintext
-            return plaintext
-
-        plain = unwrap(stored) if facts.tier == "Standard" else open_message(stored, {CONTEXT_KEY: arn}, unwrap)
-        return plain.decode()
-
-    def _kms(self, call: Call, operation: str, parameters: dict[str, Any]) -> Any:
-        try:
-            return self._calls.internal(call, operation, parameters, SERVICE)
-        except AccessDenied:
-            raise
-        except (NotFound, Conflict) as error:
-            raise InvalidKeyIdForParameter(error.detail) from error
+        for position, policy in enumerate(policies)
+    ] or None

@@ -19,7 +19,9 @@ PARAMETER_OPERATIONS = (
         resource=Resource.PARAMETER, resource_field="name", mutates=True,
         audit=("name", "type", "key_id", "overwrite", "tier"), secret=("Value",),
         errors=(*_READ, errors.ParameterAlreadyExists, errors.ParameterMaxVersionLimit, errors.HierarchyTypeMismatch,
-                errors.ParameterPatternMismatch, errors.InvalidAllowedPattern, errors.LimitExceeded),
+                errors.ParameterPatternMismatch, errors.InvalidAllowedPattern, errors.LimitExceeded,
+                errors.InvalidParameterPolicyType, errors.InvalidParameterPolicyAttribute,
+                errors.IncompatibleParameterPolicy, errors.ParameterPoliciesLimit),
     ),
     Operation(
         "GetParameter", "ssm", "ssm:GetParameter", p.GetParameterRequest, p.GetParameterResponse,
@@ -36,7 +38,7 @@ PARAMETER_OPERATIONS = (
         p.GetParametersByPathResponse,
         "Read the parameters below a path, one level or all.",
         resource=Resource.PARAMETER, resource_field="path", audit=("path", "recursive", "with_decryption"),
-        errors=(*_DECRYPT, errors.InvalidNextToken, errors.InvalidFilter),
+        errors=(*_DECRYPT, errors.InvalidNextToken, errors.InvalidFilter, errors.InvalidFilterOption, errors.InvalidFilterValue),
     ),
     Operation(
         "GetParameterHistory", "ssm", "ssm:GetParameterHistory", p.GetParameterHistoryRequest,
@@ -49,7 +51,8 @@ PARAMETER_OPERATIONS = (
         "DescribeParameters", "ssm", "ssm:DescribeParameters", p.DescribeParametersRequest,
         p.DescribeParametersResponse,
         "List parameters without their values.",
-        resource=Resource.PARAMETER, audit=("max_results",), errors=(errors.InvalidNextToken, errors.InvalidFilter),
+        resource=Resource.PARAMETER, audit=("max_results",),
+        errors=(errors.InvalidNextToken, errors.InvalidFilter, errors.InvalidFilterOption, errors.InvalidFilterValue),
     ),
     Operation(
         "DeleteParameter", "ssm", "ssm:DeleteParameter", p.DeleteParameterRequest, Empty,

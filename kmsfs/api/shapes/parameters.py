@@ -44,7 +44,8 @@ class PutParameterRequest(Shape, kw_only=True):
     allowed_pattern: Annotated[str, Meta(max_length=1024)] | None = None
     tags: Tags = []
     tier: Tier | None = None
-    data_type: Literal["text"] = "text"
+    data_type: Annotated[str, Meta(max_length=128)] = "text"
+    policies: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
 
 
 class PutParameterResponse(Shape, kw_only=True):
@@ -69,6 +70,7 @@ class Parameter(Shape, kw_only=True):
     value: str
     version: int
     selector: str | None = None
+    source_result: str | None = None
     last_modified_date: Seconds
     arn: str = field(name="ARN")
     data_type: str = field(default="")
@@ -100,6 +102,21 @@ class StringFilter(Shape, kw_only=True):
     key: Annotated[str, Meta(min_length=1, max_length=132)]
     option: Annotated[str, Meta(min_length=1, max_length=10)] | None = None
     values: Annotated[list[str], Meta(max_length=50)] = []
+
+
+class OldFilter(Shape, kw_only=True):
+    """A filter in the older form: names begin with a value, types and keys are one."""
+
+    key: Literal["Name", "Type", "KeyId"]
+    values: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(min_length=1, max_length=50)]
+
+
+class InlinePolicy(Shape, kw_only=True):
+    """A parameter policy and whether it has acted."""
+
+    policy_text: str
+    policy_type: str
+    policy_status: str
 
 
 class GetParametersByPathRequest(Shape, kw_only=True):
@@ -143,6 +160,7 @@ class ParameterHistory(Shape, kw_only=True):
     version: int
     labels: list[str]
     tier: str
+    policies: list[InlinePolicy] | None = None
     data_type: str
 
 
@@ -156,7 +174,9 @@ class GetParameterHistoryResponse(Shape, kw_only=True):
 class DescribeParametersRequest(Shape, kw_only=True):
     """A page of descriptions."""
 
+    filters: list[OldFilter] = []
     parameter_filters: list[StringFilter] = []
+    shared: bool = False
     max_results: Annotated[int, Meta(ge=1, le=50)] = 50
     next_token: NextToken | None = None
 
@@ -174,6 +194,7 @@ class ParameterMetadata(Shape, kw_only=True):
     allowed_pattern: str | None = None
     version: int
     tier: str
+    policies: list[InlinePolicy] | None = None
     data_type: str
 
 

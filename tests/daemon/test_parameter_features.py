@@ -1,0 +1,139 @@
+"""Parameter policies, references to secrets, data types and filters, as Systems Manager answers them."""
+
+import datetime
+import json
+
+import pytest
+
+from kmsd.parameters.policies import expiration_of, notices_due, read_policies
+from kmsfs import errors
+
+
+@pytest.fixture
+def call(daemon):
+    session = daemon.session()
+    yield lambda operation, **parameters: session.call(operation, parameters)
+    session.close()
+
+
+def moment(days):
+    return (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)).isoformat()
+
+
+def policy(kind, **attributes):
+    return {"Type": kind, "Version": "1.0", "Attributes": attributes}
+
+
+def test_policies_read_and_due():
+    text = json.dumps([
+        policy("Expiration", Timestamp="2030-01-11T00:00:00.000Z"),
+        policy("ExpirationNotification", Before="10", Unit="Days"),
+        policy("NoChangeNotification", After="2", Unit="Hours"),
+    ])  # fmt: skip
+    expires = datetime.datetime(2030, 1, 11, tzinfo=datetime.UTC).timestamp()
+    policies = read_policies(text, 1000.0)
+    assert expiration_of(policies) == expires
+    assert notices_due(policies, 0, 1000.0) == []
+    assert notices_due(policies, 0, 1000.0 + 7200) == [(4, "NoChangeNotification")]
+    assert notices_due(policies, 4, expires - 10 * 86_400) == [(2, "ExpirationNotification")]
+    assert notices_due(policies, 6, expires) == [] and read_policies("[{}]", 0) == []
+
+
+@pytest.mark.parametrize(
+    ("items", "error"),
+    [
+        ("{", errors.InvalidParameterPolicyType),
+        ("7", errors.InvalidParameterPolicyType),
+        ([policy("Other")], errors.InvalidParameterPolicyType),
+        ([{"Type": "Expiration", "Version": "2.0", "Attributes": {}}], errors.InvalidParameterPolicyType),
+        ([policy("Expiration", Timestamp="soon")], errors.InvalidParameterPolicyAttribute),
+        ([policy("Expiration", Timestamp="2030-01-01T00:00:00")], errors.InvalidParameterPolicyAttribute),
+        ([policy("NoChangeNotification", After="-1", Unit="Days")], errors.InvalidParameterPolicyAttribute),
+        ([policy("NoChangeNotification", After="1", Unit="Weeks")], errors.InvalidParameterPolicyAttribute),
+        ([policy("ExpirationNotification", Before="1", Unit="Days")], errors.IncompatibleParameterPolicy),
+        ([policy("Expiration", Timestamp="2030-01-01T00:00:00Z")] * 2, errors.IncompatibleParameterPolicy),
+        ([policy("NoChangeNotification", After="1", Unit="Days")] * 11, errors.ParameterPoliciesLimit),
+    ],
+)
+def test_policies_that_are_none(items, error):
+    with pytest.raises(error):
+        read_policies(items if isinstance(items, str) else json.dumps(items), 0.0)
+
+
+def test_an_expired_parameter_is_gone(call):
+    later, past = json.dumps([policy("Expiration", Timestamp=moment(1))]), json.dumps([policy("Expiration", Timestamp=moment(-1))])
+    with pytest.raises(errors.InvalidRequest):
+        call("PutParameter", Name="/pol/a", Value="v", Type="String", Policies=later, Tier="Standard")
+    made = call("PutParameter", Name="/pol/a", Value="v", Type="String", Policies=later, Tier="Intelligent-Tiering")
+    assert made["Tier"] == "Advanced"
+    told = call("DescribeParameters", ParameterFilters=[{"Key": "Name", "Values": ["/pol/a"]}])["Parameters"][0]
+    assert [(p["PolicyType"], p["PolicyStatus"]) for p in told["Policies"]] == [("Expiration", "Pending")]
+    assert call("PutParameter", Name="/pol/a", Value="w", Overwrite=True)["Version"] == 2
+    assert "Policies" in call("GetParameterHistory", Name="/pol/a")["Parameters"][1]
+    call("PutParameter", Name="/pol/a", Value="x", Overwrite=True, Policies=past)
+    for operation, extra in (("GetParameter", {}), ("GetParameterHistory", {}), ("DeleteParameter", {})):
+        with pytest.raises(errors.ParameterNotFound):
+            call(operation, Name="/pol/a", **extra)
+    assert call("PutParameter", Name="/pol/a", Value="again", Type="String")["Version"] == 1
+    call("DeleteParameter", Name="/pol/a")
+
+
+def test_secrets_are_read_by_reference(call):
+    call("CreateSecret", Name="ref/db", SecretString="hidden")
+    second = call("PutSecretValue", SecretId="ref/db", SecretString="newer")
+    name = "/aws/reference/secretsmanager/ref/db"
+    found = call("GetParameter", Name=name, WithDecryption=True)["Parameter"]
+    assert (found["Name"], found["Value"], found["Type"], found["Version"]) == (name, "newer", "SecureString", 0)
+    assert json.loads(found["SourceResult"])["VersionId"] == second["VersionId"]
+    assert call("GetParameter", Name=f"{name}:AWSPREVIOUS", WithDecryption=True)["Parameter"]["Value"] == "hidden"
+    assert call("GetParameter", Name=f"{name}:{second['VersionId']}", WithDecryption=True)["Parameter"]["Value"] == "newer"
+    with pytest.raises(errors.InvalidRequest, match="WithDecryption flag must be True"):
+        call("GetParameter", Name=name)
+    both = call("GetParameters", Names=[name, "/aws/reference/secretsmanager/none"], WithDecryption=True)
+    assert [p["Value"] for p in both["Parameters"]] == ["newer"]
+    assert both["InvalidParameters"] == ["/aws/reference/secretsmanager/none"]
+    with pytest.raises(errors.InvalidRequest):
+        call("PutParameter", Name=name, Value="x", Type="String")
+
+
+def test_data_types(call):
+    call("PutParameter", Name="/type/i", Value="ami-0123456789abcdef0", Type="String", DataType="aws:ec2:image")
+    for value, data_type in (("ami-xyz", "aws:ec2:image"), ("v", "Text"), ("v", "aws:other")):
+        with pytest.raises(errors.InvalidRequest):
+            call("PutParameter", Name="/type/j", Value=value, Type="String", DataType=data_type)
+    assert call("GetParameter", Name="/type/i")["Parameter"]["DataType"] == "aws:ec2:image"
+
+
+@pytest.mark.parametrize(
+    ("filters", "text"),
+    [
+        ([{"Key": "Name"}], "The following filter values are missing : null for filter key Name"),
+        ([{"Key": "Type", "Values": ["String"]}] * 2, "duplicated in the request: Type"),
+        ([{"Key": "Shape", "Values": ["x"]}], r"Member must satisfy regular expression pattern: tag:\.\+"),
+        ([{"Key": "Path", "Option": "Equals", "Values": ["/a"]}], r"not valid: Equals. Valid options include: \[Recursive, OneLevel\]"),
+        ([{"Key": "Tier", "Values": ["none"]}], r"Valid values include: \[Standard, Advanced, Intelligent-Tiering\]"),
+        ([{"Key": "Type", "Values": ["none"]}], r"Valid values include: \[String, StringList, SecureString\]"),
+        ([{"Key": "Path", "Values": ["/aws/x"]}], "can't be prefixed with"),
+        ([{"Key": "Name", "Option": "longer than ten", "Values": ["x"]}], "less than or equal to 10"),
+    ],
+)
+def test_filters_that_are_none(call, filters, text):
+    with pytest.raises(errors.InvalidRequest, match=text):
+        call("DescribeParameters", ParameterFilters=filters)
+
+
+def test_filters_of_both_forms(call):
+    for name, kind in (("/fil/a", "String"), ("/fil/deep/b", "StringList"), ("filc", "String")):
+        call("PutParameter", Name=name, Value="v", Type=kind)
+
+    def found(**request):
+        return [p["Name"] for p in call("DescribeParameters", **request)["Parameters"] if "fil" in p["Name"]]
+
+    assert found(Filters=[{"Key": "Name", "Values": ["/fil"]}]) == ["/fil/a", "/fil/deep/b"]
+    assert found(Filters=[{"Key": "Type", "Values": ["StringList"]}]) == ["/fil/deep/b"]
+    assert found(ParameterFilters=[{"Key": "Name", "Option": "BeginsWith", "Values": ["fil"]}]) == ["/fil/a", "/fil/deep/b", "filc"]
+    assert found(ParameterFilters=[{"Key": "Name", "Values": ["fil/a"]}]) == ["/fil/a"]
+    assert found(ParameterFilters=[{"Key": "Name", "Option": "Contains", "Values": ["deep"]}]) == ["/fil/deep/b"]
+    assert found(ParameterFilters=[{"Key": "Path", "Values": ["/fil"]}]) == ["/fil/a"]
+    with pytest.raises(errors.InvalidRequest, match="either Filters or ParameterFilters"):
+        found(Filters=[{"Key": "Name", "Values": ["x"]}], ParameterFilters=[{"Key": "Name", "Values": ["x"]}])
