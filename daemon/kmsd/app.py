@@ -28,6 +28,7 @@ from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.iam.records import GROUP, ROLE, USER
 from kmsd.iam.store import IamStore
 from kmsd.keys.crypto import CryptoService
+from kmsd.keys.importing import ImportService
 from kmsd.keys.loaded import PairStore
 from kmsd.keys.material import MaterialVault
 from kmsd.keys.pairs import PairService
@@ -83,6 +84,7 @@ class Daemon:
         self._keys = KeyService(self._registry, self._iam.principal_exists)
         self._upkeep = KeyUpkeepService(self._registry)
         self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), os.urandom)
+        self._imports = ImportService(self._registry, derive(oldest, Label.DOMAIN_IMPORT), os.urandom)
         self._door: DoorServer | None = None
         self._door_listener = bind_endpoint(config.aws_endpoint) if config.aws_endpoint else None
         self._assemble(GrantTokens(derive(oldest, Label.DOMAIN_TOKEN)), realm)
@@ -120,7 +122,7 @@ class Daemon:
                 Services(
                     self._keys, self._upkeep, pairs, crypto, grants, parameters, ParameterMarkService(parameters),
                     volumes, batches, admin, sts, self._secrets, SecretUpkeepService(secret_store),
-                    *self._identities(),
+                    *self._identities(), self._imports,
                 )
             ),
         )  # fmt: skip
@@ -202,6 +204,8 @@ class Daemon:
             self._record("ParameterPolicyAction", key=arn, kind=what)
         for arn in self._secrets.purge_due(time.time()):
             self._record("DeleteSecret", key=arn)
+        for arn in self._imports.expire_due(time.time()):
+            self._record("DeleteExpiredKeyMaterial", key=arn)
         for arn in self._upkeep.rotate_due(time.time()):
             self._record("RotateKey", key=arn)
 

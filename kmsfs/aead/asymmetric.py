@@ -79,6 +79,19 @@ def digest_bytes(algorithm: str) -> int:
     return 64 if algorithm == "ML_DSA_SHAKE_256" else hash_of(algorithm).digest_size
 
 
+def is_private_of(spec: str, der: bytes) -> bool:
+    """Tell whether bytes are a private key of a spec as PKCS #8 DER, with all its numbers right."""
+    try:
+        key = load_der_private_key(der, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    if spec.startswith("RSA_"):
+        return isinstance(key, rsa.RSAPrivateKey) and key.key_size == int(spec.removeprefix("RSA_"))
+    if spec in _CURVES:
+        return isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == _CURVES[spec].name
+    return isinstance(key, _OTHERS[spec])
+
+
 class KeyPair:
     """A loaded private key. Loading costs more than signing, so keep it."""
 

@@ -29,6 +29,7 @@ class Label(Enum):
     DOMAIN_AUDIT = ("domain/audit", 32)
     DOMAIN_TOKEN = ("domain/token", 32)
     DOMAIN_SESSION = ("domain/session", 64)
+    DOMAIN_IMPORT = ("domain/import", 32)
     VOLUME_ATTR = ("volume/attr", 64)
     VOLUME_NAME = ("volume/name", 64)
     VOLUME_DIR = ("volume/dir", 64)

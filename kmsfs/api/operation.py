@@ -20,6 +20,7 @@ class KeyState(Enum):
     ENABLED = "Enabled"
     DISABLED = "Disabled"
     PENDING_DELETION = "PendingDeletion"
+    PENDING_IMPORT = "PendingImport"
 
 
 class Resource(Enum):
@@ -50,6 +51,7 @@ class Resource(Enum):
 ANY_STATE = frozenset(KeyState)
 ENABLED = frozenset({KeyState.ENABLED})
 NOT_PENDING = frozenset({KeyState.ENABLED, KeyState.DISABLED})
+NOT_DELETED = NOT_PENDING | {KeyState.PENDING_IMPORT}
 PENDING = frozenset({KeyState.PENDING_DELETION})
 
 

@@ -61,7 +61,7 @@ def one_key_spec(request: CreateKeyRequest) -> None:
         raise ShapeError("You cannot specify KeySpec and CustomerMasterKeySpec in the same request.")
     spec = request.key_spec or request.customer_master_key_spec or "SYMMETRIC_DEFAULT"
     request.key_spec = spec
-    if request.origin != "AWS_KMS":
+    if request.origin not in ("AWS_KMS", "EXTERNAL"):
         raise UnsupportedOperation(f"Origin {request.origin} is not offered here.")
     if request.multi_region:
         raise UnsupportedOperation("Multi-Region keys are not offered here.", hint="make a single-Region key")

@@ -3,6 +3,7 @@
 from kmsfs.errors.core import *  # noqa: F403  (one door: every room imports from here)
 from kmsfs.errors.core import KmsfsError
 from kmsfs.errors.iam import *  # noqa: F403
+from kmsfs.errors.importing import *  # noqa: F403
 from kmsfs.errors.parameters import *  # noqa: F403
 from kmsfs.errors.secrets import *  # noqa: F403
 

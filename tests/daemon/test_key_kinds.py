@@ -216,7 +216,7 @@ def test_a_usage_is_for_ever(call, signer_keys):
     ({"KeySpec": "SYMMETRIC_DEFAULT", "KeyUsage": "SIGN_VERIFY"}, errors.InvalidRequest, "not compatible"),
     ({"KeySpec": "SM2", "KeyUsage": "SIGN_VERIFY"}, errors.UnsupportedOperation, "SM2"),
     ({"KeySpec": "NONSENSE"}, errors.InvalidRequest, "keySpec"),
-    ({"Origin": "EXTERNAL"}, errors.UnsupportedOperation, "EXTERNAL"),
+    ({"Origin": "AWS_CLOUDHSM"}, errors.UnsupportedOperation, "AWS_CLOUDHSM"),
     ({"MultiRegion": True}, errors.UnsupportedOperation, "Multi-Region"),
     ({"KeySpec": "HMAC_256", "CustomerMasterKeySpec": "HMAC_256", "KeyUsage": "GENERATE_VERIFY_MAC"}, errors.InvalidRequest, "same request"),
     ({"Tags": [{"TagKey": "a", "TagValue": "1"}, {"TagKey": "a", "TagValue": "2"}]}, errors.InvalidTag, "Duplicate tag keys"),

@@ -9,6 +9,7 @@ from kmsd.grants.service import GrantService
 from kmsd.iam.entities import EntityService, IamService
 from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.keys.crypto import CryptoService
+from kmsd.keys.importing import ImportService
 from kmsd.keys.pairs import PairService
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
@@ -41,6 +42,7 @@ class Services:
     iam: IamService
     policies: PolicyService
     access_keys: AccessKeyService
+    imports: ImportService
 
 
 def bind_handlers(services: Services) -> dict[str, Handler]:
@@ -70,6 +72,11 @@ def _of_keys(services: Services) -> dict[str, Handler]:
         "DisableKeyRotation": services.upkeep.disable_key_rotation,
         "GetKeyRotationStatus": services.upkeep.get_key_rotation_status,
         "ListKeyRotations": services.upkeep.list_key_rotations,
+        "GetParametersForImport": services.imports.get_parameters,
+        "ImportKeyMaterial": services.imports.import_material,
+        "DeleteImportedKeyMaterial": services.imports.delete_material,
+        "ReplicateKey": services.upkeep.not_offered,
+        "UpdatePrimaryRegion": services.upkeep.not_offered,
         "TagResource": services.upkeep.tag_resource,
         "UntagResource": services.upkeep.untag_resource,
         "ListResourceTags": services.upkeep.list_resource_tags,

@@ -22,11 +22,13 @@ def check_state(operation: Operation, state: KeyState, key_arn: str) -> None:
 
     Raises:
         KeyDisabled: if the key is disabled.
-        KeyInvalidState: if it is pending deletion, or not pending where that is needed.
+        KeyInvalidState: if it is pending deletion or import, or not pending deletion where that is needed.
     """
     if state in operation.key_states:
         return
     if state is KeyState.DISABLED and not operation.key_states <= {KeyState.PENDING_DELETION}:
         raise KeyDisabled(f"{key_arn} is disabled.", hint="kmsfs key enable KEY")
-    words = "pending deletion" if state is KeyState.PENDING_DELETION else "not pending deletion"
+    words = {KeyState.PENDING_DELETION: "pending deletion", KeyState.PENDING_IMPORT: "pending import"}.get(
+        state, "not pending deletion"
+    )
     raise KeyInvalidState(f"{key_arn} is {words}.")

@@ -23,5 +23,5 @@ class PairStore:
 
     def forget(self, key: KmsKey, event: str) -> None:
         """Drop what is loaded of a key that is gone."""
-        if event == "deleted":
+        if event in ("deleted", "disabled"):
             self._held.pop(key.key_id, None)

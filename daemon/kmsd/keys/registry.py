@@ -39,6 +39,11 @@ class KmsKey:
     rotations: list[tuple[float, str]] = field(default_factory=list)
     """When and how each material after the first came: one entry a term from 2."""
     scope: str = ""
+    origin: str = "AWS_KMS"
+    imported_id: str | None = None
+    """Id of the material that was imported first: no other is taken."""
+    valid_to: float | None = None
+    expiration_model: str | None = None
     materials: dict[int, KeyMaterial] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
 
@@ -47,6 +52,10 @@ class KmsKey:
         """The material that encrypts."""
         return self.materials[self.term]
 
+    def expired(self, now: float) -> bool:
+        """Tell whether imported material's time is over."""
+        return self.valid_to is not None and self.valid_to <= now
+
     def row(self) -> dict[str, Any]:
         """The sealed row of this key."""
         return {
@@ -54,7 +63,8 @@ class KmsKey:
             "deletion": self.deletion, "policy": self.policy.text, "term": self.term,
             "generation": self.generation, "creator": self.creator, "spec": self.spec, "usage": self.usage,
             "tags": self.tags, "rotation_days": self.rotation_days, "next_rotation": self.next_rotation,
-            "rotations": [list(entry) for entry in self.rotations], "scope": self.scope,
+            "rotations": [list(entry) for entry in self.rotations], "scope": self.scope, "origin": self.origin, "imported_id": self.imported_id, "valid_to": self.valid_to,
+            "expiration_model": self.expiration_model,
         }  # fmt: skip
 
     def grants_for(self, caller: Caller) -> Iterator[Grant]:
@@ -90,6 +100,7 @@ class Alias:
 
 _BEFORE_SPECS: dict[str, Any] = {
     "spec": SYMMETRIC, "usage": ENCRYPT, "tags": {}, "rotation_days": None, "next_rotation": None, "rotations": [],
+    "origin": "AWS_KMS", "imported_id": None, "valid_to": None, "expiration_model": None,
 }  # fmt: skip
 """What rows of keys made before there were key specs lack."""
 ChangeListener = Callable[[KmsKey, str], None]
@@ -138,7 +149,8 @@ class KeyRegistry:
     def add_key(self, key: KmsKey) -> None:
         """Store a new key with its first material."""
         with self.store.transaction() as work:
-            self._put_material(work, key, key.term)
+            if key.materials:
+                self._put_material(work, key, key.term)
             work.put(Table.KEY, key.key_id, key.row())
         self.keys[key.key_id] = key
         self._changed(key, "created")
@@ -167,6 +179,37 @@ class KeyRegistry:
             raise
         key.term, key.rotations, key.next_rotation = term, changed.rotations, due
         self._changed(key, "rotated")
+
+    def import_material(
+        self, key: KmsKey, material: KeyMaterial, valid_to: float | None, expiration_model: str
+    ) -> None:
+        """Give a key of EXTERNAL origin its material."""
+        state = KeyState.ENABLED if key.state is KeyState.PENDING_IMPORT else key.state
+        changed = replace(
+            key, state=state, imported_id=material_id(material), valid_to=valid_to, expiration_model=expiration_model,
+            generation=key.generation + 1, materials={key.term: material},
+        )  # fmt: skip
+        with self.store.transaction() as work:
+            self._put_material(work, changed, key.term)
+            work.put(Table.KEY, key.key_id, changed.row())
+        for name in ("state", "imported_id", "valid_to", "expiration_model", "generation", "materials"):
+            setattr(key, name, getattr(changed, name))
+        self._changed(key, "enabled")
+
+    def drop_material(self, key: KmsKey) -> None:
+        """Take a key its imported material; it waits for the same material again."""
+        state = key.state if key.state is KeyState.PENDING_DELETION else KeyState.PENDING_IMPORT
+        changed = replace(
+            key, state=state, valid_to=None, expiration_model=None, generation=key.generation + 1, materials={}
+        )
+        with self.store.transaction() as work:
+            work.delete(Table.MATERIAL, f"{key.key_id}/{key.term}")
+            work.put(Table.KEY, key.key_id, changed.row())
+        for material in key.materials.values():
+            material.wipe()
+        for name in ("state", "valid_to", "expiration_model", "generation", "materials"):
+            setattr(key, name, getattr(changed, name))
+        self._changed(key, "disabled")
 
     def destroy(self, key: KmsKey) -> None:
         """Remove a key, its material, aliases and grants for ever."""
@@ -241,7 +284,8 @@ class KeyRegistry:
                 row["id"], key_arn(row["scope"], row["id"]), row["description"], KeyState(row["state"]),
                 row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
                 row["creator"], row["spec"], row["usage"], row["tags"], row["rotation_days"], row["next_rotation"],
-                [(date, kind) for date, kind in row["rotations"]], row["scope"],
+                [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], row["imported_id"],
+                row["valid_to"], row["expiration_model"],
             )  # fmt: skip
         for row in self.store.scan(Table.MATERIAL):
             place = f"{row['key']}/{row['term']}"

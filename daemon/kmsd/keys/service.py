@@ -84,7 +84,7 @@ class KeyService:
             key_id,
             arn,
             request.description,
-            KeyState.ENABLED,
+            KeyState.ENABLED if request.origin == "AWS_KMS" else KeyState.PENDING_IMPORT,
             call.now,
             None,
             policy,
@@ -95,8 +95,10 @@ class KeyService:
             usage_of(spec, request.key_usage),
             {tag.tag_key: tag.tag_value for tag in request.tags},
             scope=call.scope,
+            origin=request.origin,
         )
-        key.materials[1] = self._registry.vault.make(spec)
+        if request.origin == "AWS_KMS":
+            key.materials[1] = self._registry.vault.make(spec)
         self._registry.add_key(key)
         call.key = key
         return shapes.KeyMetadataResponse(key_metadata=self._metadata(key))
@@ -148,7 +150,9 @@ class KeyService:
 
     def cancel_key_deletion(self, call: Call) -> shapes.KeyIdResponse:
         """CancelKeyDeletion."""
-        self._registry.update_key(call.the_key, "disabled", state=KeyState.DISABLED, deletion=None)
+        waiting = not call.the_key.materials
+        state = KeyState.PENDING_IMPORT if waiting else KeyState.DISABLED
+        self._registry.update_key(call.the_key, "disabled", state=state, deletion=None)
         return shapes.KeyIdResponse(key_id=call.the_key.arn)
 
     def put_key_policy(self, call: Call) -> shapes.Empty:
@@ -249,7 +253,9 @@ class KeyService:
             key_usage=key.usage,
             key_state=key.state.value,
             deletion_date=key.deletion,
-            origin="AWS_KMS",
+            valid_to=key.valid_to,
+            origin=key.origin,
+            expiration_model=key.expiration_model,
             key_manager="CUSTOMER",
             customer_master_key_spec=key.spec,
             key_spec=key.spec,
@@ -259,5 +265,5 @@ class KeyService:
             encapsulation_algorithms=algorithms.get(ENCAPSULATE),
             mac_algorithms=algorithms.get(MAC),
             multi_region=False,
-            current_key_material_id=material_id(key.current_material) if key.spec == SYMMETRIC else None,
+            current_key_material_id=material_id(key.current_material) if key.spec == SYMMETRIC and key.materials else None,
         )

@@ -52,7 +52,7 @@ class KeyUpkeepService:
 
     def get_key_rotation_status(self, call: Call) -> shapes.KeyRotationStatus:
         """GetKeyRotationStatus. Rotation pauses while a key is disabled or pending deletion."""
-        key = _rotatable(call.the_key)
+        key = _symmetric(call.the_key)
         enabled = key.rotation_days is not None and key.state is not KeyState.PENDING_DELETION
         return shapes.KeyRotationStatus(
             key_rotation_enabled=enabled,
@@ -64,9 +64,9 @@ class KeyUpkeepService:
     def list_key_rotations(self, call: Call) -> shapes.ListKeyRotationsResponse:
         """ListKeyRotations, oldest first."""
         request: shapes.ListKeyRotationsRequest = call.request
-        key = _rotatable(call.the_key)
+        key = _symmetric(call.the_key)
         first = 1 if request.include_key_material == "ALL_KEY_MATERIAL" else 2
-        terms = {f"{term:08d}": term for term in range(first, key.term + 1)}
+        terms = {f"{term:08d}": term for term in range(first, key.term + 1) if term in key.materials}
         page, marker = page_of(list(terms), request.limit or 100, request.marker)
         rotations = [self._rotation(key, terms[name], whole=first == 1) for name in page]
         return shapes.ListKeyRotationsResponse(
@@ -123,13 +123,24 @@ class KeyUpkeepService:
             truncated=marker is not None,
         )
 
+    def not_offered(self, call: Call) -> shapes.Empty:
+        """ReplicateKey and UpdatePrimaryRegion: keys here are of one region."""
+        raise UnsupportedOperation(f"{call.the_key.arn} is not a multi-Region key.")
+
     def list_key_policies(self, call: Call) -> shapes.ListKeyPoliciesResponse:
         """ListKeyPolicies."""
         _request: shapes.ListOfKeyRequest = call.request
         return shapes.ListKeyPoliciesResponse(policy_names=["default"], truncated=False)
 
 
-def _rotatable(key: KmsKey) -> KmsKey:
+def _symmetric(key: KmsKey) -> KmsKey:
     if key.spec != SYMMETRIC:
         raise UnsupportedOperation(f"{key.arn} key spec is {key.spec} which is not valid for this operation.")
+    return key
+
+
+def _rotatable(key: KmsKey) -> KmsKey:
+    _symmetric(key)
+    if key.origin != "AWS_KMS":
+        raise UnsupportedOperation(f"{key.arn} origin is {key.origin} which is not valid for this operation.")
     return key

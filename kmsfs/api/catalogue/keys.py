@@ -2,8 +2,8 @@
 
 from kmsfs import errors
 from kmsfs.api import rules
-from kmsfs.api.operation import ANY_STATE, ENABLED, NOT_PENDING, PENDING, Operation, Resource
-from kmsfs.api.shapes import keys
+from kmsfs.api.operation import ANY_STATE, ENABLED, NOT_DELETED, NOT_PENDING, PENDING, Operation, Resource
+from kmsfs.api.shapes import importing, keys
 
 _COMMON = (errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied)
 _STATE = (*_COMMON, errors.KeyInvalidState)
@@ -28,7 +28,7 @@ KEY_OPERATIONS = (
     Operation(
         "UpdateKeyDescription", "kms", "kms:UpdateKeyDescription", keys.UpdateKeyDescriptionRequest, keys.Empty,
         "Change a key's description.",
-        resource=Resource.KEY, resource_field="key_id", key_states=NOT_PENDING, mutates=True,
+        resource=Resource.KEY, resource_field="key_id", key_states=NOT_DELETED, mutates=True,
         audit=("key_id", "description"), errors=_STATE,
     ),
     Operation(
@@ -47,7 +47,7 @@ KEY_OPERATIONS = (
         "ScheduleKeyDeletion", "kms", "kms:ScheduleKeyDeletion", keys.ScheduleKeyDeletionRequest,
         keys.ScheduleKeyDeletionResponse,
         "Delete a key after a waiting period; until then it cannot be used and the deletion can be cancelled.",
-        resource=Resource.KEY, resource_field="key_id", key_states=NOT_PENDING, mutates=True,
+        resource=Resource.KEY, resource_field="key_id", key_states=NOT_DELETED, mutates=True,
         audit=("key_id", "pending_window_in_days"), errors=_STATE,
     ),
     Operation(
@@ -88,15 +88,51 @@ KEY_OPERATIONS = (
         errors=(*_COMMON, errors.InvalidMarker, errors.UnsupportedOperation),
     ),
     Operation(
+        "GetParametersForImport", "kms", "kms:GetParametersForImport", importing.GetParametersForImportRequest,
+        importing.GetParametersForImportResponse, "Return a public key to wrap key material under, and its token.",
+        resource=Resource.KEY, resource_field="key_id", audit=("key_id", "wrapping_algorithm", "wrapping_key_spec"),
+        errors=(*_STATE, errors.UnsupportedOperation),
+    ),
+    Operation(
+        "ImportKeyMaterial", "kms", "kms:ImportKeyMaterial", importing.ImportKeyMaterialRequest,
+        importing.ImportedMaterialResponse, "Give a key of EXTERNAL origin its key material.",
+        resource=Resource.KEY, resource_field="key_id", mutates=True,
+        audit=("key_id", "valid_to", "expiration_model", "import_type", "key_material_id"),
+        secret=("ImportToken", "EncryptedKeyMaterial"),
+        errors=(
+            *_STATE, errors.UnsupportedOperation, errors.InvalidCiphertext, errors.IncorrectKeyMaterial,
+            errors.ExpiredImportToken, errors.InvalidImportToken,
+        ),
+    ),
+    Operation(
+        "DeleteImportedKeyMaterial", "kms", "kms:DeleteImportedKeyMaterial",
+        importing.DeleteImportedKeyMaterialRequest, importing.ImportedMaterialResponse,
+        "Take a key its imported material; nothing under it opens until the same material is imported again.",
+        resource=Resource.KEY, resource_field="key_id", mutates=True, audit=("key_id", "key_material_id"),
+        errors=(*_STATE, errors.UnsupportedOperation, errors.KeyMaterialIdNotFound),
+    ),
+    Operation(
+        "ReplicateKey", "kms", "kms:ReplicateKey", importing.ReplicateKeyRequest, keys.Empty,
+        "Not offered: there are no multi-Region keys on one's own machines.",
+        resource=Resource.KEY, resource_field="key_id", audit=("key_id", "replica_region"),
+        errors=(*_COMMON, errors.UnsupportedOperation),
+    ),
+    Operation(
+        "UpdatePrimaryRegion", "kms", "kms:UpdatePrimaryRegion", importing.UpdatePrimaryRegionRequest, keys.Empty,
+        "Not offered: there are no multi-Region keys on one's own machines.",
+        resource=Resource.KEY, resource_field="key_id", audit=("key_id", "primary_region"),
+        errors=(*_COMMON, errors.UnsupportedOperation),
+    ),
+    Operation(
         "TagResource", "kms", "kms:TagResource", keys.TagResourceRequest, keys.Empty,
         "Add tags to a key.",
-        resource=Resource.KEY, resource_field="key_id", key_states=NOT_PENDING, mutates=True, rules=(rules.good_tags,),
+        resource=Resource.KEY, resource_field="key_id", key_states=NOT_DELETED, mutates=True, rules=(rules.good_tags,),
         audit=("key_id",), errors=(*_STATE, errors.InvalidTag),
     ),
     Operation(
         "UntagResource", "kms", "kms:UntagResource", keys.UntagResourceRequest, keys.Empty,
         "Take tags from a key.",
-        resource=Resource.KEY, resource_field="key_id", key_states=NOT_PENDING, mutates=True,
+        resource=Resource.KEY, resource_field="key_id", key_states=NOT_DELETED, mutates=True,
         audit=("key_id", "tag_keys"), errors=_STATE,
     ),
     Operation(
@@ -125,14 +161,14 @@ KEY_OPERATIONS = (
     Operation(
         "CreateAlias", "kms", "kms:CreateAlias", keys.AliasRequest, keys.Empty,
         "Give a key a name.",
-        resource=Resource.ALIAS, resource_field="target_key_id", key_states=NOT_PENDING, mutates=True,
+        resource=Resource.ALIAS, resource_field="target_key_id", key_states=NOT_DELETED, mutates=True,
         audit=("alias_name", "target_key_id"),
         errors=(*_STATE, errors.AlreadyExists, errors.InvalidAliasName, errors.LimitExceeded),
     ),
     Operation(
         "UpdateAlias", "kms", "kms:UpdateAlias", keys.AliasRequest, keys.Empty,
         "Let an alias name another key.",
-        resource=Resource.ALIAS, resource_field="target_key_id", key_states=NOT_PENDING, mutates=True,
+        resource=Resource.ALIAS, resource_field="target_key_id", key_states=NOT_DELETED, mutates=True,
         audit=("alias_name", "target_key_id"), errors=(*_STATE, errors.AliasNotFound, errors.InvalidAliasName),
     ),
     Operation(

@@ -56,7 +56,9 @@ class KeyMetadata(Shape, kw_only=True):
     key_usage: str
     key_state: str
     deletion_date: Seconds | None = None
+    valid_to: Seconds | None = None
     origin: str
+    expiration_model: str | None = None
     key_manager: str
     customer_master_key_spec: str
     key_spec: str

@@ -1,0 +1,25 @@
+"""Failures of importing key material, under AWS's names."""
+
+from kmsfs.errors.core import Conflict, InvalidRequest, NotFound
+
+
+class InvalidImportToken(InvalidRequest):
+    """The import token is not one of this key."""
+
+    code = "InvalidImportTokenException"
+
+
+class ExpiredImportToken(InvalidRequest):
+    """The import token is older than a day."""
+
+    code = "ExpiredImportTokenException"
+
+
+class IncorrectKeyMaterial(Conflict):
+    """The key material is another one than was imported before."""
+
+    code = "IncorrectKeyMaterialException"
+
+
+class KeyMaterialIdNotFound(NotFound):
+    """The key has no material of this id."""
