@@ -33,6 +33,7 @@ from kmsd.keys.loaded import PairStore
 from kmsd.keys.material import MaterialVault
 from kmsd.keys.pairs import PairService
 from kmsd.keys.registry import KeyRegistry, KmsKey
+from kmsd.keys.retiring import RetirementService
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.parameters.marks import ParameterMarkService
@@ -101,6 +102,7 @@ class Daemon:
         self._parameters = parameters = ParameterService(self._account, self._store, pipeline, os.urandom)
         secret_store = SecretStore(self._store)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
+        retirement = RetirementService(registry, (parameters.stored_values, secret_store.stored_values))
         volumes = VolumeService(self._store, _boot_id(), time.time())
         facts = DaemonFacts(
             os.getpid(),
@@ -123,6 +125,7 @@ class Daemon:
                     self._keys, self._upkeep, pairs, crypto, grants, parameters, ParameterMarkService(parameters),
                     volumes, batches, admin, sts, self._secrets, SecretUpkeepService(secret_store),
                     *self._identities(), self._imports,
+                    retirement,
                 )
             ),
         )  # fmt: skip

@@ -13,6 +13,7 @@ from kmsfs.cli.output import SETTINGS, byte_progress, facts, fail, say, session,
 from kmsfs.errors import ExitCode, KmsfsError, UsageError
 
 if TYPE_CHECKING:
+    from kmsfs.check.rewrap import RewrapReport
     from kmsfs.check.verify import Report
 
 volume_app = typer.Typer(no_args_is_help=True, help="Encrypted volumes.")
@@ -174,6 +175,35 @@ def _print_report(report: "Report", limit: int) -> None:
     counts = f"{report.files} files, {report.directories} directories, {report.plain_bytes} bytes"
     bad = sum(finding.kind in ("damage", "unread") for finding in report.findings)
     say(f"checked {counts}: {f'{bad} damaged or unreadable' if bad else 'all as written'}")
+
+
+def rewrap(
+    cipher_dir: CipherDir,
+    to: Annotated[str | None, typer.Option(help="KMS key to move to; the volume's own if none.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count which key material wraps how many headers.")
+    ] = False,
+) -> None:
+    """Wrap every file's data key anew, after `kmsfs key rotate` or under another key. Content stays as it is."""
+    from kmsfs.cli.rewrapping import rewrap_volume
+
+    report = rewrap_volume(cipher_dir, session(), to, dry_run=dry_run)
+    show(report.document(), lambda: _print_rewrapped(report, dry_run=dry_run))
+    if report.failed:
+        raise typer.Exit(ExitCode.DAMAGE_FOUND)
+
+
+def _print_rewrapped(report: "RewrapReport", *, dry_run: bool) -> None:
+    from kmsfs.cli.output import table
+
+    rows = [
+        (entry["key_id"], entry["material_version"], entry["headers"]) for entry in report.document()["headers"]
+    ]
+    table(("KMS key", "material version", "headers under it"), rows)
+    for name, problem in report.failed:
+        print(f"failed    {name}  ({problem})")
+    done = "counted" if dry_run else f"rewrapped {report.rewrapped} of"
+    say(f"{done} {report.files} files" + (f", {len(report.failed)} failed" if report.failed else ""))
 
 
 def inspect(path: Annotated[Path, typer.Argument(help="An encrypted file, or a cipher directory.")]) -> None:

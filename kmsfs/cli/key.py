@@ -292,3 +292,35 @@ def parse_context(items: list[str] | None) -> dict[str, str]:
 def _write_bytes(data: bytes) -> None:
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+@app.command()
+def materials(key: Key) -> None:
+    """List the versions of a key's material, as rotations made them."""
+    found = pages(
+        "ListKeyRotations",
+        "Rotations",
+        "Marker",
+        "NextMarker",
+        KeyId=key,
+        IncludeKeyMaterial="ALL_KEY_MATERIAL",
+    )
+    rows = [
+        (m["KeyMaterialId"], m.get("KeyMaterialState"), m.get("RotationType"), when(m.get("RotationDate")))
+        for m in found
+    ]
+    show(found, lambda: table(("material id", "state", "rotation", "since"), rows))
+
+
+@app.command("destroy-material")
+def destroy_material(
+    key: Key,
+    material_id: Annotated[
+        str, typer.Argument(help="Id of material that a rotation replaced: `kmsfs key materials`.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Destroy old material after `kmsfs rewrap` has shown that nothing lies under it. What does is lost for ever."""
+    confirm("What is still encrypted under this material will be lost for ever", material_id, yes=yes)
+    answer = call("DestroyKeyMaterial", KeyId=key, KeyMaterialId=material_id)
+    show(answer, lambda: say(f"version {answer['MaterialVersion']} of {answer['KeyId']} is gone"))

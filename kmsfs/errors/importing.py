@@ -1,4 +1,4 @@
-"""Failures of importing key material, under AWS's names."""
+"""Failures of importing and retiring key material; AWS's names where it has them."""
 
 from kmsfs.errors.core import Conflict, InvalidRequest, NotFound
 
@@ -19,6 +19,12 @@ class IncorrectKeyMaterial(Conflict):
     """The key material is another one than was imported before."""
 
     code = "IncorrectKeyMaterialException"
+
+
+class MaterialInUse(Conflict):
+    """The key material still encrypts something that this key service keeps, or encrypts anew."""
+
+    code = "KeyMaterialInUseException"
 
 
 class KeyMaterialIdNotFound(NotFound):

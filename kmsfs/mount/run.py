@@ -45,7 +45,7 @@ _REVALIDATE_SECONDS = 1.0
 _DESCRIPTORS = 8192
 _COLLECT_EVERY = 10_000
 """Objects made between two looks at the youngest generation."""
-_REVOKING = frozenset({"disabled", "pending-deletion", "deleted", "policy", "grant-ended"})
+_REVOKING = frozenset({"disabled", "pending-deletion", "deleted", "policy", "grant-ended", "material-destroyed"})
 
 
 @dataclass(frozen=True, slots=True)

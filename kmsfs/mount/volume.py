@@ -203,6 +203,14 @@ class VolumeLease:
             self._session_call("HealVolume", HealedSessions=sorted(self.unclean))
             self.unclean.clear()
 
+    def move(self, key_arn: str) -> None:
+        """Let the volume belong to another KMS key from its next session on.
+
+        Raises:
+            KmsfsError: as MoveVolume.
+        """
+        self._session_call("MoveVolume", TargetKeyId=key_arn)
+
     def end(self) -> None:
         """Tell the daemon that the session ended cleanly.
 

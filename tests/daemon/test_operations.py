@@ -236,6 +236,8 @@ def deny_table(key_id, blob, who):
         ("Watch", {"KeyIds": [key_id]}),
         ("OpenVolumeSession", {"KeyId": key_id, "VolumeId": volume}),
         ("CloseVolumeSession", {"KeyId": key_id, "VolumeId": volume, "Session": 1}),
+        ("MoveVolume", {"KeyId": key_id, "VolumeId": volume, "Session": 1, "TargetKeyId": key_id}),
+        ("DestroyKeyMaterial", {"KeyId": key_id, "KeyMaterialId": "a" * 64}),
         ("HealVolume", {"KeyId": key_id, "VolumeId": volume, "Session": 1, "HealedSessions": [1]}),
     ]
 

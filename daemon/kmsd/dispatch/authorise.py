@@ -123,6 +123,11 @@ class Authoriser:
         context = {"kmsfs:volume": call.request.volume_id, "kmsfs:purpose": VOLUME_PURPOSE}
         self.require(call, key, call.operation.action, context)
         self._check_key(call, key)
+        target = getattr(call.request, "target_key_id", None)
+        if target is not None:
+            call.target = self._registry.find(target, call.scope)
+            self.require(call, call.target, call.operation.action, context)
+            self._check_key(call, call.target)
 
     def _on_ciphertext(self, call: Call) -> None:
         request = call.request

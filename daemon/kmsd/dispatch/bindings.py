@@ -11,6 +11,7 @@ from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.importing import ImportService
 from kmsd.keys.pairs import PairService
+from kmsd.keys.retiring import RetirementService
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.parameters.marks import ParameterMarkService
@@ -43,6 +44,7 @@ class Services:
     policies: PolicyService
     access_keys: AccessKeyService
     imports: ImportService
+    retirement: RetirementService
 
 
 def bind_handlers(services: Services) -> dict[str, Handler]:
@@ -200,6 +202,8 @@ def _of_the_rest(services: Services) -> dict[str, Handler]:
         "OpenVolumeSession": services.volumes.open_session,
         "CloseVolumeSession": services.volumes.close_session,
         "HealVolume": services.volumes.heal,
+        "MoveVolume": services.volumes.move,
+        "DestroyKeyMaterial": services.retirement.destroy_key_material,
         "GetCallerIdentity": services.tokens.get_caller_identity,
         "GetSessionToken": services.tokens.get_session_token,
         "AssumeRole": services.tokens.assume_role,

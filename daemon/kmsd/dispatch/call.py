@@ -12,7 +12,7 @@ from kmsfs.ids import REGION, scope_of
 
 @dataclass(slots=True)
 class Call:
-    """A typed, authorised call. `key` is the key acted on, `source` ReEncrypt's other key."""
+    """A typed, authorised call. `key` is the key acted on, `source` ReEncrypt's other key, `target` MoveVolume's."""
 
     operation: Operation
     request: Any
@@ -24,6 +24,7 @@ class Call:
     context_uid: int | None = None
     key: KmsKey | None = None
     source: KmsKey | None = None
+    target: KmsKey | None = None
     blob: Blob | None = None
     decided_by: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -33,6 +34,15 @@ class Call:
     def scope(self) -> str:
         """The region and account whose keys, parameters and secrets the call speaks of."""
         return scope_of(self.caller.account, self.region)
+
+    @property
+    def the_target(self) -> KmsKey:
+        """The key that something moves to."""
+        if self.target is None:
+            from kmsfs.errors import InvariantBroken
+
+            raise InvariantBroken(f"{self.operation.name} reached its handler without a target")
+        return self.target
 
     @property
     def the_key(self) -> KmsKey:

@@ -37,7 +37,9 @@ class PolicyService:
         request: shapes.CreatePolicyRequest = call.request
         account = call.caller.account
         if self._store.get(account, POLICY, request.policy_name) is not None:
-            raise EntityAlreadyExists(f"A policy called {request.policy_name} already exists. Duplicate names are not allowed.")
+            raise EntityAlreadyExists(
+                f"A policy called {request.policy_name} already exists. Duplicate names are not allowed."
+            )
         document = check_document(request.policy_document)
         entity = Entity(
             POLICY, iam_arn(account, POLICY, request.path, request.policy_name), account, request.path, request.policy_name,
@@ -72,7 +74,9 @@ class PolicyService:
         if any(self._store.users_of(entity.arn)):
             raise DeleteConflict("Cannot delete a policy attached to entities.")
         if len(entity.versions) > 1:
-            raise DeleteConflict("This policy has more than one version. Before you delete a policy, you must delete the policy's versions. The default version is deleted with the policy.")
+            raise DeleteConflict(
+                "This policy has more than one version. Before you delete a policy, you must delete the policy's versions. The default version is deleted with the policy."
+            )
         self._store.remove(entity)
         return Empty()
 
@@ -82,7 +86,9 @@ class PolicyService:
         entity = self._named(call)
         document = check_document(request.policy_document)
         if len(entity.versions) >= _VERSIONS_MAX:
-            raise IamLimitExceeded(f"A managed policy can have up to {_VERSIONS_MAX} versions. Before you create a new version, you must delete an existing version.")
+            raise IamLimitExceeded(
+                f"A managed policy can have up to {_VERSIONS_MAX} versions. Before you create a new version, you must delete an existing version."
+            )
         number = max(int(version[1:]) for version in [*entity.versions, entity.default_version]) + 1
         version = f"v{number}"
         changed = replace(
@@ -154,7 +160,9 @@ class AccessKeyService:
     def get_user(self, call: Call) -> Shape:
         """GetUser."""
         made = shapes.USERS.one
-        answer: Shape = made(user=as_user(self._store.find(call.caller.account, USER, self._user(call) or "")))
+        answer: Shape = made(
+            user=as_user(self._store.find(call.caller.account, USER, self._user(call) or ""))
+        )
         return answer
 
     def create_access_key(self, call: Call) -> shapes.AccessKeyResponse:
@@ -180,7 +188,10 @@ class AccessKeyService:
         """ListAccessKeys."""
         keys = [
             shapes.AccessKeyMetadata(
-                user_name=key.user or "root", access_key_id=key.key_id, status=key.status, create_date=key.created
+                user_name=key.user or "root",
+                access_key_id=key.key_id,
+                status=key.status,
+                create_date=key.created,
             )
             for key in self._store.keys_of(call.caller.account, self._user(call))
         ]

@@ -63,7 +63,12 @@ class ImportService:
         private, public = make_wrapping_pair(bits)
         expires = call.now + TOKEN_SECONDS
         plain = pack(
-            {"key": key.key_id, "algorithm": request.wrapping_algorithm, "private": private, "expires": expires}
+            {
+                "key": key.key_id,
+                "algorithm": request.wrapping_algorithm,
+                "private": private,
+                "expires": expires,
+            }
         )
         return shapes.GetParametersForImportResponse(
             key_id=key.arn,
@@ -131,7 +136,9 @@ def _external(key: KmsKey) -> KmsKey:
 def _valid_to(request: shapes.ImportKeyMaterialRequest, now: float) -> float | None:
     if request.expiration_model == LASTS:
         if request.valid_to is not None:
-            raise ShapeError("A validTo date must not be set if the expirationModel is KEY_MATERIAL_DOES_NOT_EXPIRE.")
+            raise ShapeError(
+                "A validTo date must not be set if the expirationModel is KEY_MATERIAL_DOES_NOT_EXPIRE."
+            )
         return None
     if request.valid_to is None:
         raise ShapeError("A validTo date must be set if the expirationModel is KEY_MATERIAL_EXPIRES.")

@@ -211,6 +211,13 @@ class KeyRegistry:
             setattr(key, name, getattr(changed, name))
         self._changed(key, "disabled")
 
+    def destroy_material(self, key: KmsKey, term: int) -> None:
+        """Destroy old material for ever."""
+        with self.store.transaction() as work:
+            work.delete(Table.MATERIAL, f"{key.key_id}/{term}")
+        key.materials.pop(term).wipe()
+        self._changed(key, "material-destroyed")
+
     def destroy(self, key: KmsKey) -> None:
         """Remove a key, its material, aliases and grants for ever."""
         with self.store.transaction() as work:

@@ -1,6 +1,7 @@
 """Handlers of parameter operations. The KMS steps run as the caller, through the pipeline, `kms:ViaService` ssm."""
 
 import bisect
+from collections.abc import Iterator
 from dataclasses import replace
 
 from kmsd.authz.decide import Question, decide_by_identity
@@ -196,6 +197,13 @@ class ParameterService:
                 self.replace_facts(replace(facts, told=facts.told | sum(bit for bit, _ in due)))
                 happened += [(kind, facts.arn) for _, kind in due]
         return happened
+
+    def stored_values(self) -> Iterator[tuple[str, bytes]]:
+        """Yield (ARN, sealed value) of every version of every SecureString."""
+        for row in self._store.scan(Table.PARAMETER_VERSION):
+            facts = facts_of(row, self._home)
+            if facts.key is not None:
+                yield facts.arn, row["value"]
 
     def _place(self, facts: ParameterFacts) -> str:
         """Return the natural key of a parameter's row."""

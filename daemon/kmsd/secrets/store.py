@@ -139,6 +139,11 @@ class SecretStore:
         names = self._names[secret.scope]
         del names[bisect.bisect_left(names, secret.name)]
 
+    def stored_values(self) -> Iterator[tuple[str, bytes]]:
+        """Yield (ARN, sealed value) of every version of every secret."""
+        for row in self._store.scan(Table.SECRET_VERSION):
+            yield row["arn"], row["value"]
+
     def read_today(self, secret: Secret, now: float) -> None:
         """Note that a value was read: the day counts, not the time (Secrets Manager API, LastAccessedDate)."""
         day = now - now % 86_400

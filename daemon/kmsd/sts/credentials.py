@@ -19,7 +19,12 @@ class CredentialBook:
     """
 
     def __init__(
-        self, account: str, tokens: SessionTokens, iam: IamStore, administrators: frozenset[str], owner_uid: int
+        self,
+        account: str,
+        tokens: SessionTokens,
+        iam: IamStore,
+        administrators: frozenset[str],
+        owner_uid: int,
     ) -> None:
         self._account = account
         self._tokens = tokens

@@ -3,7 +3,7 @@
 This state lives with the daemon, out of reach of whoever can write the cipher directory (security.md, 6.6).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kmsd.dispatch.call import Call
@@ -26,6 +26,8 @@ class Volume:
     boot: str = ""
     holder: int | None = None
     released: float = 0.0
+    next_key: str | None = None
+    """The KMS key that the volume moves to: the first session under it ends the move."""
 
     def row(self) -> dict[str, Any]:
         """The sealed row of this volume."""
@@ -35,18 +37,19 @@ class Volume:
             "session": self.session,
             "unclean": self.unclean,
             "boot": self.boot,
+            "next_key": self.next_key,
         }
 
 
 class VolumeService:
-    """OpenVolumeSession, CloseVolumeSession, HealVolume."""
+    """OpenVolumeSession, CloseVolumeSession, HealVolume, MoveVolume."""
 
     def __init__(self, store: SealedStore, boot: str, now: float) -> None:
         self._store = store
         self._boot = boot
         self._volumes: dict[str, Volume] = {}
         for row in store.scan(Table.VOLUME):
-            volume = Volume(row["id"], row["key"], row["session"], list(row["unclean"]), row["boot"])
+            volume = Volume(row["id"], row["key"], row["session"], list(row["unclean"]), row["boot"], next_key=row.get("next_key"))
             if volume.boot == boot and volume.session in volume.unclean:
                 # Its mount may still live: the daemon restarted, the machine did not. Let it come back first.
                 volume.released = now
@@ -74,7 +77,7 @@ class VolumeService:
         if not resumed:
             session = volume.session + 1
             self._save(
-                Volume(volume.volume_id, volume.key_id, session, [*volume.unclean, session], self._boot)
+                replace(volume, session=session, unclean=[*volume.unclean, session], boot=self._boot)
             )
             volume.session = session
             volume.unclean.append(session)
@@ -98,6 +101,19 @@ class VolumeService:
         self._drop(volume, [number for number in call.request.healed_sessions if number != volume.session])
         return Empty()
 
+    def move(self, call: Call) -> Empty:
+        """MoveVolume: both keys were asked; the old one still opens the volume until the new one has."""
+        volume = self._volume(call, call.request.volume_id)
+        self._require_session(volume, call)
+        target = call.the_target.key_id
+        self._save(replace(volume, next_key=target))
+        volume.next_key = target
+        return Empty()
+
+    def volumes_of(self, key_id: str) -> list[str]:
+        """Return the ids of the volumes that belong, or move, to a key."""
+        return sorted(v.volume_id for v in self._volumes.values() if key_id in (v.key_id, v.next_key))
+
     def connection_lost(self, connection_id: int, now: float) -> None:
         """Let the lease of a lost connection run out."""
         for volume in self._volumes.values():
@@ -110,6 +126,9 @@ class VolumeService:
         if volume is None:
             volume = Volume(volume_id, call.the_key.key_id)
             self._volumes[volume_id] = volume
+        if volume.next_key is not None and volume.next_key == call.the_key.key_id:
+            self._save(replace(volume, key_id=volume.next_key, next_key=None))
+            volume.key_id, volume.next_key = volume.next_key, None
         if volume.key_id != call.the_key.key_id:
             raise IncorrectKey("this volume belongs to another KMS key")
         return volume
@@ -120,7 +139,7 @@ class VolumeService:
 
     def _drop(self, volume: Volume, sessions: list[int]) -> None:
         left = [number for number in volume.unclean if number not in sessions]
-        self._save(Volume(volume.volume_id, volume.key_id, volume.session, left, self._boot))
+        self._save(replace(volume, unclean=left, boot=self._boot))
         volume.unclean = left
 
     def _save(self, volume: Volume) -> None:

@@ -39,4 +39,20 @@ ADMIN_OPERATIONS = (
         resource=Resource.VOLUME, resource_field="key_id", key_states=ENABLED, mutates=True,
         audit=("key_id", "volume_id", "session", "healed_sessions"), errors=_VOLUME,
     ),
+    Operation(
+        "MoveVolume", "kmsfs", "kms:Decrypt", admin.MoveVolumeRequest, Empty,
+        "Let a volume whose data keys were rewrapped belong to another KMS key.",
+        resource=Resource.VOLUME, resource_field="key_id", key_states=ENABLED, mutates=True,
+        audit=("key_id", "volume_id", "session", "target_key_id"), errors=_VOLUME,
+    ),
+    Operation(
+        "DestroyKeyMaterial", "kmsfs", "kms:ScheduleKeyDeletion", admin.DestroyKeyMaterialRequest,
+        admin.DestroyKeyMaterialResponse,
+        "Destroy material that a rotation replaced: what it still encrypts is lost for ever.",
+        resource=Resource.KEY, resource_field="key_id", mutates=True, audit=("key_id", "key_material_id"),
+        errors=(
+            errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied, errors.KeyInvalidState,
+            errors.KeyMaterialIdNotFound, errors.MaterialInUse,
+        ),
+    ),
 )  # fmt: skip

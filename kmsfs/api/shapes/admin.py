@@ -63,6 +63,29 @@ class CloseVolumeSessionRequest(Shape, kw_only=True):
     session: Annotated[int, Meta(ge=1)]
 
 
+class MoveVolumeRequest(Shape, kw_only=True):
+    """Let a volume belong to another KMS key from its next session on."""
+
+    key_id: KeyIdText
+    volume_id: VolumeIdText
+    session: Annotated[int, Meta(ge=1)]
+    target_key_id: KeyIdText
+
+
+class DestroyKeyMaterialRequest(Shape, kw_only=True):
+    """Old key material, by its id, that nothing needs any more."""
+
+    key_id: KeyIdText
+    key_material_id: Annotated[str, Meta(min_length=64, max_length=64, pattern=r"^[a-f0-9]+$")]
+
+
+class DestroyKeyMaterialResponse(Shape, kw_only=True):
+    """The key, and the version of its material that is gone."""
+
+    key_id: str
+    material_version: int
+
+
 class HealVolumeRequest(Shape, kw_only=True):
     """Say that recovery has run over every file: these sessions are unclean no more."""
 

@@ -1,0 +1,68 @@
+"""The steps of `kmsfs rewrap` around the files: lease, volume key, configuration."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from kmsfs.check.rewrap import Rewrapper, RewrapReport, wrapping_of
+from kmsfs.cli.output import byte_progress, stored_bytes
+from kmsfs.client.provider import SocketKeySource
+from kmsfs.client.session import ClientSession
+from kmsfs.envelope.caching import CachingProvider
+from kmsfs.envelope.kf1file import FileTools
+from kmsfs.envelope.provider import volume_context
+from kmsfs.envelope.recovery import SessionRules
+from kmsfs.errors import UsageError
+from kmsfs.formats.volume import VolumeConfig
+from kmsfs.mount.volume import VolumeLease, open_volume, write_config
+
+
+def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_run: bool) -> RewrapReport:
+    """Rewrap a volume that is not mounted, and let it belong to the key `to` (or stay with its own).
+
+    Raises:
+        UsageError: if its last session did not end cleanly.
+        VolumeBusy, KmsfsError: if it is mounted, or the key service refuses.
+    """
+    volume = open_volume(cipher_dir, talk, read_only=dry_run)
+    config = volume.config
+    lease = VolumeLease(config, read_only=dry_run)
+    lease.claim(talk.open_transport())
+    try:
+        if lease.unclean:
+            raise UsageError(
+                "the last session of this volume did not end cleanly", hint="mount it once: that heals it"
+            )
+        target_key = to or config.key_arn
+
+        def re_encrypt(wrapped: bytes, context: dict[str, str]) -> bytes:
+            request: dict[str, Any] = {
+                "CiphertextBlob": wrapped, "SourceEncryptionContext": context, "DestinationKeyId": target_key,
+                "DestinationEncryptionContext": context,
+            }  # fmt: skip
+            blob: bytes = talk.call("ReEncrypt", request)["CiphertextBlob"]
+            return blob
+
+        context = volume_context(config.volume_id)
+        wrapped = config.wrapped_key if dry_run else re_encrypt(config.wrapped_key, context)
+        source = SocketKeySource(talk, config.key_arn)
+        provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True)
+        rules = SessionRules(lease.number, set())
+        tools = FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray())
+        with byte_progress("rewrapping", stored_bytes(cipher_dir)) as advance:
+            worker = Rewrapper(tools, wrapping_of(wrapped), re_encrypt, advance)
+            report = worker.run(volume.descriptor, dry_run=dry_run)
+        if not dry_run:
+            key_arn = talk.call("DescribeKey", {"KeyId": target_key})["KeyMetadata"]["Arn"]
+            if key_arn != config.key_arn:
+                lease.move(key_arn)
+            moved = VolumeConfig(
+                config.volume_id, key_arn, wrapped, config.root_id, config.chunk_log2, config.bind
+            )
+            write_config(cipher_dir, moved, volume.keys)
+        return report
+    finally:
+        if not lease.unclean:
+            lease.end()
+        os.close(volume.descriptor)
