@@ -11,10 +11,11 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kmsfs.errors import InvalidAliasName, InvalidArn, KeyNotFound
+from kmsfs.errors import InvalidAliasCharacters, InvalidAliasName, InvalidArn, KeyNotFound, ReservedAlias
 
 PARTITION = "kmsfs"
 REGION = "local"
+MULTI_REGION = "mrk-"
 
 _ALIAS = re.compile(r"alias/[a-zA-Z0-9/_-]{1,250}\Z")
 _NAMED = r"(?:[\w+=,.@-]{1,64}/){0,8}[\w+=,.@-]{1,128}"
@@ -112,25 +113,36 @@ def check_alias(name: str) -> str:
     """Return `name` if an alias may have it.
 
     Raises:
-        InvalidAliasName: if it lacks the prefix, is too long, has a foreign character, or is reserved.
+        InvalidAliasName: if it lacks the prefix, is too long, has a foreign character, or is reserved (subclasses
+            carry the codes that AWS gives the last two).
     """
     if not name.startswith("alias/"):
         raise InvalidAliasName('Alias must start with the prefix "alias/".')
     if not _ALIAS.match(name):
-        raise InvalidAliasName(
-            f"Alias {name[:80]!r} has a character that aliases may not have, or is too long."
-        )
+        raise InvalidAliasCharacters(f"{name[:300]} contains invalid characters for an alias")
     if name.startswith("alias/aws/"):
-        raise InvalidAliasName("Aliases beginning with alias/aws/ are reserved.")
+        raise ReservedAlias("Aliases beginning with alias/aws/ are reserved.")
     return name
 
 
 def is_key_id(text: str) -> bool:
-    """Tell whether `text` is a canonical lower-case UUID."""
+    """Tell whether `text` is a key's id: a lower-case UUID, or `mrk-` and its 32 digits for a multi-Region key."""
     try:
+        if text.startswith(MULTI_REGION):
+            return uuid.UUID(text.removeprefix(MULTI_REGION)).hex == text.removeprefix(MULTI_REGION)
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
+
+
+def multi_region_id(made: uuid.UUID) -> str:
+    """Return the id of a multi-Region key (KMS developer guide, "Multi-Region keys in AWS KMS")."""
+    return MULTI_REGION + made.hex
+
+
+def owner_of(key_id: str) -> bytes:
+    """Return the 16 bytes by which ciphertext names a key."""
+    return uuid.UUID(key_id.removeprefix(MULTI_REGION)).bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,6 @@ def one_key_spec(request: CreateKeyRequest) -> None:
     request.key_spec = spec
     if request.origin not in ("AWS_KMS", "EXTERNAL"):
         raise UnsupportedOperation(f"Origin {request.origin} is not offered here.")
-    if request.multi_region:
-        raise UnsupportedOperation("Multi-Region keys are not offered here.", hint="make a single-Region key")
     usage_of(spec, request.key_usage)
 
 

@@ -1,7 +1,7 @@
 """Turn a map from the wire into a typed request, answering AWS's texts where it does not fit."""
 
 import re
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -11,6 +11,7 @@ from kmsfs.errors import ShapeError
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
 _STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
 _BOUND = re.compile(r"Expected `(?P<kind>\w+)`(?P<length> of length)? (?P<op><=|>=|<|>) (?P<bound>-?\d+)")
+_ENUM = "Member must satisfy enum value set"
 _WORDS = {"<=": "less than or equal to", ">=": "greater than or equal to"}
 
 
@@ -44,6 +45,8 @@ def _explain(operation: Operation, parameters: dict[str, Any], text: str) -> Sha
     if unknown:
         return ShapeError(f"Unknown parameter in input: {unknown[1][:64]!r} of {operation.name}")
     constraint = _constraint(reason)
+    if constraint == _ENUM:
+        constraint += f": [{', '.join(_choices(operation.request, path))}]"
     if constraint is None:
         return ShapeError(f"{reason} at '{_member(path.lstrip('.'))}'")
     top = re.split(r"[.\[]", path.lstrip("."))[0]
@@ -66,8 +69,26 @@ def _constraint(reason: str) -> str | None:
     if pattern:
         return f"Member must satisfy regular expression pattern: {pattern[1].strip(chr(39) + chr(34))}"
     if reason.startswith("Invalid enum value"):
-        return "Member must satisfy enum value set"
+        return _ENUM
     return None
+
+
+def _choices(shape: Any, path: str) -> tuple[str, ...]:
+    """Return the values that a field takes, found along a path such as `.Filters[0].Key`."""
+    kind: Any = shape
+    for step in _STEP.finditer(path):
+        if step["name"]:
+            shapes = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, Shape)]
+            if not shapes:
+                return ()
+            hints = get_type_hints(shapes[0], include_extras=False)
+            wire = dict(zip(shapes[0].__struct_encode_fields__, shapes[0].__struct_fields__, strict=True))
+            kind = hints[wire[step["name"]]]
+        else:
+            lists = [part for part in (kind, *get_args(kind)) if get_origin(part) is list]
+            kind = get_args(lists[0])[0] if lists else kind
+    found = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+    return tuple(str(value) for part in found for value in get_args(part))
 
 
 def _member(path: str) -> str:

@@ -93,6 +93,18 @@ class InvalidAliasName(InvalidName):
     code = "InvalidAliasNameException"
 
 
+class InvalidAliasCharacters(InvalidAliasName):
+    """An alias has a character that aliases may not have, or is too long."""
+
+    code = "ValidationException"
+
+
+class ReservedAlias(InvalidAliasName):
+    """Aliases that begin with `alias/aws/` are the services' own."""
+
+    code = "NotAuthorizedException"
+
+
 class InvalidArn(InvalidRequest):
     """An ARN-like name or a principal could not be read."""
 

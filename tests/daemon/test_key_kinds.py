@@ -217,7 +217,6 @@ def test_a_usage_is_for_ever(call, signer_keys):
     ({"KeySpec": "SM2", "KeyUsage": "SIGN_VERIFY"}, errors.UnsupportedOperation, "SM2"),
     ({"KeySpec": "NONSENSE"}, errors.InvalidRequest, "keySpec"),
     ({"Origin": "AWS_CLOUDHSM"}, errors.UnsupportedOperation, "AWS_CLOUDHSM"),
-    ({"MultiRegion": True}, errors.UnsupportedOperation, "Multi-Region"),
     ({"KeySpec": "HMAC_256", "CustomerMasterKeySpec": "HMAC_256", "KeyUsage": "GENERATE_VERIFY_MAC"}, errors.InvalidRequest, "same request"),
     ({"Tags": [{"TagKey": "a", "TagValue": "1"}, {"TagKey": "a", "TagValue": "2"}]}, errors.InvalidTag, "Duplicate tag keys"),
     ({"Tags": [{"TagKey": "aws:x", "TagValue": "1"}]}, errors.InvalidTag, "reserved"),
@@ -350,3 +349,33 @@ def test_grants_fit_the_usage(call, signer_keys):
     for key, operation in ((signer, "Decrypt"), (signer, "ReEncryptTo"), (signer, "GenerateDataKeyPair"), (symmetric, "Sign")):
         with pytest.raises(errors.InvalidRequest, match=f"The operation {operation} is not valid"):
             call("CreateGrant", KeyId=key, GranteePrincipal=who, Operations=[operation])
+
+
+def test_a_multi_region_key_is_one_of_a_single_region(call):
+    key = call("CreateKey", MultiRegion=True)["KeyMetadata"]
+    assert key["KeyId"].startswith("mrk-") and len(key["KeyId"]) == 36 and key["MultiRegion"] is True
+    told = call("DescribeKey", KeyId=key["Arn"])["KeyMetadata"]["MultiRegionConfiguration"]
+    assert told["MultiRegionKeyType"] == "PRIMARY" and told["PrimaryKey"]["Arn"] == key["Arn"] and told["ReplicaKeys"] == []
+    sealed = call("Encrypt", KeyId=key["KeyId"], Plaintext=b"x", EncryptionContext={"a": "b"})
+    assert call("Decrypt", CiphertextBlob=sealed["CiphertextBlob"], EncryptionContext={"a": "b"})["KeyId"] == key["Arn"]
+    who = call("GetStatus")["Principal"]
+    grant = call("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=who, RetiringPrincipal=who, Operations=["Decrypt"])
+    call("RetireGrant", GrantToken=grant["GrantToken"])
+    with pytest.raises(errors.UnsupportedOperation, match="Replicas in other regions"):
+        call("ReplicateKey", KeyId=key["KeyId"], ReplicaRegion="eu-west-1")
+    for bad in ("mrk-1", "mrk-" + "A" * 32, "mrk-" + "0" * 31):
+        with pytest.raises(errors.NotFound):
+            call("DescribeKey", KeyId=bad)
+
+
+def test_texts_of_aliases_and_enumerations(call):
+    key = call("CreateKey")["KeyMetadata"]["KeyId"]
+    for alias, code, text in (("alias/aws/ebs", "NotAuthorizedException", "reserved"), ("alias/a:b", "ValidationException", "contains invalid characters for an alias"),
+                              ("noprefix", "InvalidAliasNameException", 'must start with the prefix "alias/"')):  # fmt: skip
+        with pytest.raises(errors.KmsfsError, match=text) as caught:
+            call("CreateAlias", AliasName=alias, TargetKeyId=key)
+        assert caught.value.wire_code == code
+    with pytest.raises(errors.KmsfsError, match=r"Value 'AES_512' at 'keySpec' failed to satisfy constraint: Member must satisfy enum value set: \[AES_256, AES_128\]"):
+        call("GenerateDataKey", KeyId=key, KeySpec="AES_512")
+    with pytest.raises(errors.KmsfsError, match=r"enum value set: \[.*ECDSA_SHA_256.*\]"):
+        call("Sign", KeyId=key, Message=b"x", SigningAlgorithm="NONE")

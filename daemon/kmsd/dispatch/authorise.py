@@ -157,7 +157,7 @@ class Authoriser:
             InvalidCiphertext: if it is no blob, or names no key of ours.
         """
         blob = parse_blob(data)
-        key = self._registry.keys.get(blob.key_id) if blob.kind is BlobType.KMS_CIPHERTEXT else None
+        key = self._registry.of_owner(blob.key_id) if blob.kind is BlobType.KMS_CIPHERTEXT else None
         if key is None or not key.scope.startswith(call.region + ":"):
             raise InvalidCiphertext(evidence="blob of no key here")
         call.blob = blob

@@ -93,7 +93,9 @@ class GrantService:
             KeyNotFound: if there is no such key.
         """
         if request.grant_token is not None:
-            key_id, grant_id = self._tokens.read(request.grant_token)
+            owner, grant_id = self._tokens.read(request.grant_token)
+            named = self._registry.of_owner(owner)
+            key_id = named.key_id if named is not None else owner
         else:
             key_id, grant_id = self._registry.find(request.key_id or "", scope).key_id, request.grant_id or ""
         key = self._registry.keys.get(key_id)

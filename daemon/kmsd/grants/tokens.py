@@ -6,6 +6,7 @@ import uuid
 
 from kmsfs.aead.kdf import equal, hmac_sha256
 from kmsfs.errors import InvalidGrantToken
+from kmsfs.ids import owner_of
 
 _TAG_BYTES = 16
 
@@ -18,7 +19,7 @@ class GrantTokens:
 
     def mint(self, key_id: str, grant_id: str) -> str:
         """Return the token of a grant."""
-        body = uuid.UUID(key_id).bytes + bytes.fromhex(grant_id)
+        body = owner_of(key_id) + bytes.fromhex(grant_id)
         return base64.urlsafe_b64encode(body + hmac_sha256(self._key, body)[:_TAG_BYTES]).decode()
 
     def read(self, token: str) -> tuple[str, str]:

@@ -1,7 +1,5 @@
 """Key material: make it, wrap it at rest, and encrypt under it in ciphertext blobs."""
 
-import uuid
-
 from kmsfs.aead.asymmetric import generate_private
 from kmsfs.aead.derived import open_derived, seal_derived
 from kmsfs.aead.kdf import Label, derive, sha256
@@ -10,6 +8,7 @@ from kmsfs.api.keyspecs import SYMMETRIC, is_asymmetric
 from kmsfs.errors import AuthenticationFailed, CorruptStore, InvalidCiphertext
 from kmsfs.formats.blob import Blob, BlobType, make_head, parse_blob
 from kmsfs.formats.context import canonical
+from kmsfs.ids import owner_of
 from kmsfs.secret import KeyMaterial
 
 MATERIAL_BYTES = 32
@@ -64,7 +63,7 @@ def encrypt(
     material: KeyMaterial, key_id: str, term: int, plain: bytes, context: dict[str, str], rng: Rng
 ) -> bytes:
     """Return a ciphertext blob (type 1)."""
-    head = make_head(BlobType.KMS_CIPHERTEXT, uuid.UUID(key_id).bytes, term)
+    head = make_head(BlobType.KMS_CIPHERTEXT, owner_of(key_id), term)
     return head + seal_derived(material.reveal(), rng, head, plain, canonical(context))
 
 

@@ -13,7 +13,7 @@ from kmsd.store.schema import Table
 from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC
 from kmsfs.api.operation import KeyState
 from kmsfs.errors import AliasNotFound, KeyNotFound
-from kmsfs.ids import alias_arn, key_arn, parse_key_reference, scope_of
+from kmsfs.ids import MULTI_REGION, alias_arn, key_arn, parse_key_reference, scope_of
 from kmsfs.secret import KeyMaterial
 
 
@@ -138,6 +138,13 @@ class KeyRegistry:
         key = self.keys.get(parsed.key_id)
         if key is None or key.arn != parsed.arn:
             raise KeyNotFound(f"Key '{parsed.arn}' does not exist")
+        return key
+
+    def of_owner(self, key_id: str) -> KmsKey | None:
+        """Return the key that ciphertext or a token names by its UUID, None if there is none."""
+        key = self.keys.get(key_id)
+        if key is None:
+            key = self.keys.get(f"{MULTI_REGION}{key_id.replace('-', '')}")
         return key
 
     def aliases_of(self, key_id: str) -> list[Alias]:

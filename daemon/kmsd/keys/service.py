@@ -25,7 +25,7 @@ from kmsfs.api.keyspecs import (
 from kmsfs.api.operation import KeyState
 from kmsfs.api.shapes import keys as shapes
 from kmsfs.errors import AlreadyExists, KeyInvalidState, LimitExceeded, MalformedPolicy
-from kmsfs.ids import alias_arn, check_alias, key_arn, root_principal
+from kmsfs.ids import MULTI_REGION, alias_arn, check_alias, key_arn, multi_region_id, root_principal
 
 KEYS_MAX = 100_000
 ALIASES_PER_KEY_MAX = 50
@@ -49,6 +49,14 @@ def refuse_lockout(policy: KeyPolicy, arn: str, caller: Caller, now: float) -> N
             "The new key policy will not allow you to update the key policy in the future.",
             hint="add a statement that allows you kms:PutKeyPolicy, or set BypassPolicyLockoutSafetyCheck",
         )
+
+
+def _only_region(key: KmsKey) -> shapes.MultiRegionConfiguration:
+    """A multi-Region key lives in one region here: it is its own primary and has no replicas."""
+    primary = shapes.MultiRegionKey(arn=key.arn, region=key.scope.partition(":")[0])
+    return shapes.MultiRegionConfiguration(
+        multi_region_key_type="PRIMARY", primary_key=primary, replica_keys=[]
+    )
 
 
 def _default(caller: Caller) -> KeyPolicy:
@@ -75,7 +83,8 @@ class KeyService:
         request: shapes.CreateKeyRequest = call.request
         if len(self._registry.keys) >= KEYS_MAX:
             raise LimitExceeded(f"a realm has at most {KEYS_MAX} keys")
-        key_id, spec = str(self._new_id()), request.key_spec or SYMMETRIC
+        made, spec = self._new_id(), request.key_spec or SYMMETRIC
+        key_id = multi_region_id(made) if request.multi_region else str(made)
         arn = key_arn(call.scope, key_id)
         policy = self._compiled(request.policy) if request.policy else _default(call.caller)
         if request.policy and not request.bypass_policy_lockout_safety_check:
@@ -264,6 +273,7 @@ class KeyService:
             key_agreement_algorithms=algorithms.get(AGREE),
             encapsulation_algorithms=algorithms.get(ENCAPSULATE),
             mac_algorithms=algorithms.get(MAC),
-            multi_region=False,
+            multi_region=key.key_id.startswith(MULTI_REGION),
+            multi_region_configuration=_only_region(key) if key.key_id.startswith(MULTI_REGION) else None,
             current_key_material_id=material_id(key.current_material) if key.spec == SYMMETRIC and key.materials else None,
         )

@@ -9,6 +9,7 @@ from kmsfs.api.keyspecs import SYMMETRIC
 from kmsfs.api.operation import KeyState
 from kmsfs.api.shapes import keys as shapes
 from kmsfs.errors import InvalidTag, LimitExceeded, UnsupportedOperation
+from kmsfs.ids import MULTI_REGION
 
 ROTATION_DAYS = 365
 TAGS_MAX = 50
@@ -125,7 +126,8 @@ class KeyUpkeepService:
 
     def not_offered(self, call: Call) -> shapes.Empty:
         """ReplicateKey and UpdatePrimaryRegion: keys here are of one region."""
-        raise UnsupportedOperation(f"{call.the_key.arn} is not a multi-Region key.")
+        single = "" if call.the_key.key_id.startswith(MULTI_REGION) else f"{call.the_key.arn} is not a multi-Region key. "
+        raise UnsupportedOperation(f"{single}Replicas in other regions are not offered on one's own machines.")
 
     def list_key_policies(self, call: Call) -> shapes.ListKeyPoliciesResponse:
         """ListKeyPolicies."""

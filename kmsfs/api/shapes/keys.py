@@ -44,6 +44,21 @@ class CreateKeyRequest(Shape, kw_only=True):
     multi_region: bool = False
 
 
+class MultiRegionKey(Shape, kw_only=True):
+    """One of the keys that share material."""
+
+    arn: str
+    region: str
+
+
+class MultiRegionConfiguration(Shape, kw_only=True):
+    """A multi-Region key and its replicas, of which there are none here."""
+
+    multi_region_key_type: str
+    primary_key: MultiRegionKey
+    replica_keys: list[MultiRegionKey]
+
+
 class KeyMetadata(Shape, kw_only=True):
     """What DescribeKey tells of a key."""
 
@@ -68,6 +83,7 @@ class KeyMetadata(Shape, kw_only=True):
     encapsulation_algorithms: list[str] | None = None
     mac_algorithms: list[str] | None = None
     multi_region: bool
+    multi_region_configuration: MultiRegionConfiguration | None = None
     current_key_material_id: str | None = None
 
 
