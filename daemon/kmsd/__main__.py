@@ -30,7 +30,10 @@ app = typer.Typer(
     help="The key daemon of kmsfs.",
 )
 State = Annotated[Path, typer.Option("--state", envvar="KMSD_STATE", help="Folder of the daemon's state.")]
-Socket = Annotated[Path, typer.Option("--socket", envvar="KMSD_SOCKET", help="Unix socket to listen on.")]
+Socket = Annotated[
+    # Not `readable`: under socket activation the socket is systemd's, and the daemon's user may not even open it.
+    Path, typer.Option("--socket", envvar="KMSD_SOCKET", readable=False, help="Unix socket to listen on.")
+]
 Passphrase = Annotated[
     Path | None, typer.Option("--passphrase-file", help="File with the passphrase, `-` for standard input.")
 ]

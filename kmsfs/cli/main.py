@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kmsfs import __version__
-from kmsfs.cli import alias, api, aws, daemon, execute, files, grant, key, param, secret
+from kmsfs.cli import alias, api, aws, daemon, execute, files, grant, key, param, secret, service
 from kmsfs.cli.output import SETTINGS, fail
 from kmsfs.errors import KmsfsError
 
@@ -30,6 +30,7 @@ app.command("check")(files.check)
 app.command("rewrap")(files.rewrap)
 app.command("inspect")(files.inspect)
 app.command("bench")(files.bench)
+app.command("install-service")(service.install_service)
 app.command("api")(api.api)
 app.command("exec")(execute.execute)
 

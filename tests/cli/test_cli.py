@@ -173,3 +173,27 @@ def test_an_ordinary_user_mounts_with_fusermount3(tmp_path):
         os.chmod("/dev/fuse", old_mode)
         run(*cli, "daemon", "stop")
         subprocess.run(["umount", "-l", f"{home}/p"], capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["/c", "/m", "-o", "rw"], ["--quiet", "--no-autostart", "mount", "/c", "/m"]),
+        (["/c", "/m", "-s", "-n", "-o", "ro,allow_other,nofail,x-systemd.after=a", "-o", "key=alias/x,socket=/s"],
+         ["--quiet", "--socket", "/s", "--no-autostart", "mount", "--read-only", "--allow-other", "--key", "alias/x", "/c", "/m"]),
+        (["/c", "-t", "kmsfs", "/m"], ["--quiet", "--no-autostart", "mount", "/c", "/m"]),
+    ],
+)  # fmt: skip
+def test_mount_helper_arguments(arguments, wanted):
+    from kmsfs.cli.mounthelper import translate
+
+    assert translate(arguments) == wanted
+
+
+@pytest.mark.parametrize("arguments", [["/c"], ["/c", "/m", "-o", "colour=red"], ["/c", "/m", "-o", "key="], ["/c", "/m", "-o", "ro=1"]])
+def test_mount_helper_refuses(arguments):
+    from kmsfs.cli.mounthelper import translate
+    from kmsfs.errors import UsageError
+
+    with pytest.raises(UsageError):
+        translate(arguments)

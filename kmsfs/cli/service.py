@@ -1,0 +1,164 @@
+"""kmsfs install-service: put the systemd units in place, make the realm, start the socket; and undo it."""
+
+import json
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import kmsfs
+from kmsfs.cli.output import say, show
+from kmsfs.errors import StorageError, UsageError
+
+UNITS = Path("/etc/systemd/system")
+HELPER = Path("/usr/sbin/mount.kmsfs")
+STATE = Path("/var/lib/kmsd")
+_PLACES = {
+    "kmsd.socket": UNITS, "kmsd.service": UNITS, "kmsfs@.service": UNITS,
+    "sysusers.d/kmsd.conf": Path("/etc/sysusers.d"), "tmpfiles.d/kmsd.conf": Path("/etc/tmpfiles.d"),
+}  # fmt: skip
+_DROP_IN = UNITS / "kmsd.service.d" / "aws-endpoint.conf"
+_ENDPOINT = """# AWS's own clients on loopback: the daemon keeps its other walls.
+[Service]
+Environment=KMSD_AWS_ENDPOINT={endpoint}
+IPAddressAllow=localhost
+PrivateNetwork=no
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+"""
+
+
+def install_service(
+    aws_endpoint: Annotated[
+        str | None, typer.Option(help="Serve AWS's clients too, on this loopback address.")
+    ] = None,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Stop the service and take its files away; keys and state stay.")
+    ] = False,
+) -> None:
+    """Run kmsd as a system service: units, users, realm, mount helper. Prints the recovery code, once."""
+    if os.geteuid():
+        raise UsageError("this changes the system", hint="run it as root")
+    if undo:
+        _undo()
+        return
+    programs = _programs()
+    for name, folder in _PLACES.items():
+        _write(folder / Path(name).name, _unit(name, programs))
+    if aws_endpoint is not None:
+        _write(_DROP_IN, _ENDPOINT.format(endpoint=aws_endpoint))
+    _link_helper(programs)
+    _run("systemd-sysusers")
+    _run("systemd-tmpfiles", "--create", os.fspath(Path("/etc/tmpfiles.d/kmsd.conf")))
+    made = _make_realm(programs)
+    _run("systemctl", "daemon-reload")
+    _run("systemctl", "enable", "--now", "kmsd.socket")
+    show(made, lambda: _tell(made))
+
+
+def _tell(made: dict[str, str]) -> None:
+    if made:
+        print(f"recovery code           {made['recovery_code']}")
+        print(f"audit verification key  {made['audit_verification_key']}")
+        say("both are shown this once and stored nowhere: keep them elsewhere")
+    say("kmsd answers on /run/kmsd/kmsd.sock; members of the group kmsfs may connect")
+    say("an fstab line mounts at boot: /srv/data.encrypted /srv/data kmsfs allow_other,nofail 0 0")
+
+
+def _programs() -> Path:
+    """Return the folder of kmsd and kmsfs, if the service's user can run what lies there.
+
+    Raises:
+        UsageError: if it lies where a service may not look.
+    """
+    folder = Path(sys.prefix) / "bin"
+    for program in (folder / "kmsd", Path(sys.executable).resolve()):
+        for part in (program, *program.parents):
+            try:
+                mode = part.stat().st_mode
+            except OSError as error:
+                raise UsageError(f"{part} is not there: {error.strerror}") from error
+            hidden = part in (Path("/root"), Path("/home"), Path("/run/user"))
+            if hidden or not mode & stat.S_IXOTH:
+                raise UsageError(
+                    f"{program} lies below {part}, where a system service may not look",
+                    hint="install kmsfs into /opt: python3 -m venv /opt/kmsfs && /opt/kmsfs/bin/pip install .",
+                )
+    return folder
+
+
+def _unit(name: str, programs: Path) -> str:
+    package = Path(kmsfs.__file__).parent
+    for folder in (package / "systemd", package.parent / "systemd"):
+        if (folder / name).exists():
+            text = (folder / name).read_text(encoding="utf-8")
+            return text.replace("=/usr/bin/", f"={programs}/")
+    raise StorageError(f"{name} is missing from this installation", hint="install kmsfs again")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o644)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _link_helper(programs: Path) -> None:
+    """Let mount(8) and fstab find `mount.kmsfs`."""
+    target = programs / "mount.kmsfs"
+    if HELPER.is_symlink():
+        HELPER.unlink()
+    if HELPER.exists() or not target.exists():
+        return
+    try:
+        HELPER.symlink_to(target)
+    except OSError as error:
+        raise StorageError(f"cannot make {HELPER}: {error.strerror}") from error
+
+
+def _make_realm(programs: Path) -> dict[str, str]:
+    """Make the realm as the service's user, unless there is one; return what is shown once."""
+    if (STATE / "keyring.kms").exists():
+        return {}
+    user = pwd.getpwnam("kmsd")
+    for folder in (STATE, STATE.with_name("kmsd-anchor")):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chown(folder, user.pw_uid, user.pw_gid)
+    done = subprocess.run(
+        [os.fspath(programs / "kmsd"), "init", "--json", "--state", os.fspath(STATE)],
+        user="kmsd", group=user.pw_gid, extra_groups=[], cwd="/", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise StorageError(f"kmsd init failed: {done.stderr.strip()}")
+    made: dict[str, str] = json.loads(done.stdout)
+    return made
+
+
+def _undo() -> None:
+    if shutil.which("systemctl"):
+        subprocess.run(
+            ["systemctl", "disable", "--now", "kmsd.socket", "kmsd.service"], capture_output=True, check=False
+        )
+    for name, folder in _PLACES.items():
+        (folder / Path(name).name).unlink(missing_ok=True)
+    _DROP_IN.unlink(missing_ok=True)
+    if HELPER.is_symlink():
+        HELPER.unlink()
+    _run("systemctl", "daemon-reload")
+    show({}, lambda: say(f"the service is gone; its keys and state are still in {STATE}"))
+
+
+def _run(*command: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UsageError(f"{command[0]} is not installed", hint="this command needs systemd") from error
+    if done.returncode:
+        raise StorageError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")

@@ -1,0 +1,134 @@
+"""kmsd and its mounts under a real systemd: install, boot, use, kill, reboot, walls, and the way back."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from support.bootedsystemd import BootedSystemd
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.timeout(600)]
+FOLDER = Path("/opt/kmsfs-systemd-test")
+BIN = FOLDER / "venv/bin"
+PYTHON = "/usr/bin/python3"
+
+
+@pytest.fixture(scope="module")
+def machine():
+    if not os.path.exists("/lib/systemd/systemd") or not os.path.exists(PYTHON):
+        pytest.fail("this test needs Debian's systemd and python3, which CI installs")
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(mode=0o755)
+    root = Path(__file__).parents[2]
+    subprocess.run([PYTHON, "-m", "venv", str(FOLDER / "venv")], check=True)
+    subprocess.run([str(BIN / "pip"), "install", "-q", str(root)], check=True, capture_output=True)
+    made = BootedSystemd(FOLDER)
+    yield made.boot()
+    made.shutdown()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def kmsfs(machine, *words, check=True, **options):
+    return machine.run(str(BIN / "kmsfs"), *words, check=check, **options)
+
+
+def test_the_whole_life_of_the_service(machine):
+    # Installed: one command, codes shown once, the socket waits.
+    made = json.loads(kmsfs(machine, "--json", "install-service").stdout)
+    assert len(made["recovery_code"]) > 20
+    assert machine.systemctl("is-active", "kmsd.socket").stdout.strip() == "active"
+    assert machine.systemctl("is-active", "kmsd.service", check=False).stdout.strip() == "inactive"
+    assert kmsfs(machine, "--json", "install-service").stdout.strip() == "{}"
+
+    # The first call starts the daemon, as its own user.
+    kmsfs(machine, "param", "put", "/app/db", "--type", "SecureString", "--value-file", "-", input="s3cret\n")
+    assert machine.systemctl("is-active", "kmsd.service").stdout.strip() == "active"
+    status = json.loads(kmsfs(machine, "--json", "--no-autostart", "daemon", "status").stdout)
+    assert status["StateDirectory"] == "/var/lib/kmsd" and status["Principal"].endswith("uid/0")
+
+    # A line in fstab is a mount; files survive its stop.
+    machine.run("mkdir", "-p", "/srv/data.encrypted", "/srv/data")
+    with (machine.kept / "etc/fstab").open("a") as table:
+        options = "allow_other,nofail,x-systemd.requires=kmsd.socket,x-systemd.after=kmsd.socket"
+        table.write(f"/srv/data.encrypted /srv/data kmsfs {options} 0 0\n")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "srv-data.mount")
+    machine.run("sh", "-c", "echo kept > /srv/data/file; sync /srv/data/file")
+    assert machine.run("findmnt", "-no", "FSTYPE", "/srv/data").stdout.strip() == "fuse.kmsfs"
+    stored = b"".join(p.read_bytes() for p in (machine.kept / "srv/data.encrypted").iterdir() if p.is_file() and not p.is_symlink())
+    assert b"kept" not in stored
+    machine.systemctl("stop", "srv-data.mount")
+    assert machine.run("ls", "/srv/data").stdout == ""
+    machine.systemctl("start", "srv-data.mount")
+    assert machine.run("cat", "/srv/data/file").stdout == "kept\n"
+
+
+def test_a_killed_daemon_comes_back_under_a_mount(machine):
+    before = machine.main_pid("kmsd.service")
+    machine.systemctl("kill", "-s", "KILL", "kmsd.service")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and machine.main_pid("kmsd.service") in (0, before):
+        time.sleep(0.1)
+    assert kmsfs(machine, "param", "get", "/app/db", "--with-decryption", "--raw").stdout == "s3cret"
+    assert machine.run("cat", "/srv/data/file").stdout == "kept\n"
+    machine.run("sh", "-c", "echo more > /srv/data/second")
+    machine.systemctl("restart", "kmsd.service")
+    assert kmsfs(machine, "param", "get", "/app/db", "--with-decryption", "--raw").stdout == "s3cret"
+    assert machine.run("cat", "/srv/data/second").stdout == "more\n"
+
+
+def test_the_walls_around_the_daemon(machine):
+    inside = machine.main_pid("kmsd.service")
+    pid = machine.outside_pid(inside)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
+    assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {0}
+    assert status["Uid"].split()[0] not in ("0", str(os.getuid()))
+    assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink(f"/proc/{machine.pid}/ns/net")
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert next(line for line in limits.splitlines() if "core file" in line).split()[4] == "0"
+    uid = status["Uid"].split()[0]
+    as_daemon = ["nsenter", "-t", str(pid), "-m", "setpriv", f"--reuid={uid}", "--clear-groups", "touch"]
+    for folder in ("/", "/etc", "/usr", "/srv", "/root", "/home", "/var", "/var/lib", "/run", "/opt"):
+        done = subprocess.run([*as_daemon, f"{folder}/x"], capture_output=True, text=True)
+        assert done.returncode and any(text in done.stderr for text in ("Read-only", "No such", "Permission")), (folder, done.stderr)
+    done = subprocess.run([*as_daemon, "/var/lib/kmsd/x"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    score = machine.run("systemd-analyze", "security", "--offline=true", "/etc/systemd/system/kmsd.service", check=False).stdout
+    assert float(score.strip().splitlines()[-1].split(":")[1].split()[0]) <= 1.0
+
+
+def test_members_of_the_group_and_nobody_else(machine):
+    machine.run("useradd", "-M", "-G", "kmsfs", "inside")
+    machine.run("useradd", "-M", "outside")
+    call = [str(BIN / "kmsfs"), "--no-autostart", "--socket", "/run/kmsd/kmsd.sock", "param", "get", "/app/db"]
+    assert machine.run("runuser", "-u", "outside", "--", *call, check=False).returncode == 30
+    denied = machine.run("runuser", "-u", "inside", "--", *call, check=False)
+    assert denied.returncode == 11 and "not found" in denied.stderr
+    assert machine.run("runuser", "-u", "inside", "--", "cat", "/srv/data/file").stdout == "kept\n"
+
+
+def test_after_a_reboot_everything_is_there(machine):
+    machine.shutdown()
+    machine.boot()
+    assert machine.systemctl("is-active", "srv-data.mount", "kmsd.socket").stdout.split() == ["active", "active"]
+    assert machine.run("cat", "/srv/data/file", "/srv/data/second").stdout == "kept\nmore\n"
+    assert kmsfs(machine, "param", "get", "/app/db", "--with-decryption", "--raw").stdout == "s3cret"
+    log = (machine.kept / "console.log").read_text(errors="replace")
+    assert "Failed to unmount /srv/data" not in log
+
+
+def test_awss_clients_when_asked_and_the_way_back(machine):
+    kmsfs(machine, "install-service", "--aws-endpoint", "127.0.0.1:4599")
+    machine.systemctl("restart", "kmsd.service")
+    assert json.loads(kmsfs(machine, "--json", "daemon", "status").stdout)["AwsEndpoint"] == "http://127.0.0.1:4599"
+    assert "AWS_ENDPOINT_URL_KMS=http://127.0.0.1:4599" in kmsfs(machine, "aws", "env").stdout
+    machine.systemctl("stop", "srv-data.mount")
+    kmsfs(machine, "install-service", "--undo")
+    assert machine.systemctl("is-active", "kmsd.socket", "kmsd.service", check=False).stdout.split() == ["inactive", "inactive"]
+    assert not (machine.kept / "etc/systemd/system/kmsd.service").exists() and not (machine.kept / "sbin/mount.kmsfs").is_symlink()
+    assert (machine.kept / "lib/kmsd/keyring.kms").exists()
