@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -127,14 +128,15 @@ class MountProcess:
     def start(self, *, wait=True):
         environment = {**os.environ, "KMSFS_SOCKET": self.socket}
         command = [sys.executable, "-m", "kmsfs.cli", "mount", "--foreground", str(self.cipher), str(self.plain)]
-        self.process = subprocess.Popen(
-            [*command, *self.options], env=environment, stderr=subprocess.PIPE, text=True
-        )
+        # A file and no pipe: a pipe that nobody reads holds up the mount when it is full.
+        self.said = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([*command, *self.options], env=environment, stderr=self.said)
         if wait:
             deadline = time.monotonic() + 30
             while not os.path.ismount(self.plain):
                 if self.process.poll() is not None:
-                    raise RuntimeError(self.process.stderr.read())
+                    self._close()
+                    raise RuntimeError(self.log)
                 assert time.monotonic() < deadline, "does not mount"
                 time.sleep(0.02)
         return self
@@ -153,9 +155,10 @@ class MountProcess:
         self._close()
 
     def _close(self):
-        if self.process and not self.process.stderr.closed:
-            self.log = self.process.stderr.read()
-            self.process.stderr.close()
+        if self.process and not self.said.closed:
+            self.said.seek(0)
+            self.log = self.said.read()
+            self.said.close()
 
     def again(self):
         self.stop()

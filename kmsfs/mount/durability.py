@@ -64,7 +64,7 @@ class Vfs(DirectoryOperations):
                     self.settling.pop(node, None)
                     self.settle(node)
             except (KmsfsError, OSError) as error:
-                _LOG.error("a file could not be stored yet: %s; it is kept in memory and tried again", error)
+                self.complain("a file could not be stored yet: %s; it is kept in memory and tried again", error)
 
     def finish(self) -> bool:
         """Commit and sync everything; return whether all of it is stored, so that the session ended cleanly.

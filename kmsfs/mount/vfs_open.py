@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import stat
+import time
 from collections import OrderedDict
 from typing import Any
 
@@ -47,6 +48,7 @@ class OpenFiles(VfsBase):
         self._warming: Node | None = None
         self._trash: list[Kf1File] = []
         self._looks_left = 0
+        self._next_complaint = 0.0
 
     # --- open files -------------------------------------------------------------------------------------------
 
@@ -169,9 +171,19 @@ class OpenFiles(VfsBase):
                 return
             file.commit()
         except (KmsfsError, OSError) as error:
-            _LOG.error("a file could not be stored yet: %s; it is kept in memory and tried again", error)
+            self.complain("a file could not be stored yet: %s; it is kept in memory and tried again", error)
             return
         self._rest(node, file)
+
+    def complain(self, text: str, error: Exception) -> None:
+        """Log what may happen to every file of a full disk at once: at most one line a second.
+
+        A log that nobody reads fast enough would hold up the whole mount.
+        """
+        now = time.monotonic()
+        if now >= self._next_complaint:
+            self._next_complaint = now + 1.0
+            _LOG.error(text, error)
 
     def _rest(self, node: Node, file: Kf1File) -> None:
         file.rest()
@@ -251,7 +263,7 @@ class OpenFiles(VfsBase):
                 try:
                     node.file.commit()
                 except (KmsfsError, OSError) as error:
-                    _LOG.error("a file could not be stored yet: %s; it is tried again", error)
+                    self.complain("a file could not be stored yet: %s; it is tried again", error)
                 return True
         return False
 

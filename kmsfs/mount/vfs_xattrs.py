@@ -84,7 +84,8 @@ class ExtrasOperations(AttributeOperations):
             place, follow = self._backing_place(node)
             os.setxattr(place, name, value, flags, follow_symlinks=follow)
             node.default_acl = None
-            if kill_sgid:
+            if kill_sgid and name == ACL_ACCESS:
+                # Only the access list changes the mode (posix_acl_update_mode in the kernel).
                 self._clear_bits(node, stat.S_ISGID)
             return
         if not self._may_have_extras(node, name):

@@ -175,6 +175,38 @@ def test_a_full_disk_is_said_and_loses_nothing(daemon, make_mount, tmp_path):
 # --- damage -----------------------------------------------------------------------------------------------------
 
 
+def test_small_files_whose_close_succeeded_on_a_full_disk_survive_a_kill(daemon, make_mount, tmp_path):
+    """Work that is put off must not be put off where the disk may be full by then: close() tells."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=True)
+    try:
+        process = make_mount()
+        process.cipher = disk / "v"
+        process.cipher.mkdir()
+        process.start()
+        stored = {}
+        with pytest.raises(OSError) as caught:
+            for number in range(5000):
+                data = str(number).encode() * 150
+                descriptor = os.open(process.plain / f"f{number}", os.O_CREAT | os.O_WRONLY)
+                try:
+                    os.write(descriptor, data)
+                finally:
+                    os.close(descriptor)
+                stored[f"f{number}"] = data
+        assert caught.value.errno == errno.ENOSPC and len(stored) > 500
+        process.kill()
+        process.start()
+        assert all((process.plain / name).read_bytes() == data for name, data in stored.items())
+        for name in list(stored)[:50]:
+            (process.plain / name).unlink()
+        (process.plain / "again").write_bytes(b"room")
+        process.stop()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
 def test_flipped_truncated_zeroed_and_emptied_files(mounted):
     disk = make(mounted, "f", os.urandom(60_000))
     (mounted.plain / "good").write_text("good")
