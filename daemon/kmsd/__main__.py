@@ -16,10 +16,11 @@ from kmsd.app import Daemon
 from kmsd.audit.journal import verify_log
 from kmsd.config import HOME_REGION, SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
 from kmsd.door.listen import parse_endpoint
-from kmsd.realm import initialise, open_realm, recover
+from kmsd.realm import begin_new_audit, initialise, open_realm, recover
 from kmsd.root.keyring import SealType
 from kmsd.root.recovery import parse_recovery_code
 from kmsd.server.listen import activated_socket, bind_socket
+from kmsd.store.files import lock_state
 from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.errors import KmsfsError, UsageError
 
@@ -131,6 +132,7 @@ def _state_folder(state: Path, *, ephemeral: bool) -> Iterator[Path]:
 
 def _serve(config: Config, passphrase_file: Path | None) -> None:
     realm = open_realm(config, passphrase_file)
+    lock_state(config.lock, config.socket)
     listener = activated_socket()
     bound = listener is None
     listener = listener or bind_socket(config.socket, config.socket_mode)
@@ -152,6 +154,25 @@ def recover_command(
     text = sys.stdin.readline() if os.fspath(code_file) == "-" else code_file.read_text(encoding="utf-8")
     recover(Config(state, SYSTEM_SOCKET), parse_recovery_code(text))
     print(f"The realm in {state} opens with {state / 'root.key'} again.")
+
+
+@app.command("restart-audit")
+def restart_audit(
+    state: State = SYSTEM_STATE,
+    passphrase_file: Passphrase = None,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it: the broken log is kept beside the new one.")] = False,
+) -> None:
+    """Begin a new audit log where the old one is damaged and kmsd refuses to start. Keep the old one for whoever looks into it."""
+    config = Config(state, SYSTEM_SOCKET)
+    if not yes:
+        raise UsageError(
+            "this ends the present audit chain; the new log begins with a record of it", hint="pass --yes"
+        )
+    lock_state(config.lock, config.socket)
+    kept, key = begin_new_audit(config, open_realm(config, passphrase_file))
+    print(f"The old log is {kept}. The new one has its own verification key, shown once:")
+    print(f"  audit verification key  {key}")
 
 
 @app.command("verify-audit")

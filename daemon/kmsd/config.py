@@ -27,6 +27,11 @@ class Config:
     """The region in which the door shows what the socket keeps."""
 
     @property
+    def lock(self) -> Path:
+        """Held locked by the one process that may use the state; says which."""
+        return self.state / "kmsd.lock"
+
+    @property
     def keyring(self) -> Path:
         """The wrapped domain keys."""
         return self.state / "keyring.kms"

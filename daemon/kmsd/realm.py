@@ -1,5 +1,6 @@
 """A realm's files: make them, open them, recover them."""
 
+import hashlib
 import os
 import time
 from dataclasses import dataclass
@@ -90,6 +91,39 @@ def open_realm(config: Config, passphrase_file: Path | None) -> OpenRealm:
     anchor_key = derive(root_key.reveal(), Label.ROOT_ANCHOR)
     root_key.wipe()
     return OpenRealm(keyring, anchor_key)
+
+
+def begin_new_audit(config: Config, realm: OpenRealm) -> tuple[Path, str]:
+    """Put the audit log aside and begin a new chain whose first record names it; return (where it is, new verification key).
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    domain_keys = realm.keyring.domain_keys
+    log = config.audit / "audit.jsonl"
+    kept = config.audit / f"audit.jsonl.until-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    digest = hashlib.sha256()
+    try:
+        if log.exists():
+            with log.open("rb") as stream:
+                while piece := stream.read(1 << 20):
+                    digest.update(piece)
+            log.rename(kept)
+        sync_directory(config.audit)
+    except OSError as error:
+        raise StorageError(f"cannot put {log} aside: {error.strerror}") from error
+    first_key = os.urandom(32)
+    oldest = domain_keys[min(domain_keys)].reveal()
+    journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom, first_key=first_key)
+    journal.append(
+        {
+            "ts": round(time.time(), 3), "req": "-", "uid": os.getuid(), "op": "AuditRestarted", "res": "ok",
+            "params": {"old_log": kept.name, "old_sha256": digest.hexdigest()},
+        }
+    )  # fmt: skip
+    journal.close()
+    sync_directory(config.audit)
+    return kept, first_key.hex()
 
 
 def recover(config: Config, root_key: KeyMaterial) -> None:

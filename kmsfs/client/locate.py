@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kmsfs.errors import DaemonUnreachable, StorageError, UsageError
 
@@ -84,12 +85,14 @@ def locate(named: str | None, *, autostart: bool) -> str:
     if not answers(place.socket):
         if not autostart:
             raise DaemonUnreachable("no key daemon answers", hint="start one with `kmsfs daemon start`")
-        start_private(place)
+        return start_private(place)
     return os.fspath(place.socket)
 
 
-def start_private(place: PrivateDaemon) -> None:
-    """Start this user's private daemon, making its realm on first use; says so once on stderr.
+def start_private(place: PrivateDaemon) -> str:
+    """Start this user's private daemon, making its realm on first use; says so once on stderr. Returns its socket.
+
+    One that serves the same state already, started with another runtime directory, is used instead.
 
     Raises:
         DaemonUnreachable: if it does not come up; its log says why.
@@ -103,12 +106,42 @@ def start_private(place: PrivateDaemon) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if answers(place.socket):
-            return
+            return os.fspath(place.socket)
+        elsewhere = _serving_elsewhere(place)
+        if elsewhere is not None:
+            return elsewhere
         if not (place.state / "keyring.kms").exists():
             _initialise(place)
         _spawn(place)
+        return os.fspath(place.socket)
     finally:
         os.close(lock)
+
+
+def _serving_elsewhere(place: PrivateDaemon) -> str | None:
+    """Return the socket of a daemon that has this state already, None if nobody has.
+
+    Raises:
+        DaemonUnreachable: if somebody has it and cannot be reached from here.
+    """
+    try:
+        descriptor = os.open(place.state / "kmsd.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        found: dict[str, Any] = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
+        path = str(found.get("socket", ""))
+        if path and answers(Path(path)):
+            return path
+        raise DaemonUnreachable(
+            f"a key daemon (pid {found.get('pid')}) has the state in {place.state}, and does not answer on {path}",
+            hint="stop it, or name its socket in KMSFS_SOCKET",
+        ) from None
+    finally:
+        os.close(descriptor)
+    return None
 
 
 def _initialise(place: PrivateDaemon) -> None:

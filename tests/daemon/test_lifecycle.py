@@ -1,5 +1,6 @@
 """Start, stop, kill, recover: what kmsd promised is still there; what is wrong is said clearly."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -144,7 +145,7 @@ def test_a_rolled_back_state_is_refused(fresh_daemon, tmp_path):
 def test_a_second_daemon_on_the_same_socket_is_refused(fresh_daemon):
     fresh_daemon.start()
     failed = kmsd("serve", "--state", str(fresh_daemon.state), "--socket", str(fresh_daemon.socket))
-    assert failed.returncode != 0 and "already" in failed.stderr
+    assert failed.returncode != 0 and "another process uses the state" in failed.stderr
     assert fresh_daemon.answers()
 
 
@@ -188,3 +189,57 @@ def test_secrets_stay_out_of_log_and_audit(fresh_daemon):
     records = [json.loads(line) for line in audit.splitlines()]
     [record] = [r for r in records if r["op"] == "GenerateDataKey" and r.get("ec") == {"who": "me"}]
     assert record["uid"] == os.getuid() and record["key"].endswith(key) and record["by"].startswith("policy:")
+
+
+def test_one_state_has_one_daemon(make_daemon, tmp_path):
+    daemon = make_daemon()
+    second = subprocess.run(
+        [sys.executable, "-m", "kmsd", "serve", "--state", str(daemon.state), "--socket", str(tmp_path / "other"), "--private"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert second.returncode == 12 and str(daemon.process.pid) in second.stderr
+    assert daemon.session().call("ListKeys", {})["Keys"] == []
+    daemon.stop(9)
+    daemon.start()
+
+
+def test_a_private_daemon_is_found_from_another_runtime_directory(tmp_path):
+    def kmsfs(runtime, *words):
+        (tmp_path / runtime).mkdir(mode=0o700, exist_ok=True)
+        environment = {
+            **{k: v for k, v in os.environ.items() if k != "KMSFS_SOCKET"},
+            "XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(tmp_path / runtime),
+        }  # fmt: skip
+        return subprocess.run([sys.executable, "-m", "kmsfs.cli", *words], env=environment, capture_output=True, text=True, check=False)
+
+    made = kmsfs("one", "key", "create")
+    assert made.returncode == 0 and "recovery code" in made.stderr
+    found = kmsfs("two", "key", "list", "--json")
+    assert found.returncode == 0 and made.stdout.strip() in found.stdout and "started" not in found.stderr
+    assert kmsfs("one", "daemon", "stop").returncode == 0
+
+
+def test_a_broken_audit_log_has_a_way_out(make_daemon):
+    daemon = make_daemon()
+    key = daemon.session().call("CreateKey", {})["KeyMetadata"]["KeyId"]
+    daemon.stop(9)
+    log = daemon.state / "audit" / "audit.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:-1]) + lines[-1].replace('"ok"', '"no"'))
+    with pytest.raises(RuntimeError, match="restart-audit"):
+        daemon.start()
+    command = [sys.executable, "-m", "kmsd", "restart-audit", "--state", str(daemon.state)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 2
+    done = subprocess.run([*command, "--yes"], capture_output=True, text=True, check=True)
+    verification_key = done.stdout.split()[-1]
+    daemon.start()
+    assert daemon.session().call("DescribeKey", {"KeyId": key})["KeyMetadata"]["KeyState"] == "Enabled"
+    daemon.stop()
+    first = json.loads(log.read_text().splitlines()[0])
+    kept = log.with_name(first["params"]["old_log"])
+    assert first["op"] == "AuditRestarted" and hashlib.sha256(kept.read_bytes()).hexdigest() == first["params"]["old_sha256"]
+    verify = [sys.executable, "-m", "kmsd", "verify-audit", str(log), "--key-file", "-"]
+    assert "chain unbroken" in subprocess.run(verify, input=verification_key, capture_output=True, text=True, check=True).stdout
+    daemon.start()
+    busy = subprocess.run([*command, "--yes"], capture_output=True, text=True, check=False)
+    assert busy.returncode == 12

@@ -24,6 +24,7 @@ def evolve(key: bytes) -> bytes:
     """Return the next sealing key; the old one cannot be computed back."""
     return sha256(b"kmsfs/audit" + key)
 
+_WAY_OUT = "restore the audit log from a backup, or begin a new one beside it: kmsd restart-audit --state FOLDER"
 
 class Chain:
     """Where the chain stands: next sequence number, last hash, present sealing key."""
@@ -54,9 +55,11 @@ class Chain:
         record, unsealed, mac = parse_line(line)
         digest = sha256(b"\0" + unsealed)
         if record["seq"] != self.sequence or record["prev"] != self.previous:
-            raise AuditChainBroken(f"audit record {self.sequence} is missing or was changed")
+            raise AuditChainBroken(f"audit record {self.sequence} is missing or was changed", hint=_WAY_OUT)
         if not equal(hmac_sha256(self.key, digest)[:MAC_BYTES], mac):
-            raise AuditChainBroken(f"audit record {self.sequence} is not sealed by this log's key")
+            raise AuditChainBroken(
+                f"audit record {self.sequence} is not sealed by this log's key", hint=_WAY_OUT
+            )
         self._advance(digest)
 
     def _advance(self, digest: bytes) -> None:
@@ -159,7 +162,7 @@ class Journal:
             return Chain(state["seq"], state["prev"], state["key"])
         except (OSError, AuthenticationFailed, BadFrame, KeyError) as error:
             raise AuditChainBroken(
-                f"the audit state {self._state_path} is missing or damaged", hint="restore it from a backup"
+                f"the audit state {self._state_path} is missing or damaged", hint=_WAY_OUT
             ) from error
 
     def _recover(self, stored: int) -> None:
@@ -178,7 +181,7 @@ class Journal:
         if found < stored:
             raise AuditChainBroken(
                 f"the audit log has {found} records, {stored} were written: its end was cut off",
-                hint="restore the audit log from a backup",
+                hint=_WAY_OUT,
             )
 
 

@@ -1,9 +1,11 @@
 """Small files that must be wholly old or wholly new after a crash."""
 
+import fcntl
+import json
 import os
 from pathlib import Path
 
-from kmsfs.errors import StorageError
+from kmsfs.errors import Conflict, StorageError
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
@@ -32,6 +34,32 @@ def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
         raise StorageError(
             f"cannot write {path}: {error.strerror}", hint="check the disk's space and rights"
         ) from error
+
+
+def lock_state(path: Path, socket: Path) -> int:
+    """Take a state folder for this process alone, and say in its lock file who has it; held until the descriptor is closed.
+
+    Two daemons on one state would break the audit chain and overwrite each other's rows.
+
+    Raises:
+        Conflict: if another process has it.
+        StorageError: if the file cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StorageError(f"cannot open {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise Conflict(
+            f"another process uses the state in {path.parent}: {holder}", hint="stop it, or use its socket"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "socket": os.fspath(socket)}).encode(), 0)
+    return descriptor
 
 
 def sync_directory(path: Path) -> None:
