@@ -53,15 +53,6 @@ class Decision:
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class _OfResource:
-    """What a resource's own policy says: `direct` names the caller, `delegated` the caller's account."""
-
-    denied: str = ""
-    direct: str = ""
-    delegated: str = ""
-
-
 def decide(caller: Caller, question: Question, policy: KeyPolicy, grants: Iterable[Grant]) -> Decision:
     """Decide one call on a resource that has a policy of its own.
 
@@ -69,19 +60,21 @@ def decide(caller: Caller, question: Question, policy: KeyPolicy, grants: Iterab
     another account needs both (KMS developer guide, "Allowing users in other accounts to use a KMS key").
     """
     values = _Values(question, caller)
-    found = _of_resource(caller, question, policy, values)
-    if found.denied:
-        return Decision(allowed=False, by=found.denied)
+    denied, direct, delegated = _of_resource(caller, question, policy, values)
+    if denied:
+        return Decision(allowed=False, by=denied)
+    if direct and caller.identity is None:
+        return Decision(allowed=True, by=direct)
     identity, by = SILENT, ""
     if caller.identity is not None and not caller.root:
         identity, by = caller.identity.says(question.action, question.key_arn, values.get())
         if identity == DENY:
             return Decision(allowed=False, by=f"identity-deny:{by}")
     at_home = question.key_arn.split(":", 5)[4:5] == [caller.account]
-    if found.direct and (at_home or identity == ALLOW or caller.identity is None):
-        return Decision(allowed=True, by=found.direct)
-    if found.delegated and identity == ALLOW:
-        return Decision(allowed=True, by=f"{found.delegated}+identity:{by}")
+    if direct and (at_home or identity == ALLOW):
+        return Decision(allowed=True, by=direct)
+    if delegated and identity == ALLOW:
+        return Decision(allowed=True, by=f"{delegated}+identity:{by}")
     operation = question.action.removeprefix("kms:")
     for grant in grants:
         if grant.permits(caller, operation, question.context):
@@ -113,7 +106,10 @@ class _Values:
         return self._made
 
 
-def _of_resource(caller: Caller, question: Question, policy: KeyPolicy, values: _Values) -> _OfResource:
+def _of_resource(
+    caller: Caller, question: Question, policy: KeyPolicy, values: _Values
+) -> tuple[str, str, str]:
+    """Return the statements that deny, that allow the caller by name, and that allow the caller's account."""
     direct = delegated = ""
     account = root_principal(caller.account) if caller.identity is not None else ""
     for index, statement in enumerate(policy.statements):
@@ -127,12 +123,12 @@ def _of_resource(caller: Caller, question: Question, policy: KeyPolicy, values: 
         if statement.speaks_of(question.action, question.key_arn, request):
             name = statement.sid or str(index)
             if not statement.allow:
-                return _OfResource(denied=f"deny:{name}")
+                return f"deny:{name}", "", ""
             if named:
                 direct = f"policy:{name}"
             else:
                 delegated = f"policy:{name}"
-    return _OfResource(direct=direct, delegated=delegated)
+    return "", direct, delegated
 
 
 _NOTHING: RequestValues = {}

@@ -158,7 +158,7 @@ class Authoriser:
         """
         blob = parse_blob(data)
         key = self._registry.of_owner(blob.key_id) if blob.kind is BlobType.KMS_CIPHERTEXT else None
-        if key is None or not key.scope.startswith(call.region + ":"):
+        if key is None or key.scope != call.scope:
             raise InvalidCiphertext(evidence="blob of no key here")
         call.blob = blob
         return key

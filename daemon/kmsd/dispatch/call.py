@@ -29,11 +29,14 @@ class Call:
     decided_by: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
     region: str = REGION
+    _scope: str = ""
 
     @property
     def scope(self) -> str:
         """The region and account whose keys, parameters and secrets the call speaks of."""
-        return scope_of(self.caller.account, self.region)
+        if not self._scope:
+            self._scope = scope_of(self.caller.account, self.region)
+        return self._scope
 
     @property
     def the_target(self) -> KmsKey:

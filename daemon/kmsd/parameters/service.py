@@ -69,7 +69,7 @@ class ParameterService:
         """PutParameter."""
         request: shapes.PutParameterRequest = call.request
         name = check_name(request.name)
-        self._require_identity(call, parameter_arn(call.scope, name))
+        self._require_identity(call, name)
         present = self._facts.get((call.scope, name))
         if present is not None and _expired(present, call.now):
             self._remove(present)
@@ -247,15 +247,14 @@ class ParameterService:
         return shapes.GetParametersResponse(parameters=found, invalid_parameters=missing)
 
     def _secret(self, call: Call, text: str, decrypt: bool) -> shapes.Parameter:
-        arn = parameter_arn(call.scope, text)
-        self._require_identity(call, arn)
-        return self._values.of_secret(call, text, arn, decrypt=decrypt)
+        self._require_identity(call, text)
+        return self._values.of_secret(call, text, parameter_arn(call.scope, text), decrypt=decrypt)
 
     def get_parameters_by_path(self, call: Call) -> shapes.GetParametersByPathResponse:
         """GetParametersByPath."""
         request: shapes.GetParametersByPathRequest = call.request
         path = check_path(request.path)
-        self._require_identity(call, parameter_arn(call.scope, path or "/"))
+        self._require_identity(call, path or "/")
         test = make_test(request.parameter_filters, _PATH_FILTERS)
         names = [
             name
@@ -393,7 +392,7 @@ class ParameterService:
         Raises:
             ParameterNotFound: if there is none, or it is somebody else's.
         """
-        self._require_identity(call, parameter_arn(call.scope, name))
+        self._require_identity(call, name)
         facts = self._facts.get((call.scope, name))
         if facts is None or not self._owns(call, facts) or _expired(facts, call.now):
             raise ParameterNotFound(f"Parameter {name[:256]} not found.")
@@ -403,8 +402,8 @@ class ParameterService:
         """Tell whether the caller may do what he asks for: whose it is, the account, or whom IAM lets."""
         return facts.owner == call.caller.principal or call.caller.root or call.caller.identity is not None
 
-    def _require_identity(self, call: Call, arn: str) -> None:
-        """Who comes through IAM needs its consent for each name, whether it is there or not.
+    def _require_identity(self, call: Call, name: str) -> None:
+        """Who comes through IAM needs its consent for each name (or `*`), whether it is there or not.
 
         Raises:
             AccessDenied: if nothing allows it.
@@ -412,7 +411,7 @@ class ParameterService:
         caller = call.caller
         if caller.identity is None or caller.root:
             return
-        action = call.operation.action
+        action, arn = call.operation.action, name if name == "*" else parameter_arn(call.scope, name)
         decision = decide_by_identity(caller, Question(action, arn, now=call.now))
         call.decided_by = decision.by
         if not decision.allowed:
