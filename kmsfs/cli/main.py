@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kmsfs import __version__
-from kmsfs.cli import alias, api, aws, daemon, execute, files, grant, key, param, secret, service
+from kmsfs.cli import alias, api, aws, daemon, execute, files, grant, key, paramtools, secret, service
 from kmsfs.cli.output import SETTINGS, fail
 from kmsfs.errors import KmsfsError
 
@@ -19,7 +19,7 @@ app = typer.Typer(
 app.add_typer(key.app, name="key")
 app.add_typer(alias.app, name="alias")
 app.add_typer(grant.app, name="grant")
-app.add_typer(param.app, name="param")
+app.add_typer(paramtools.app, name="param")
 app.add_typer(secret.app, name="secret")
 app.add_typer(files.volume_app, name="volume")
 app.add_typer(daemon.app, name="daemon")

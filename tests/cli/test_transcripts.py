@@ -142,6 +142,23 @@ SCRIPTS = {
         "secret delete app/db --now --yes",
         "secret get app/db",
     ],
+    "paramtools": [
+        "param import /tool/prod --file - <<< # comment\nDB_HOST=db.example # where\nexport TOKEN=\"a \\\"b\\\"\"\nRAW='x $y'\n",
+        "param import /tool/prod --file - --format json <<< {\"deep\": {\"flag\": true, \"name\": \"n\"}}",
+        "param tree /tool",
+        "param export /tool/prod",
+        "param export /tool/prod --format json",
+        "param import /tool/prod --file - <<< DB_HOST=again\n",
+        "param import /tool/prod --file - --overwrite --yes <<< DB_HOST=again\n",
+        "param import /tool/prod --file - <<< nonsense\n",
+        "param diff /tool/prod/DB_HOST 1",
+        "param rollback /tool/prod/DB_HOST --to 1",
+        "param get /tool/prod/DB_HOST --with-decryption --raw",
+        "param copy /tool/prod /tool/test --recursive",
+        "param copy /tool/prod/RAW /tool/one",
+        "param tree /tool/test",
+        "param copy /tool/none /tool/x --recursive",
+    ],
 }
 
 

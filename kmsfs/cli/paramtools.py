@@ -1,0 +1,234 @@
+"""kmsfs param tree, copy, rollback, diff, edit, export, import: the tree as people work with it."""
+
+import difflib
+import json
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kmsfs.cli import param
+from kmsfs.cli.execute import variable_name
+from kmsfs.cli.output import SETTINGS, call, confirm, pages, read_value, say, show
+from kmsfs.errors import ParameterAlreadyExists, ParameterNotFound, UsageError
+
+app = param.app
+"""The group `kmsfs param`, which these commands join."""
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name.")]
+_LINE = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*(?P<value>.*?)\s*\Z")
+
+
+def _below(path: str) -> list[dict[str, Any]]:
+    return pages(
+        "GetParametersByPath", "Parameters", "NextToken", "NextToken", Path=path, Recursive=True, WithDecryption=True
+    )  # fmt: skip
+
+
+@app.command()
+def tree(path: Annotated[str, typer.Argument(help="Path to show below.")] = "/") -> None:
+    """Show the hierarchy below a path, without values."""
+    filters = [{"Key": "Path", "Option": "Recursive", "Values": [path]}]
+    found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", ParameterFilters=filters)
+    show(found, lambda: _print_tree({p["Name"]: p for p in found}))
+
+
+def _print_tree(found: dict[str, dict[str, Any]]) -> None:
+    shown: list[str] = []
+    for name in sorted(found):
+        parts = name.strip("/").split("/")
+        common = 0
+        while common < min(len(shown), len(parts) - 1) and shown[common] == parts[common]:
+            common += 1
+        for depth in range(common, len(parts) - 1):
+            print("  " * depth + parts[depth] + "/")
+        facts = found[name]
+        print("  " * (len(parts) - 1) + f"{parts[-1]}  ({facts['Type']}, version {facts['Version']})")
+        shown = parts[:-1]
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="Name, or with --recursive a path.")],
+    target: Annotated[str, typer.Argument(help="New name, or new path.")],
+    recursive: Annotated[bool, typer.Option("--recursive", help="Everything below the path.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make new versions of what is there.")
+    ] = False,
+) -> None:
+    """Copy a parameter, or a whole subtree, with values and types."""
+    if recursive:
+        found = _below(source)
+        prefix = source.rstrip("/")
+        names = {p["Name"]: target.rstrip("/") + p["Name"].removeprefix(prefix) for p in found}
+    else:
+        found = [call("GetParameter", Name=source, WithDecryption=True)["Parameter"]]
+        names = {found[0]["Name"]: target}
+    if not found:
+        raise ParameterNotFound(f"There are no parameters below {source}.")
+    for parameter in found:
+        _put(names[parameter["Name"]], parameter["Value"], parameter["Type"], overwrite=overwrite)
+    show(sorted(names.values()), lambda: say(f"copied {len(names)} parameter(s)"))
+
+
+@app.command()
+def rollback(
+    name: Name, to: Annotated[int, typer.Option("--to", min=1, help="Version whose value shall count again.")]
+) -> None:
+    """Make an older value the newest version; nothing is lost."""
+    old = call("GetParameter", Name=f"{name}:{to}", WithDecryption=True)["Parameter"]
+    answer = call("PutParameter", Name=name, Value=old["Value"], Overwrite=True)
+    show(answer, lambda: say(f"{name} version {answer['Version']} has the value of version {to}"))
+
+
+@app.command()
+def diff(
+    name: Name,
+    old: Annotated[int, typer.Argument(min=1, help="Version.")],
+    new: Annotated[int | None, typer.Argument(min=1, help="Version; the newest if none.")] = None,
+) -> None:
+    """Show what changed between two versions, decrypted."""
+    before = call("GetParameter", Name=f"{name}:{old}", WithDecryption=True)["Parameter"]
+    after = call("GetParameter", Name=f"{name}:{new}" if new else name, WithDecryption=True)["Parameter"]
+    labels = (f"{name}:{before['Version']}", f"{name}:{after['Version']}")
+    lines = list(
+        difflib.unified_diff(before["Value"].splitlines(), after["Value"].splitlines(), *labels, lineterm="")
+    )
+    show(lines, lambda: print("\n".join(lines) if lines else "no difference"))
+
+
+@app.command()
+def edit(name: Name) -> None:
+    """Change a value in $EDITOR, through a private file in memory; saved unchanged, nothing happens."""
+    parameter = call("GetParameter", Name=name, WithDecryption=True)["Parameter"]
+    editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    memory = Path(os.environ.get("XDG_RUNTIME_DIR") or "/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="kmsfs-", dir=memory if memory.is_dir() else None) as folder:
+        file = Path(folder) / "value"
+        file.touch(mode=0o600)
+        file.write_text(parameter["Value"] + "\n", encoding="utf-8")
+        try:
+            done = subprocess.run([*editor, os.fspath(file)], check=False)
+        except OSError as error:
+            raise UsageError(f"cannot run {editor[0]}: {error.strerror}", hint="set EDITOR") from error
+        if done.returncode:
+            raise UsageError(f"{editor[0]} ended with {done.returncode}: nothing was changed")
+        value = file.read_text(encoding="utf-8").removesuffix("\n")
+    if value == parameter["Value"]:
+        say("unchanged")
+        return
+    answer = call("PutParameter", Name=name, Value=value, Overwrite=True)
+    show(answer, lambda: say(f"{name} version {answer['Version']}"))
+
+
+@app.command("export")
+def export_tree(
+    path: Annotated[str, typer.Argument(help="Path to export below.")],
+    style: Annotated[str, typer.Option("--format", help="dotenv, or json.")] = "dotenv",
+) -> None:
+    """Print the values below a path, decrypted. Example: kmsfs param export /app/prod > .env"""
+    found = _below(path)
+    if style == "json" or SETTINGS.as_json:
+        prefix = path.rstrip("/") + "/"
+        document = {p["Name"].removeprefix(prefix): p["Value"] for p in found}
+        print(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
+    elif style == "dotenv":
+        for parameter in found:
+            print(f"{variable_name(parameter['Name'], path)}={_quoted(parameter['Value'])}")
+    else:
+        raise UsageError(f"unknown format {style!r}", hint="dotenv or json")
+
+
+@app.command("import")
+def import_tree(
+    path: Annotated[str, typer.Argument(help="Path to import below.")],
+    source: Annotated[str, typer.Option("--file", help="File, `-` for standard input.")],
+    style: Annotated[str, typer.Option("--format", help="dotenv, or json.")] = "dotenv",
+    kind: Annotated[str, typer.Option("--type", help="Type of new parameters.")] = "SecureString",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make new versions of what is there.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before overwriting.")] = False,
+) -> None:
+    """Store every value of a file as a parameter. Example: kmsfs param import /app/prod --file .env"""
+    try:
+        text = read_value(source).decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source} is not UTF-8 text") from error
+    values = _flat(_json(text)) if style == "json" else _dotenv(text)
+    if style not in ("json", "dotenv"):
+        raise UsageError(f"unknown format {style!r}", hint="dotenv or json")
+    names = {f"{path.rstrip('/')}/{name}": value for name, value in values.items()}
+    if overwrite:
+        confirm(f"{len(names)} parameters below {path} get new values", path, yes=yes)
+    for name, value in names.items():
+        _put(name, value, kind, overwrite=overwrite)
+    show(sorted(names), lambda: say(f"stored {len(names)} parameter(s) below {path}"))
+
+
+def _put(name: str, value: str, kind: str, *, overwrite: bool) -> None:
+    """Store a value; an existing parameter keeps its type and gets a new version, if that was asked for."""
+    try:
+        call("PutParameter", Name=name, Value=value, Type=kind)
+    except ParameterAlreadyExists as error:
+        if not overwrite:
+            raise ParameterAlreadyExists(f"{name} exists already.", hint="pass --overwrite") from error
+        call("PutParameter", Name=name, Value=value, Overwrite=True)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError("the file is not JSON") from error
+
+
+def _flat(document: Any, prefix: str = "") -> dict[str, str]:
+    """Return the leaves of nested objects by path; a value that is no text becomes JSON."""
+    if not isinstance(document, dict):
+        raise UsageError("the file holds no JSON object")
+    found: dict[str, str] = {}
+    for name, value in document.items():
+        place = f"{prefix}{name}"
+        if isinstance(value, dict):
+            found |= _flat(value, place + "/")
+        else:
+            found[place] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def _dotenv(text: str) -> dict[str, str]:
+    """Read KEY=VALUE lines: comments, `export`, single quotes as they are, double quotes with escapes."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = _LINE.match(line)
+        if match is None:
+            raise UsageError(f"line {number} is not NAME=VALUE")
+        value = match["value"]
+        if value[:1] == '"':
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise UsageError(f"line {number} has an open or broken quote") from error
+        elif value[:1] == "'":
+            if len(value) < 2 or value[-1] != "'":
+                raise UsageError(f"line {number} has an open quote")
+            value = value[1:-1]
+        else:
+            value = value.split(" #", 1)[0].rstrip()
+        found[match["name"]] = value
+    return found
+
+
+def _quoted(value: str) -> str:
+    plain = re.fullmatch(r"[A-Za-z0-9_./:@%+,-]+", value)
+    if plain:
+        return value
+    # Single quotes keep a shell from reading `$` and the like; what they cannot hold is escaped in double ones.
+    return json.dumps(value, ensure_ascii=False) if "'" in value or "\n" in value else f"'{value}'"
