@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kmsfs.cli.output import SETTINGS, call, read_value, say
+from kmsfs.cli.output import SETTINGS, call, read_text_value, say
 from kmsfs.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="AWS's own clients against the key daemon.")
@@ -65,7 +65,7 @@ def put_access_key(
     ] = None,
 ) -> None:
     """Let credentials that a tool has already stand for a user, or for the account root. Administrators only."""
-    secret = read_value(secret_file).decode().strip()
+    secret = read_text_value(secret_file).strip()
     call("PutAccessKey", AccessKeyId=key_id, SecretAccessKey=secret, UserName=user)
     say(f"{key_id} stands for {user or 'the account root'}")
 

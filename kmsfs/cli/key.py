@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kmsfs.cli.output import call, confirm, facts, pages, read_value, say, show, table, when
+from kmsfs.cli.output import call, confirm, facts, pages, read_text_value, read_value, say, show, table, when
 from kmsfs.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="KMS keys: they never leave the daemon.")
@@ -50,7 +50,7 @@ def create(
     tag: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.")] = None,
 ) -> None:
     """Create a KMS key. Example: kmsfs key create --alias alias/projects"""
-    policy = read_value(policy_file).decode() if policy_file else None
+    policy = read_text_value(policy_file) if policy_file else None
     metadata = call(
         "CreateKey",
         Description=description,
@@ -238,7 +238,7 @@ def policy_put(
     ] = False,
 ) -> None:
     """Replace a key's policy. It takes effect at once, in mounts too."""
-    text = read_value(policy_file).decode(errors="replace")
+    text = read_text_value(policy_file)
     call("PutKeyPolicy", KeyId=key, Policy=text, BypassPolicyLockoutSafetyCheck=bypass)
     show({}, lambda: say(f"policy of {key} replaced"))
 

@@ -161,6 +161,21 @@ def read_value(source: str) -> bytes:
         raise UsageError(f"cannot read {source}: {error.strerror}") from error
 
 
+def read_text_value(source: str) -> str:
+    """Return the text of a file, or of standard input for `-`, its line ends as they are.
+
+    Raises:
+        UsageError: if it cannot be read, or is not UTF-8.
+    """
+    from kmsfs.errors import UsageError
+
+    try:
+        return read_value(source).decode()
+    except UnicodeDecodeError as error:
+        what = "standard input" if source == "-" else source
+        raise UsageError(f"{what} is not UTF-8 text") from error
+
+
 def stored_bytes(folder: Path) -> int:
     """Return how many bytes lie in the regular files of a folder and below."""
     total = 0

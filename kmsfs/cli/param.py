@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kmsfs.cli.output import call, confirm, facts, pages, read_value, say, show, table, when
+from kmsfs.cli.output import call, confirm, facts, pages, read_text_value, say, show, table, when
 
 app = typer.Typer(no_args_is_help=True, help="Parameters and secrets in a tree.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name, or selector NAME:VERSION.")]
@@ -31,7 +31,7 @@ def put(
     strip: Annotated[bool, typer.Option(help="Drop one line break at the end of the value.")] = True,
 ) -> None:
     """Store a parameter. Example: pwgen | kmsfs param put /app/db --type SecureString --value-file -"""
-    value = read_value(value_file).decode()
+    value = read_text_value(value_file)
     if strip and value.endswith("\n"):
         value = value[:-1]
     answer = call(

@@ -14,7 +14,7 @@ import typer
 
 from kmsfs.cli import param
 from kmsfs.cli.execute import variable_name
-from kmsfs.cli.output import SETTINGS, call, confirm, pages, read_value, say, show
+from kmsfs.cli.output import SETTINGS, call, confirm, pages, read_text_value, say, show
 from kmsfs.errors import ParameterAlreadyExists, ParameterNotFound, UsageError
 
 app = param.app
@@ -27,6 +27,32 @@ def _below(path: str) -> list[dict[str, Any]]:
     return pages(
         "GetParametersByPath", "Parameters", "NextToken", "NextToken", Path=path, Recursive=True, WithDecryption=True
     )  # fmt: skip
+
+
+def _facts(name: str) -> dict[str, Any]:
+    """Return what PutParameter must be told again of a parameter: a version without it would lose it."""
+    filters = [{"Key": "Name", "Option": "Equals", "Values": [name]}]
+    found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", ParameterFilters=filters)
+    kept = ("Description", "AllowedPattern", "DataType", "KeyId", "Tier")
+    return {field: found[0][field] for field in kept if found[0].get(field)} if found else {}
+
+
+def _replace(parameter: dict[str, Any], value: str) -> dict[str, Any]:
+    """Make a new version of the parameter as it was read.
+
+    Raises:
+        UsageError: if somebody else made a version since then.
+    """
+    name = parameter["Name"]
+    facts = _facts(name)
+    newest = call("GetParameter", Name=name)["Parameter"]["Version"]
+    if newest != parameter["Version"]:
+        raise UsageError(
+            f"{name} has version {newest} by now, and version {parameter['Version']} was edited: nothing was changed",
+            hint="edit it again",
+        )
+    answer: dict[str, Any] = call("PutParameter", Name=name, Value=value, Overwrite=True, **facts)
+    return answer
 
 
 @app.command()
@@ -60,7 +86,7 @@ def copy(
         bool, typer.Option("--overwrite", help="Make new versions of what is there.")
     ] = False,
 ) -> None:
-    """Copy a parameter, or a whole subtree, with values and types."""
+    """Copy a parameter, or a whole subtree: value, type, KMS key, tier, description, pattern and data type."""
     if recursive:
         found = _below(source)
         prefix = source.rstrip("/")
@@ -71,7 +97,8 @@ def copy(
     if not found:
         raise ParameterNotFound(f"There are no parameters below {source}.")
     for parameter in found:
-        _put(names[parameter["Name"]], parameter["Value"], parameter["Type"], overwrite=overwrite)
+        facts = {"Type": parameter["Type"], **_facts(parameter["Name"])}
+        _put(names[parameter["Name"]], parameter["Value"], overwrite=overwrite, **facts)
     show(sorted(names.values()), lambda: say(f"copied {len(names)} parameter(s)"))
 
 
@@ -81,7 +108,7 @@ def rollback(
 ) -> None:
     """Make an older value the newest version; nothing is lost."""
     old = call("GetParameter", Name=f"{name}:{to}", WithDecryption=True)["Parameter"]
-    answer = call("PutParameter", Name=name, Value=old["Value"], Overwrite=True)
+    answer = call("PutParameter", Name=name, Value=old["Value"], Overwrite=True, **_facts(name))
     show(answer, lambda: say(f"{name} version {answer['Version']} has the value of version {to}"))
 
 
@@ -110,18 +137,21 @@ def edit(name: Name) -> None:
     with tempfile.TemporaryDirectory(prefix="kmsfs-", dir=memory if memory.is_dir() else None) as folder:
         file = Path(folder) / "value"
         file.touch(mode=0o600)
-        file.write_text(parameter["Value"] + "\n", encoding="utf-8")
+        file.write_bytes(parameter["Value"].encode() + b"\n")
         try:
             done = subprocess.run([*editor, os.fspath(file)], check=False)
         except OSError as error:
             raise UsageError(f"cannot run {editor[0]}: {error.strerror}", hint="set EDITOR") from error
         if done.returncode:
             raise UsageError(f"{editor[0]} ended with {done.returncode}: nothing was changed")
-        value = file.read_text(encoding="utf-8").removesuffix("\n")
+        try:
+            value = file.read_bytes().decode().removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{editor[0]} left no UTF-8 text: nothing was changed") from error
     if value == parameter["Value"]:
         say("unchanged")
         return
-    answer = call("PutParameter", Name=name, Value=value, Overwrite=True)
+    answer = _replace(parameter, value)
     show(answer, lambda: say(f"{name} version {answer['Version']}"))
 
 
@@ -137,8 +167,13 @@ def export_tree(
         document = {p["Name"].removeprefix(prefix): p["Value"] for p in found}
         print(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
     elif style == "dotenv":
-        for parameter in found:
-            print(f"{variable_name(parameter['Name'], path)}={_quoted(parameter['Value'])}")
+        variables = {variable_name(p["Name"], path): p["Value"] for p in found}
+        if len(variables) != len(found):
+            raise UsageError(
+                f"two parameters below {path} give the same variable", hint="--format json keeps their names"
+            )
+        for name, value in variables.items():
+            print(f"{name}={_quoted(value)}")
     else:
         raise UsageError(f"unknown format {style!r}", hint="dotenv or json")
 
@@ -155,29 +190,26 @@ def import_tree(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before overwriting.")] = False,
 ) -> None:
     """Store every value of a file as a parameter. Example: kmsfs param import /app/prod --file .env"""
-    try:
-        text = read_value(source).decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{source} is not UTF-8 text") from error
-    values = _flat(_json(text)) if style == "json" else _dotenv(text)
+    text = read_text_value(source)
     if style not in ("json", "dotenv"):
         raise UsageError(f"unknown format {style!r}", hint="dotenv or json")
+    values = _flat(_json(text)) if style == "json" else _dotenv(text)
     names = {f"{path.rstrip('/')}/{name}": value for name, value in values.items()}
     if overwrite:
         confirm(f"{len(names)} parameters below {path} get new values", path, yes=yes)
     for name, value in names.items():
-        _put(name, value, kind, overwrite=overwrite)
+        _put(name, value, overwrite=overwrite, Type=kind)
     show(sorted(names), lambda: say(f"stored {len(names)} parameter(s) below {path}"))
 
 
-def _put(name: str, value: str, kind: str, *, overwrite: bool) -> None:
-    """Store a value; an existing parameter keeps its type and gets a new version, if that was asked for."""
+def _put(name: str, value: str, *, overwrite: bool, **facts: str) -> None:
+    """Store a value; an existing parameter keeps its facts and gets a new version, if that was asked for."""
     try:
-        call("PutParameter", Name=name, Value=value, Type=kind)
+        call("PutParameter", Name=name, Value=value, **facts)
     except ParameterAlreadyExists as error:
         if not overwrite:
             raise ParameterAlreadyExists(f"{name} exists already.", hint="pass --overwrite") from error
-        call("PutParameter", Name=name, Value=value, Overwrite=True)
+        call("PutParameter", Name=name, Value=value, Overwrite=True, **_facts(name))
 
 
 def _json(text: str) -> Any:
@@ -204,7 +236,7 @@ def _flat(document: Any, prefix: str = "") -> dict[str, str]:
 def _dotenv(text: str) -> dict[str, str]:
     """Read KEY=VALUE lines: comments, `export`, single quotes as they are, double quotes with escapes."""
     found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.match(line)

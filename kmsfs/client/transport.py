@@ -51,6 +51,7 @@ class Transport:
         Raises:
             DaemonUnreachable: if the daemon is gone.
             FrameTooLarge: if the request exceeds 1 MiB.
+            InvalidRequest: if a parameter is nothing that a request can hold.
         """
         self._next_id += 1
         frame = encode_request(

@@ -8,7 +8,7 @@ the audit log only). Answer: {"v": 1, "id": n, "r": {...}} or {"v": 1, "id": n, 
 from dataclasses import dataclass
 from typing import Any
 
-from kmsfs.errors import BadFrame, FrameTooLarge, VersionMismatch
+from kmsfs.errors import BadFrame, FrameTooLarge, InvalidRequest, VersionMismatch
 from kmsfs.formats.packing import pack, unpack
 from kmsfs.quantity import MAX_BATCH_FRAME_BYTES, MAX_FRAME_BYTES
 
@@ -64,13 +64,23 @@ def encode_request(
     deadline_ms: int | None = None,
     context_uid: int | None = None,
 ) -> bytes:
-    """Return a whole request frame, length included."""
+    """Return a whole request frame, length included.
+
+    Raises:
+        InvalidRequest: if a parameter has a type, a number or a text (a lone surrogate) that no message can hold.
+    """
     message: dict[str, Any] = {"v": PROTOCOL_VERSION, "id": request_id, "op": operation, "p": parameters}
     if deadline_ms is not None:
         message["dl"] = deadline_ms
     if context_uid is not None:
         message["uid"] = context_uid
-    return with_length(pack(message))
+    try:
+        packed = pack(message)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(
+            f"A parameter of {operation} holds text that is not Unicode, or a type or number that no request can hold."
+        ) from error
+    return with_length(packed)
 
 
 def decode_request(body: bytes | memoryview) -> Request:

@@ -45,6 +45,37 @@ def test_parameters(kmsfs):
     assert kmsfs("param", "delete", "/cli/db", "--yes").returncode == 0
 
 
+def test_a_parameter_keeps_what_belongs_to_it(kmsfs, tmp_path):
+    """A copy, an edit and a rollback keep KMS key, description and pattern; line ends stay; a lost race says so."""
+
+    def described(name):
+        document = json.loads(kmsfs("param", "history", name, "--json").stdout)[-1]
+        return {field: document.get(field) for field in ("KeyId", "Description", "AllowedPattern")}
+
+    key = kmsfs("key", "create").stdout.strip()
+    first = tmp_path / "first"
+    first.write_bytes(b"a\r\nb\r\n")
+    options = ("--key", key, "--description", "what for", "--allowed-pattern", r"[\s\S]*", "--no-strip")
+    kmsfs("param", "put", "/kept/one", "--type", "SecureString", "--value-file", first, *options)
+    before = described("/kept/one")
+    assert before == {"KeyId": key, "Description": "what for", "AllowedPattern": r"[\s\S]*"}
+    assert kmsfs("param", "edit", "/kept/one", EDITOR="true", VISUAL="").stderr == "kmsfs: unchanged\n"
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\necho more >> "$1"\n')
+    editor.chmod(0o755)
+    assert kmsfs("param", "edit", "/kept/one", EDITOR=str(editor), VISUAL="").returncode == 0
+    value = json.loads(kmsfs("param", "get", "/kept/one", "--with-decryption", "--json").stdout)["Value"]
+    assert value == "a\r\nb\r\n\nmore" and described("/kept/one") == before
+    kmsfs("param", "rollback", "/kept/one", "--to", "1")
+    kmsfs("param", "copy", "/kept/one", "/kept/two")
+    assert described("/kept/one") == described("/kept/two") == before
+    put = f"printf other | {sys.executable} -m kmsfs.cli param put /kept/one --overwrite --value-file -"
+    editor.write_text(f'#!/bin/sh\necho more >> "$1"; {put}\n')
+    raced = kmsfs("param", "edit", "/kept/one", EDITOR=str(editor), VISUAL="")
+    assert raced.returncode == ExitCode.USAGE and "version 4 by now" in raced.stderr
+    assert kmsfs("param", "get", "/kept/one", "--with-decryption", "--raw").stdout == "other"
+
+
 def test_keys(kmsfs):
     key = kmsfs("key", "create", "--alias", "alias/cli").stdout.strip()
     assert json.loads(kmsfs("key", "describe", "alias/cli", "--json").stdout)["KeyId"] == key

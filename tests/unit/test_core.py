@@ -134,6 +134,9 @@ def test_frames():
     assert frame.read_length(raw[:4]) == len(raw) - 4
     request = frame.decode_request(raw[4:])
     assert (request.request_id, request.operation, request.deadline_ms, request.context_uid) == (3, "Encrypt", 5, 1000)
+    for odd in ({"KeyId": "\ud800"}, {"KeyId": object()}, {"Limit": 1 << 64}):
+        with pytest.raises(errors.InvalidRequest):
+            frame.encode_request(3, "Encrypt", odd)
     with pytest.raises(errors.FrameTooLarge):
         frame.read_length(b"\xff\xff\xff\xff")
     with pytest.raises(errors.BadFrame):
