@@ -258,6 +258,22 @@ def test_roles_sessions_and_what_limits_them(world):
     less = sts.assume_role(**ask, ExternalId="magic", Policy=document(allow("kms:DescribeKey")))
     limited = world.client("kms", as_session(less))
     assert not may(limited.encrypt, KeyId=key, Plaintext=b"x") and may(limited.describe_key, KeyId=key)
+    def key_of(principal):  # noqa: E306
+        owner = {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:root"}, "Action": "kms:*", "Resource": "*"}
+        named = {"Effect": "Allow", "Principal": {"AWS": principal}, "Action": "kms:Encrypt", "Resource": "*"}
+        return kms.create_key(Policy=document(owner, named))["KeyMetadata"]["Arn"]
+
+    # A session policy and a boundary limit what names the role, and not what names this session of it.
+    of_role, of_session = key_of(role["Arn"]), key_of(made["AssumedRoleUser"]["Arn"])
+    assert may(whole.encrypt, KeyId=of_role, Plaintext=b"x") and not may(limited.encrypt, KeyId=of_role, Plaintext=b"x")
+    assert may(limited.encrypt, KeyId=of_session, Plaintext=b"x")
+    granted = key_of("arn:aws:iam::111122223333:root")
+    kms.create_grant(KeyId=granted, GranteePrincipal=role["Arn"], Operations=["Encrypt"])
+    assert not may(limited.encrypt, KeyId=granted, Plaintext=b"x")
+    boundary = iam.create_policy(PolicyName=f"b{name}", PolicyDocument=document(allow("kms:DescribeKey")))["Policy"]["Arn"]
+    iam.put_role_permissions_boundary(RoleName=f"r{name}", PermissionsBoundary=boundary)
+    assert not may(whole.encrypt, KeyId=of_role, Plaintext=b"x") and may(whole.encrypt, KeyId=of_session, Plaintext=b"x")
+    iam.delete_role_permissions_boundary(RoleName=f"r{name}")
     assert refused(world.client("sts", world.user()[1]).assume_role, **ask, ExternalId="magic") == "AccessDenied"
     iam.update_assume_role_policy(RoleName=f"r{name}", PolicyDocument=document({**trust, "Principal": {"AWS": "arn:aws:iam::111122223333:root"}}))
     assert refused(sts.assume_role, **ask, ExternalId="magic") == "AccessDenied"

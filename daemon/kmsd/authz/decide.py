@@ -57,7 +57,9 @@ def decide(caller: Caller, question: Question, policy: KeyPolicy, grants: Iterab
     """Decide one call on a resource that has a policy of its own.
 
     A resource policy that allows the account root lets the identity policies of that account decide; a caller of
-    another account needs both (KMS developer guide, "Allowing users in other accounts to use a KMS key").
+    another account needs both (KMS developer guide, "Allowing users in other accounts to use a KMS key"). What names
+    a role, by policy or grant, is limited by the boundary and the session policies of its sessions; what names one
+    session is not (IAM user guide, "Policies and permissions", Evaluating identity-based and resource-based policies).
     """
     values = _Values(question, caller)
     denied, direct, delegated = _of_resource(caller, question, policy, values)
@@ -70,6 +72,12 @@ def decide(caller: Caller, question: Question, policy: KeyPolicy, grants: Iterab
         identity, by = caller.identity.says(question.action, question.key_arn, values.get())
         if identity == DENY:
             return Decision(allowed=False, by=f"identity-deny:{by}")
+        # Who has one name is a user, whom boundaries do not limit in what names him; a session has its role's too.
+        if len(caller.principals) > 1 and caller.identity.withholds(
+            question.action, question.key_arn, values.get()
+        ):
+            caller = caller.as_session_alone()
+            direct = direct and _of_resource(caller, question, policy, values)[1]
     at_home = question.key_arn.split(":", 5)[4:5] == [caller.account]
     if direct and (at_home or identity == ALLOW):
         return Decision(allowed=True, by=direct)

@@ -47,19 +47,26 @@ class Identity:
 
     def says(self, action: str, resource: str, values: RequestValues) -> tuple[str, str]:
         """Return (allow, deny or silent, by what), with boundary and session policies applied."""
-        limits: list[Sequence[IdentityPolicy]] = []
-        if self.boundary is not None:
-            limits.append((self.boundary,))
-        if self.session is not None:
-            limits.append(self.session)
         verdict, by = combined(self.policies, action, resource, values)
-        for limit in limits:
+        for limit in self._limits():
             limited, why = combined(limit, action, resource, values)
             if limited == DENY:
                 return DENY, why
             if limited == SILENT and verdict == ALLOW:
                 verdict, by = SILENT, "limit"
         return verdict, by
+
+    def withholds(self, action: str, resource: str, values: RequestValues) -> bool:
+        """Tell whether the boundary or the session policies do not allow this."""
+        return any(combined(limit, action, resource, values)[0] != ALLOW for limit in self._limits())
+
+    def _limits(self) -> list[Sequence[IdentityPolicy]]:
+        limits: list[Sequence[IdentityPolicy]] = []
+        if self.boundary is not None:
+            limits.append((self.boundary,))
+        if self.session is not None:
+            limits.append(self.session)
+        return limits
 
 
 def combined(

@@ -1,6 +1,6 @@
 """Who is calling: principals made from the uid and groups of the socket's peer, or of whom a session token was given to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kmsd.authz.identity import Identity
 from kmsfs.ids import gid_principal, root_principal, uid_principal
@@ -23,6 +23,10 @@ class Caller:
     """What IAM lets the caller do; None for a local user, who has what belongs to him or names him."""
     root: bool = False
     """Whether the caller stands for the account itself: its root, or a local administrator."""
+
+    def as_session_alone(self) -> "Caller":
+        """Return a role's session without the role's name: what is left where a limit withholds what the role has."""
+        return replace(self, principals=frozenset({self.principal}))
 
 
 def make_caller(
