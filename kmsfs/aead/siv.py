@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from kmsfs.errors import AuthenticationFailed, InvariantBroken
 
 SIV_KEY_BYTES = 64
+SIV_BYTES = 16
 
 
 class SivKey:
@@ -30,7 +31,7 @@ class SivKey:
         Raises:
             AuthenticationFailed: if the bytes, the key or the associated data are not right.
         """
-        if len(sealed) <= 16:
+        if len(sealed) <= SIV_BYTES:
             raise AuthenticationFailed("sealed bytes are too short")
         try:
             return self._aead.decrypt(sealed, list(aads))

@@ -158,6 +158,8 @@ class Rewrapper:
                 opened.file.attributes_dirty = True
                 opened.file.commit()
             sync_file_system(descriptor)
+            for opened in batch:
+                opened.file.mark_durable(opened.file.clear.generation)
         finally:
             for opened in batch:
                 opened.backing.close()

@@ -9,6 +9,7 @@ from typing import Any
 from kmsfs.backing.extras import ExtrasStore
 from kmsfs.backing.posix import PosixFile
 from kmsfs.envelope.extras import EXTRAS_DIR, Extras
+from kmsfs.envelope.freshness import Commit, require_fresh
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import verify
 from kmsfs.envelope.slots import Slot, SlotPair, read_slots
@@ -216,11 +217,22 @@ class VolumeChecker:
             raise pair.damaged or CorruptFile("the file has no header", IntegrityReason.EMPTY)
         if pair.damaged is not None:
             self._found(where, self._suspicion(), f"one of the two headers is damaged: {pair.damaged}")
+        self._fresh(pair.valid[0], where)
         attributes = pair.valid[0].attributes
         at_home = (attributes.primary_dir, attributes.name) == (place.dir_id, name)
         homes = [*attributes.extra_homes, *self._record(attributes.file_id, attributes.extras, where).homes]
         if not at_home and self._keys.home_tag(place.dir_id, name) not in homes:
             self._found(where, self._suspicion(), "the file is not where it was written")
+
+    def _fresh(self, newest: Slot, where: tuple[str, str]) -> None:
+        if self._tools.freshness is None:
+            return
+        clear = newest.clear
+        try:
+            commit = Commit(clear.file_id, clear.generation, clear.session, newest.tag)
+            require_fresh(self._tools.freshness, self._tools.rules, commit)
+        except CorruptFile as error:
+            self._found(where, DAMAGE, str(error))
 
     def _content(self, pair: SlotPair, backing: PosixFile, where: tuple[str, str]) -> None:
         newest = pair.valid[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kmsfs.cli.output import SETTINGS, byte_progress, facts, fail, say, session, show, stored_bytes
+from kmsfs.cli.output import SETTINGS, confirm, facts, fail, say, session, show
 from kmsfs.errors import ExitCode, KmsfsError, UsageError
 
 if TYPE_CHECKING:
@@ -137,31 +137,31 @@ def info(cipher_dir: CipherDir) -> None:
     show(found, lambda: facts((name.replace("_", " "), value) for name, value in found.items()))
 
 
+@volume_app.command()
+def accept_restore(
+    cipher_dir: CipherDir,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take a volume that a backup was restored into, or that was moved here, as it is now."""
+    from kmsfs.mount.freshness import accept_restore as accept
+
+    confirm(
+        "What is there now will count as the newest, also what somebody else may have put back",
+        os.fspath(cipher_dir),
+        yes=yes,
+    )
+    accept(cipher_dir, session())
+    show({}, lambda: say(f"{cipher_dir} is accepted as it is; its next mount begins new freshness records"))
+
+
 def check(
     cipher_dir: CipherDir,
     limit: Annotated[int, typer.Option(help="Findings to print; JSON has them all.")] = 50,
 ) -> None:
     """Verify every byte of a volume that is not mounted, changing nothing. Exit code 21: something is damaged."""
-    import time
+    from kmsfs.cli.checking import check_volume
 
-    from kmsfs.check.verify import VolumeChecker
-    from kmsfs.client.provider import SocketKeySource
-    from kmsfs.envelope.caching import CachingProvider
-    from kmsfs.envelope.kf1file import FileTools
-    from kmsfs.envelope.recovery import SessionRules
-    from kmsfs.mount.volume import VolumeLease, open_volume
-
-    talk = session()
-    volume = open_volume(cipher_dir, talk, read_only=True)
-    lease = VolumeLease(volume.config, read_only=True)
-    lease.claim(talk.open_transport())
-    config = volume.config
-    source = SocketKeySource(talk, config.key_arn)
-    provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True)
-    rules = SessionRules(lease.number, set(lease.unclean))
-    tools = FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray())
-    with byte_progress("checking", stored_bytes(cipher_dir)) as advance:
-        report = VolumeChecker(tools, advance).run(volume.descriptor, config.root_id)
+    report = check_volume(cipher_dir, session())
     show(report.document(), lambda: _print_report(report, limit))
     if report.damaged:
         raise typer.Exit(ExitCode.DAMAGE_FOUND)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kmsfs.backing.freshness import FreshnessStore
 from kmsfs.check.rewrap import Rewrapper, RewrapReport, wrapping_of
 from kmsfs.cli.output import byte_progress, stored_bytes
 from kmsfs.client.provider import SocketKeySource
@@ -15,6 +16,7 @@ from kmsfs.envelope.provider import volume_context
 from kmsfs.envelope.recovery import SessionRules
 from kmsfs.errors import UsageError
 from kmsfs.formats.volume import VolumeConfig
+from kmsfs.mount.freshness import open_records
 from kmsfs.mount.volume import VolumeLease, open_volume, write_config
 
 
@@ -29,6 +31,7 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
     config = volume.config
     lease = VolumeLease(config, read_only=dry_run)
     lease.claim(talk.open_transport())
+    records: FreshnessStore | None = None
     try:
         if lease.unclean:
             raise UsageError(
@@ -49,7 +52,8 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
         source = SocketKeySource(talk, config.key_arn)
         provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True)
         rules = SessionRules(lease.number, set())
-        tools = FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray())
+        records = open_records(volume.keys, lease, read_only=dry_run)
+        tools = FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray(), records)
         with byte_progress("rewrapping", stored_bytes(cipher_dir)) as advance:
             worker = Rewrapper(tools, wrapping_of(wrapped), re_encrypt, advance)
             report = worker.run(volume.descriptor, dry_run=dry_run)
@@ -64,5 +68,5 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
         return report
     finally:
         if not lease.unclean:
-            lease.end()
+            lease.end(records.finish() if records is not None and not dry_run else None)
         os.close(volume.descriptor)

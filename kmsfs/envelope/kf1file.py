@@ -10,10 +10,11 @@ from kmsfs.aead.nonces import Rng
 from kmsfs.envelope.allocator import FIRST_BLOCK, Allocator
 from kmsfs.envelope.blockfile import BlockFile
 from kmsfs.envelope.filekeys import FileKeys
+from kmsfs.envelope.freshness import Commit, FreshnessRecords, require_fresh
 from kmsfs.envelope.maptree import Identity, MapTree
 from kmsfs.envelope.provider import DataKeyProvider, FreshKey
 from kmsfs.envelope.recovery import Choice, SessionRules, choose, needs_verification, open_map
-from kmsfs.envelope.slots import SlotPair, read_slots, seal_slot
+from kmsfs.envelope.slots import Slot, SlotPair, header_tag, read_slots, seal_slot
 from kmsfs.envelope.volumekeys import VolumeKeys
 from kmsfs.errors import CorruptFile, IntegrityReason, InvariantBroken, LimitExceeded, StorageError
 from kmsfs.formats.fileheader import (
@@ -40,6 +41,7 @@ class FileTools:
     rng: Rng
     chunk_log2: int
     scratch: bytearray
+    freshness: FreshnessRecords | None = None
 
 
 class Kf1File:
@@ -65,6 +67,12 @@ class Kf1File:
         self.synced_generation = 0
         self.failed = False
         self.reclaimed = False
+        self.stale_check: Commit | None = None
+        """What the disk had when the file was opened, until it was compared with the freshness records."""
+        self.tag = b""
+        """The tag of the last commit."""
+        self.committed_generation = 0
+        """The generation of the last commit; `clear` has the highest seen, which recovery may have passed over."""
 
     # --- making and opening ---------------------------------------------------------------------------------
 
@@ -116,8 +124,13 @@ class Kf1File:
         opened = cls(tools, file, choice.slot.clear, choice.slot.attributes)
         opened.map_box = choice.slot.map_box
         opened.last_slot = choice.slot.number
+        opened.tag = choice.slot.tag
+        opened.committed_generation = choice.slot.clear.generation
+        if not known and tools.freshness is not None:
+            opened.stale_check = opened.last_commit()
         opened._settle(choice, pair, durable_slot, known=known)
         if file_keys is not None:
+            opened.require_fresh()
             file_keys.check_commitment(opened.clear.commitment)
             opened.file_keys = file_keys
             opened.keys_fit = True
@@ -135,10 +148,26 @@ class Kf1File:
         """Get the file's keys, asking the provider if needed; nothing is opened with them yet.
 
         Raises:
+            CorruptFile: if the file was put back from the past.
             KmsfsError: as the provider's Decrypt.
         """
+        self.require_fresh()
         if self.file_keys is None:
             self.file_keys = self.tools.provider.open(self.clear.file_id, self.clear.wrapped_key)
+
+    def last_commit(self) -> Commit:
+        """Return what identifies the last commit."""
+        return Commit(self.clear.file_id, self.committed_generation, self.clear.session, self.tag)
+
+    def require_fresh(self) -> None:
+        """Compare what was opened with the freshness records, once.
+
+        Raises:
+            CorruptFile: if the file was put back from the past.
+        """
+        if self.stale_check is not None and self.tools.freshness is not None:
+            require_fresh(self.tools.freshness, self.tools.rules, self.stale_check)
+            self.stale_check = None
 
     def unlock(self) -> FileKeys:
         """Return the file's keys, asking the provider if needed, with the map loaded.
@@ -206,10 +235,12 @@ class Kf1File:
 
         Raises:
             StorageError: if the store refuses; the file stays dirty and the last commit stays whole.
+            CorruptFile: if the file was put back from the past: a commit would make it the present.
         """
         self.require_sound()
         if not self.dirty:
             return
+        self.require_fresh()
         generation = self.clear.generation + 1
         if self.content_dirty:
             self._seal_map(generation)
@@ -225,6 +256,8 @@ class Kf1File:
             self.clear.generation = generation - 1
             raise
         self.last_slot = target
+        self.tag = header_tag(slot)
+        self.committed_generation = generation
         self.allocator.header_written()
         self.content_dirty = self.attributes_dirty = False
 
@@ -251,6 +284,8 @@ class Kf1File:
             return
         self.synced_generation = generation
         self.durable_slot = self.last_slot
+        if self.tools.freshness is not None:
+            self.tools.freshness.durable(self.last_commit())
         shrink_to = self.allocator.durable(generation)
         if shrink_to:
             self.file.truncate(max(shrink_to, FIRST_BLOCK * BLOCK_BYTES))
@@ -275,9 +310,7 @@ class Kf1File:
         self.clear.map_pin, self.map_box = keys.map.seal_detached(self.tools.rng, plain, self.clear.map_aad())
 
     def _load_map(self, keys: FileKeys) -> None:
-        from kmsfs.envelope.slots import Slot
-
-        _size, content = open_map(Slot(0, self.clear, self.attributes, self.map_box), keys)
+        _size, content = open_map(Slot(0, self.clear, self.attributes, self.map_box, self.tag), keys)
         if self.clear.map_kind == MAP_INLINE:
             self.inline, self.tree = bytearray(content), None
         else:

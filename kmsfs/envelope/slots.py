@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kmsfs.aead.siv import SivKey
+from kmsfs.aead.siv import SIV_BYTES, SivKey
 from kmsfs.envelope.blockfile import BlockFile
 from kmsfs.envelope.volumekeys import VolumeKeys
 from kmsfs.errors import AuthenticationFailed, CorruptFile, IntegrityReason, UnsupportedFormat
@@ -22,12 +22,13 @@ _ZERO_SLOT = bytes(SLOT_BYTES)
 
 @dataclass(slots=True)
 class Slot:
-    """One valid header: its place, clear fields, attributes and still sealed map box."""
+    """One valid header: its place, clear fields, attributes, still sealed map box, and the tag that authenticates it."""
 
     number: int
     clear: Clear
     attributes: Attributes
     map_box: bytes
+    tag: bytes
 
 
 @dataclass(slots=True)
@@ -43,6 +44,11 @@ def seal_slot(key: SivKey, clear: Clear, attributes: Attributes, map_box: bytes)
     """Return a slot's 4,096 bytes; `map_box` is the map's ciphertext, its pin is in `clear`."""
     head = clear.pack()
     return head + key.seal(attributes.pack(), (head,)) + map_box
+
+
+def header_tag(slot: bytes) -> bytes:
+    """Return the synthetic IV of a slot's attribute box (RFC 5297): it authenticates the clear fields and attributes."""
+    return slot[ATTR_OFFSET : ATTR_OFFSET + SIV_BYTES]
 
 
 def open_slot(keys: VolumeKeys, number: int, data: bytes) -> Slot:
@@ -61,7 +67,7 @@ def open_slot(keys: VolumeKeys, number: int, data: bytes) -> Slot:
         raise CorruptFile("file header does not authenticate", IntegrityReason.HEADER_MAC) from error
     attributes = parse_attributes(plain)
     attributes.file_id = clear.file_id
-    return Slot(number, clear, attributes, data[MAP_OFFSET:])
+    return Slot(number, clear, attributes, data[MAP_OFFSET:], header_tag(data))
 
 
 def read_slots(keys: VolumeKeys, file: BlockFile) -> SlotPair:

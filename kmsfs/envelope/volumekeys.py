@@ -34,6 +34,7 @@ class VolumeKeys:
         self._home = derive(root, Label.VOLUME_HOME)
         self._config = derive(root, Label.VOLUME_CONFIG)
         self.extras = GcmKey(derive(root, Label.VOLUME_EXTRAS))
+        self.freshness = SivKey(derive(root, Label.VOLUME_FRESHNESS))
 
     # --- configuration ------------------------------------------------------------------------------------
 

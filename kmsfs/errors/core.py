@@ -45,6 +45,7 @@ class IntegrityReason(Enum):
     OTHER_SLOT = "other_slot"
     EMPTY = "empty"
     IDENTITY = "identity"
+    ROLLED_BACK = "rolled_back"
 
 
 class KmsfsError(Exception):
@@ -442,8 +443,10 @@ class AuthenticationFailed(IntegrityError):
 class CorruptFile(IntegrityError):
     """A file's bytes are not what was written."""
 
-    def __init__(self, detail: str, reason: IntegrityReason, *, chunk_index: int = -1) -> None:
-        super().__init__(detail, evidence=reason.value)
+    def __init__(
+        self, detail: str, reason: IntegrityReason, *, chunk_index: int = -1, hint: str = ""
+    ) -> None:
+        super().__init__(detail, hint=hint, evidence=reason.value)
         self.reason = reason
         self.chunk_index = chunk_index
 

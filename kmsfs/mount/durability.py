@@ -1,12 +1,16 @@
 """The whole volume's durability: the five-second tick, the clean end, healing after an unclean one."""
 
+import contextlib
 import logging
+import os
 import stat
+from dataclasses import replace
 
 from kmsfs.backing.posix import sync_file_system
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import KmsfsError, StorageError
 from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs import Recent
 from kmsfs.mount.vfs_dirs import DirectoryOperations
 
 _LOG = logging.getLogger("kmsfs.mount")
@@ -22,25 +26,36 @@ class Vfs(DirectoryOperations):
         The barrier runs without the lock, so reads and writes go on meanwhile.
 
         Raises:
-            StorageError: if the barrier fails.
+            StorageError: if the barrier fails, or the freshness records cannot be written.
         """
         if self.options.read_only:
             return
+        self._barrier()
+        if self.tools.freshness is not None:
+            self.tools.freshness.flush()
+
+    def _barrier(self, *, always: bool = False) -> None:
         with self.lock:
             self._commit_open_files()
             covered = [
-                (n, n.file, n.file.clear.generation) for n in self.open_files if n.file and n.file.provisional
+                (n, n.file, n.file.clear.generation)
+                for n in self.open_files
+                if n.file and n.file.provisional and not n.file.failed
             ]
             closed = dict(self.recent)
             records = self.extras.unsynced()
-            if not covered and not closed and not records and not self.names_changed:
+            if not (covered or closed or records or self.names_changed or always):
                 return
             self.names_changed = False
             fresh = set(self.fresh_directories)
+            gone = self.tools.freshness.take_gone() if self.tools.freshness is not None else []
         try:
             sync_file_system(self.nodes.root.descriptor)
         except StorageError:
             self.names_changed = True
+            for file_id in gone:
+                self.file_removed(file_id)
+            self._after_failed_barrier([(node, file) for node, file, _ in covered], closed)
             raise
         with self.lock:
             self.fresh_directories -= fresh
@@ -49,8 +64,30 @@ class Vfs(DirectoryOperations):
                 if node.file is file:
                     file.mark_durable(generation)
             for key, mark in closed.items():
+                if self.recent.get(key) == mark and not mark.doubtful:
+                    self._covered(self.recent.pop(key))
+            if self.tools.freshness is not None:
+                self.tools.freshness.removed(gone)
+
+    def _after_failed_barrier(
+        self, opened: list[tuple[Node, Kf1File]], closed: dict[tuple[int, int], Recent]
+    ) -> None:
+        """Ask for each open file by itself whether it is stored; of closed ones the last durable commit stays the base.
+
+        The kernel reports a failed write once and takes the pages for clean: the next barrier would succeed.
+        """
+        with self.lock:
+            for node, file in opened:
+                if node.file is file and file.provisional:
+                    with contextlib.suppress(StorageError):
+                        file.make_durable()
+            for key, mark in closed.items():
                 if self.recent.get(key) == mark:
-                    del self.recent[key]
+                    self.recent[key] = replace(mark, doubtful=True)
+
+    def _covered(self, mark: Recent) -> None:
+        if mark.commit is not None and self.tools.freshness is not None:
+            self.tools.freshness.durable(mark.commit)
 
     def _commit_open_files(self) -> None:
         for node in list(self.open_files):
@@ -70,7 +107,7 @@ class Vfs(DirectoryOperations):
         """Commit and sync everything; return whether all of it is stored, so that the session ended cleanly.
 
         Raises:
-            StorageError: if the barrier fails.
+            StorageError: if the barrier fails, or the freshness records cannot be written.
         """
         if self.options.read_only:
             return True
@@ -81,7 +118,9 @@ class Vfs(DirectoryOperations):
                 file = node.file
                 if file is not None and (file.failed or file.dirty):
                     stored = stored and not node.names
-        sync_file_system(self.nodes.root.descriptor)
+        self._barrier(always=True)
+        if self.tools.freshness is not None:
+            self.tools.freshness.flush()
         return stored
 
     def heal(self) -> int:
@@ -120,17 +159,8 @@ class Vfs(DirectoryOperations):
     def _heal_file(self, child: Node, parent: Node, name: bytes) -> None:
         file = self.acquire(child)
         try:
-            if file.clear.session in self.tools.rules.unclean or file.last_slot is None:
-                dir_id = self.dir_id(parent)
-                attributes = file.attributes
-                known = attributes.primary_dir == dir_id and attributes.name == name
-                tag = self.keys.home_tag(dir_id, name)
-                in_record = (
-                    attributes.extras
-                    and tag in self.extras.load(attributes.file_id, attributes.extras).homes
-                )
-                if not known and not in_record and tag not in attributes.extra_homes:
-                    attributes.primary_dir, attributes.name = dir_id, name
+            touched = file.clear.session in self.tools.rules.unclean or file.last_slot is None
+            if self._heal_home(child, file, parent, name) or touched:
                 # Two commits: no slot keeps a header of the unclean session.
                 for _ in range(2):
                     file.attributes_dirty = True
@@ -139,6 +169,19 @@ class Vfs(DirectoryOperations):
             self._heal_extras(file)
         finally:
             self.give_back(child)
+
+    def _heal_home(self, child: Node, file: Kf1File, parent: Node, name: bytes) -> bool:
+        """Let a header name the place where a crash left its file; return whether it did not.
+
+        A rename may be durable and its header commit not: the header is of an older session then, and untouched.
+        """
+        if self.at_home(file.attributes, parent, name):
+            return False
+        if os.fstat(child.descriptor).st_nlink > 1:
+            self.add_home(child, parent, name)
+        else:
+            self.only_home(child, file, parent, name)
+        return True
 
     def _heal_extras(self, file: Kf1File) -> None:
         """Let the header name the record that the crash left, which may be the one before or after."""

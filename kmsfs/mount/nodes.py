@@ -29,6 +29,8 @@ class Node:
     file: Kf1File | None = None
     descriptor: int = -1
     synced_entry: bool = True
+    lone: bool = False
+    """Whether the name that is being removed is a closed file's last."""
     keep_cache: bool = False
     default_acl: bool | None = None
     """Whether a directory hands down an access control list; None: not looked at."""

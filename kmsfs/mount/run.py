@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kmsfs.aead.selfcheck import run_self_check
+from kmsfs.backing.freshness import FreshnessStore
 from kmsfs.client.provider import SocketKeySource
 from kmsfs.client.session import ClientSession
 from kmsfs.client.transport import Transport
@@ -25,6 +26,7 @@ from kmsfs.envelope.recovery import SessionRules
 from kmsfs.errors import KmsfsError, StorageError, UsageError
 from kmsfs.formats.volume import CONFIG_NAME
 from kmsfs.mount.durability import TICK_SECONDS, Vfs
+from kmsfs.mount.freshness import open_records
 from kmsfs.mount.kernel.attach import MountOptions, attach, detach
 from kmsfs.mount.kernel.notify import KernelNotifier
 from kmsfs.mount.kernel.session import KernelSession
@@ -98,6 +100,7 @@ class RunningMount:
         self._lease = VolumeLease(config, read_only=request.read_only)
         self._lease_transport: Transport | None = None
         self._claim(patiently=True)
+        self._records = self._open_records()
         self._watcher = KeyWatcher(session, [config.key_arn], self._on_event, self._on_connect)
         self._watcher.start()
         self.vfs = self._make_vfs()
@@ -125,6 +128,14 @@ class RunningMount:
         else:
             self._lease.claim(self._lease_transport)
 
+    def _open_records(self) -> FreshnessStore | None:
+        try:
+            return open_records(self._volume.keys, self._lease, read_only=self._request.read_only)
+        except KmsfsError:
+            # Nothing was changed in this session.
+            self._lease.end()
+            raise
+
     def _on_connect(self, _transport: Transport) -> None:
         """The stream is (back) up: make sure that the lease is ours on a live connection."""
         if self._lease_transport is not None and self._lease_transport.idle():
@@ -139,7 +150,7 @@ class RunningMount:
         )
         rules = SessionRules(self._lease.number, set(self._lease.unclean), self._request.recover)
         scratch = bytearray(2 * MAX_WRITE + (1 << 18))
-        tools = FileTools(keys, provider, rules, os.urandom, config.chunk_log2, scratch)
+        tools = FileTools(keys, provider, rules, os.urandom, config.chunk_log2, scratch, self._records)
         kernel_times = self._request.transport == "kernel"
         options = VfsOptions(self._request.read_only, config.bind, kernel_times, put_off=kernel_times)
         vfs = Vfs(tools, provider, self._volume.descriptor, config.root_id, options)
@@ -238,11 +249,12 @@ class RunningMount:
         os.close(self._volume.descriptor)
 
     def _end_lease(self) -> None:
+        head = self._records.finish() if self._records is not None and not self._request.read_only else None
         try:
-            self._lease.end()
+            self._lease.end(head)
         except KmsfsError:
             self._claim()
-            self._lease.end()
+            self._lease.end(head)
 
     # --- background -------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from kmsfs.backing.extras import ExtrasStore
 from kmsfs.envelope.caching import CachingProvider
+from kmsfs.envelope.freshness import Commit
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.errors import CorruptFile, CorruptVolume, IntegrityReason, KeyLease, KmsfsError
 from kmsfs.formats.fileheader import Attributes
@@ -35,6 +36,18 @@ class VfsOptions:
     """The transport calls `idle_step` while it waits: work that no answer depends on is left for then."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """A file that was closed after a commit that no barrier has covered; no two are equal."""
+
+    durable_slot: int | None
+    number: int
+    commit: Commit | None = None
+    """The commit that the next barrier covers; None of a new file that has none yet."""
+    doubtful: bool = False
+    """A barrier failed: a later one that succeeds says nothing about this commit (fsync(2), NOTES)."""
+
+
 class VfsBase:
     """State and steps that every family of operations uses."""
 
@@ -53,7 +66,7 @@ class VfsBase:
         self.options = options
         self.nodes = NodeTable(root_descriptor, root_dir_id)
         self.extras = ExtrasStore(tools, root_descriptor)
-        self.recent: dict[tuple[int, int], tuple[int | None, int]] = {}
+        self.recent: dict[tuple[int, int], Recent] = {}
         self.recent_counter = 0
         self.locked: KmsfsError | None = None
         self.revalidate: Callable[[], None] = lambda: None
@@ -187,16 +200,20 @@ class VfsBase:
         Raises:
             CorruptFile: if it does not, on a clean volume.
         """
+        if not self.at_home(attributes, parent, name):
+            self.misplaced(f"file {name!r}")
+
+    def at_home(self, attributes: Attributes, parent: Node, name: bytes) -> bool:
+        """Whether a file's header, or its record, names this entry as one of its homes."""
         dir_id = self.dir_id(parent)
         if attributes.primary_dir == dir_id and attributes.name == name:
-            return
-        if attributes.extra_homes or attributes.extras:
-            tag = self.keys.home_tag(dir_id, name)
-            if tag in attributes.extra_homes:
-                return
-            if attributes.extras and tag in self.extras.load(attributes.file_id, attributes.extras).homes:
-                return
-        self.misplaced(f"file {name!r}")
+            return True
+        if not attributes.extra_homes and not attributes.extras:
+            return False
+        tag = self.keys.home_tag(dir_id, name)
+        if tag in attributes.extra_homes:
+            return True
+        return bool(attributes.extras) and tag in self.extras.load(attributes.file_id, attributes.extras).homes
 
     def drop_keys(self) -> None:
         """Forget every key; the family that holds open files does more."""

@@ -156,9 +156,9 @@ class DirectoryOperations(FileOperations):
         disk_name, sidecar = self.disk_name(parent, name)
         self.changed_here(disk_name)
         known = parent.kids.get(name)
-        if known is not None:
-            self._hold_for_extras(known)
         directory = self.nodes.descriptor(parent)
+        if known is not None:
+            self._before_name_goes(known, directory, disk_name)
         os.unlink(disk_name, dir_fd=directory)
         self._drop_sidecar(directory, disk_name, sidecar)
         node = self.nodes.unlink(parent, name)
@@ -166,11 +166,15 @@ class DirectoryOperations(FileOperations):
             self._name_gone(node, parent, name)
         return node
 
-    def _hold_for_extras(self, node: Node) -> None:
-        """Open a file with a record before a name of it goes: its link count says afterwards whether the record goes."""
-        if node.file is None and self.has_extras(node):
+    def _before_name_goes(self, node: Node, directory: int, disk_name: str) -> None:
+        """Learn whether a file's records go with this name: links that are not known here may be left."""
+        if node.file is not None or node.attributes is None:
+            return
+        if self.has_extras(node):
             self.acquire(node)
             self.give_back(node)
+        elif self.tools.freshness is not None:
+            node.lone = os.stat(disk_name, dir_fd=directory, follow_symlinks=False).st_nlink == 1
 
     def _name_gone(self, node: Node, parent: Node, name: bytes) -> None:
         if node.names or (node.is_file and node.descriptor >= 0 and os.fstat(node.descriptor).st_nlink):
@@ -179,6 +183,8 @@ class DirectoryOperations(FileOperations):
             return
         if node.file is not None and not node.handles:
             self.close_file(node)
+        elif node.lone and node.file is None and node.attributes is not None:
+            self.file_gone(node.attributes)
         self.recent.pop(node.key, None)
         self.nodes.disown_key(node)
         self.nodes.drop_if_unused(node)
@@ -269,7 +275,7 @@ class DirectoryOperations(FileOperations):
         if target is source:
             return
         if target is not None:
-            self._hold_for_extras(target)
+            self._before_name_goes(target, self.nodes.descriptor(parent), new_disk)
         self._before_rename(source, parent, name, replaces=target is not None)
         if flags & _EXCHANGE and target is not None:
             self._before_rename(target, old_parent, old_name, replaces=False)

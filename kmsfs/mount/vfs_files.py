@@ -11,6 +11,7 @@ from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import StorageError
 from kmsfs.mount.attributes import Requester, Stat
 from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs import Recent
 from kmsfs.mount.vfs_xattrs import ExtrasOperations
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
@@ -55,7 +56,7 @@ class FileOperations(ExtrasOperations):
         node.synced_entry = False
         self.open_files.add(node)
         self.recent_counter += 1
-        self.recent[node.key] = (None, self.recent_counter)
+        self.recent[node.key] = Recent(None, self.recent_counter)
 
     def create_nameless(self, parent: Node, mode: int, who: Requester) -> tuple[Node, Stat]:
         """Create and open a regular file without a name, which `link` may give it (open(2), O_TMPFILE).

@@ -19,8 +19,9 @@ from kmsfs.backing.posix import PosixFile
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.envelope.slots import read_slots
 from kmsfs.errors import KmsfsError
+from kmsfs.formats.fileheader import Attributes
 from kmsfs.mount.nodes import Node
-from kmsfs.mount.vfs import VfsBase
+from kmsfs.mount.vfs import Recent, VfsBase
 
 _LOG = logging.getLogger("kmsfs.mount")
 _RESTING_MAX = 4096
@@ -141,8 +142,8 @@ class OpenFiles(VfsBase):
 
     def _durability_of(self, node: Node) -> tuple[int | None, bool]:
         """Return (slot of the last durable commit, whether this mount committed since) of a closed file."""
-        known = node.key in self.recent
-        return (self.recent[node.key][0] if known else None), known
+        known = self.recent.get(node.key)
+        return (known.durable_slot if known is not None else None), known is not None
 
     def give_back(self, node: Node) -> None:
         """Undo `acquire`. The last one stores the file, now or soon; it rests open for a while, without keys.
@@ -204,11 +205,11 @@ class OpenFiles(VfsBase):
             file.commit()
             if file.provisional:
                 self.recent_counter += 1
-                self.recent[node.key] = (file.durable_slot, self.recent_counter)
+                self.recent[node.key] = Recent(file.durable_slot, self.recent_counter, file.last_commit())
             else:
                 self.recent.pop(node.key, None)
-        if not node.names and file.attributes.extras and not os.fstat(node.descriptor).st_nlink:
-            self.extras.remove(file.attributes.file_id)
+        if not node.names and not os.fstat(node.descriptor).st_nlink:
+            self.file_gone(file.attributes)
         node.file = None
         node.descriptor = -1
         self.open_files.discard(node)
@@ -221,6 +222,17 @@ class OpenFiles(VfsBase):
         else:
             file.close()
         self.nodes.drop_if_unused(node)
+
+    def file_gone(self, attributes: Attributes) -> None:
+        """Forget what is kept of a file whose last name is gone and that nobody has open."""
+        if attributes.extras:
+            self.extras.remove(attributes.file_id)
+        self.file_removed(attributes.file_id)
+
+    def file_removed(self, file_id: bytes) -> None:
+        """Let the next barrier take a file out of the freshness records."""
+        if self.tools.freshness is not None:
+            self.tools.freshness.gone(file_id)
 
     # --- putting off ------------------------------------------------------------------------------------------
 

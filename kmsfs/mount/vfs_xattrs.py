@@ -243,6 +243,17 @@ class ExtrasOperations(AttributeOperations):
             extras.homes.append(tag)
             self._store_extras(node, extras)
 
+    def only_home(self, node: Node, file: Kf1File, parent: Node, name: bytes) -> None:
+        """Let a file with one name have that home and no other."""
+        attributes = file.attributes
+        attributes.primary_dir, attributes.name, attributes.extra_homes = self.dir_id(parent), name, []
+        if attributes.extras:
+            extras = self._load_extras(node)
+            if extras.homes:
+                extras.homes = []
+                self._store_extras(node, extras)
+        file.attributes_dirty = True
+
     def forget_home(self, node: Node, file: Kf1File, dir_id: bytes, name: bytes) -> None:
         """Take a removed link's home away, so that the file cannot be put back there."""
         attributes = file.attributes

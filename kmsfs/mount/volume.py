@@ -159,6 +159,10 @@ class VolumeLease:
         self._transport: Transport | None = None
         self.number = 0
         self.unclean: set[int] = set()
+        self.head = b""
+        """The head of the freshness records that kmsd knows."""
+        self.may_begin = False
+        """Whether new freshness records may begin."""
 
     def claim(self, transport: Transport) -> None:
         """Take or resume the lease on this connection.
@@ -175,6 +179,7 @@ class VolumeLease:
         if not self.number:
             self.number = max(1, answer["Session"])
             self.unclean = set(answer["UncleanSessions"])
+            self.head, self.may_begin = answer["FreshnessHead"], answer["FreshnessMayBegin"]
 
     def claim_patiently(self, transport: Transport) -> None:
         """As `claim`, waiting out the lease of a mount that died here: the cipher directory is locked by us already.
@@ -211,14 +216,14 @@ class VolumeLease:
         """
         self._session_call("MoveVolume", TargetKeyId=key_arn)
 
-    def end(self) -> None:
-        """Tell the daemon that the session ended cleanly.
+    def end(self, head: bytes | None = None) -> None:
+        """Tell the daemon that the session ended cleanly, and the head of its freshness records, if they changed.
 
         Raises:
             KmsfsError: as CloseVolumeSession.
         """
         if not self._read_only:
-            self._session_call("CloseVolumeSession")
+            self._session_call("CloseVolumeSession", **({} if head is None else {"FreshnessHead": head}))
 
     def _session_call(self, operation: str, **more: Any) -> None:
         request = {

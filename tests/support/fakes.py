@@ -37,7 +37,43 @@ def volume_keys():
     return VolumeKeys(os.urandom(16), KeyMaterial(os.urandom(32)))
 
 
-def make_tools(keys=None, provider=None, session=1, unclean=(), chunk_log2=14):
+class MemoryRecords:
+    """Freshness records that outlive a cut, though not always those since the last flush."""
+
+    since = 1
+
+    def __init__(self):
+        self.stored = {}
+        self.changed = {}
+        self.waiting = []
+
+    def find(self, file_id):
+        return self.changed[file_id] if file_id in self.changed else self.stored.get(file_id)
+
+    def durable(self, commit):
+        self.changed[commit.file_id] = (commit.generation, commit.tag)
+
+    def gone(self, file_id):
+        self.waiting.append(file_id)
+
+    def take_gone(self):
+        taken, self.waiting = self.waiting, []
+        return taken
+
+    def removed(self, file_ids):
+        self.changed.update(dict.fromkeys(file_ids))
+
+    def flush(self):
+        self.stored = {**self.stored, **self.changed}
+        self.changed = {}
+
+    def crash(self, rng):
+        if rng.random() < 0.5:
+            self.flush()
+        self.changed, self.waiting = {}, []
+
+
+def make_tools(keys=None, provider=None, session=1, unclean=(), chunk_log2=14, freshness=None):
     return FileTools(
         keys or volume_keys(),
         provider or FakeProvider(),
@@ -45,6 +81,7 @@ def make_tools(keys=None, provider=None, session=1, unclean=(), chunk_log2=14):
         os.urandom,
         chunk_log2,
         bytearray(1 << 20),
+        freshness,
     )
 
 

@@ -12,7 +12,7 @@ from kmsfs.envelope import content
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import KmsfsError
 
-from support.fakes import FakeProvider, make_tools, volume_keys
+from support.fakes import FakeProvider, MemoryRecords, make_tools, volume_keys
 
 SECTOR = 512
 PAGE = 4096
@@ -125,6 +125,7 @@ class History:
         self.disk = RecordingDisk(self.rng, mode)
         self.keys = volume_keys()
         self.provider = FakeProvider()
+        self.records = MemoryRecords()
         self.mutate = mutate
         self.commits = [b""]
         self.acknowledged = 0
@@ -143,7 +144,7 @@ class History:
     def begin(self):
         """Mount again and judge what is there."""
         self.session += 1
-        tools = make_tools(self.keys, self.provider, self.session, self.unclean, self.chunk_log2)
+        tools = make_tools(self.keys, self.provider, self.session, self.unclean, self.chunk_log2, self.records)
         self.unclean.add(self.session)
         try:
             if not any(self.disk.cache[:8192]):
@@ -190,11 +191,13 @@ class History:
             if self.rng.random() < 0.3:
                 self.disk.fuse = None
                 self.commit(file, model, durable=True)
+                self.records.flush()
                 self.unclean.discard(self.session)
                 return
             raise Cut
         except Cut:
             self.disk.crash()
+            self.records.crash(self.rng)
         except KmsfsError as error:
             raise Violation(f"fails while it is used: {error!r}") from error
 

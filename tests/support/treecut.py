@@ -21,7 +21,7 @@ from kmsfs.mount.attributes import Requester
 from kmsfs.mount.durability import Vfs
 from kmsfs.mount.vfs import VfsOptions
 
-from support.fakes import FakeProvider, make_tools, volume_keys
+from support.fakes import FakeProvider, MemoryRecords, make_tools, volume_keys
 from support.powercut import SECTOR, Cut, Violation
 
 WHO = Requester(0, 0)
@@ -347,6 +347,7 @@ class TreeHistory:
         self.folder = folder
         self.keys = volume_keys()
         self.provider = TreeProvider()
+        self.records = MemoryRecords()
         self.session = 0
         self.unclean = set()
         self.lives = 0
@@ -366,7 +367,7 @@ class TreeHistory:
 
     def mount(self):
         self.session += 1
-        tools = make_tools(self.keys, self.provider, self.session, self.unclean, 12)
+        tools = make_tools(self.keys, self.provider, self.session, self.unclean, 12, self.records)
         self.unclean.add(self.session)
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         self.vfs = Vfs(tools, self.provider, descriptor, ROOT_DIR_ID, VfsOptions(put_off=self.rng.random() < 0.7))
@@ -477,6 +478,7 @@ class TreeHistory:
         self.judge()
         for item in self.tree.values():
             item.promised = False
+        self.heal()
         recorder = self.recorder = Recorder(self.root, self.rng)
         self.groups = {recorder.ids[real]: group for real, group in self.groups.items()}
         recorder.fuse = self.rng.randrange(0, 120)
@@ -493,6 +495,7 @@ class TreeHistory:
                 raise Violation(f"fails while it is used: {error!r}") from error
         recorder.fuse = None
         self.leave()
+        self.records.crash(self.rng)
         self.lives += 1
         after = Path(self.folder) / str(self.lives)
         power = self.mode == "power" or (self.mode == "mixed" and self.rng.random() < 0.5)
@@ -500,6 +503,14 @@ class TreeHistory:
         self.old_inodes, self.with_header = recorder.make_anew(after, power=power)
         shutil.rmtree(self.root)
         self.root = after
+
+    def heal(self):
+        """Sometimes recovery gets through before anything happens: from then on nothing counts as touched by a crash."""
+        if self.rng.random() < 0.5:
+            if self.vfs.heal():
+                raise Violation("an entry cannot be healed")
+            self.unclean = {self.session}
+            self.vfs.tools.rules.unclean.clear()
 
     def step(self):
         self.rng.choice((self.mkdir, self.write, self.write, self.rewrite, self.rename, self.replace, self.link,

@@ -203,6 +203,7 @@ def _of_the_rest(services: Services) -> dict[str, Handler]:
         "CloseVolumeSession": services.volumes.close_session,
         "HealVolume": services.volumes.heal,
         "MoveVolume": services.volumes.move,
+        "AcceptVolumeRestore": services.volumes.accept_restore,
         "DestroyKeyMaterial": services.retirement.destroy_key_material,
         "GetCallerIdentity": services.tokens.get_caller_identity,
         "GetSessionToken": services.tokens.get_session_token,

@@ -9,10 +9,13 @@ from typing import Any
 from kmsd.dispatch.call import Call
 from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
+from kmsfs.aead.nonces import Rng
 from kmsfs.api.shapes import admin as shapes
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import IncorrectKey, VolumeBusy
 from kmsfs.quantity import RECONNECT_SECONDS
+
+_MARK_BYTES = 32
 
 
 @dataclass(slots=True)
@@ -28,6 +31,9 @@ class Volume:
     released: float = 0.0
     next_key: str | None = None
     """The KMS key that the volume moves to: the first session under it ends the move."""
+    freshness_head: bytes = b""
+    """Digest of the freshness records that the last clean session left, or a mark that no records have."""
+    freshness_may_begin: bool = True
 
     def row(self) -> dict[str, Any]:
         """The sealed row of this volume."""
@@ -38,18 +44,24 @@ class Volume:
             "unclean": self.unclean,
             "boot": self.boot,
             "next_key": self.next_key,
+            "freshness_head": self.freshness_head,
+            "freshness_may_begin": self.freshness_may_begin,
         }
 
 
 class VolumeService:
-    """OpenVolumeSession, CloseVolumeSession, HealVolume, MoveVolume."""
+    """OpenVolumeSession, CloseVolumeSession, HealVolume, MoveVolume, AcceptVolumeRestore."""
 
-    def __init__(self, store: SealedStore, boot: str, now: float) -> None:
+    def __init__(self, store: SealedStore, boot: str, now: float, rng: Rng) -> None:
         self._store = store
+        self._rng = rng
         self._boot = boot
         self._volumes: dict[str, Volume] = {}
         for row in store.scan(Table.VOLUME):
-            volume = Volume(row["id"], row["key"], row["session"], list(row["unclean"]), row["boot"], next_key=row.get("next_key"))
+            volume = Volume(
+                row["id"], row["key"], row["session"], list(row["unclean"]), row["boot"], next_key=row.get("next_key"),
+                freshness_head=row.get("freshness_head", b""), freshness_may_begin=row.get("freshness_may_begin", True),
+            )  # fmt: skip
             if volume.boot == boot and volume.session in volume.unclean:
                 # Its mount may still live: the daemon restarted, the machine did not. Let it come back first.
                 volume.released = now
@@ -65,7 +77,7 @@ class VolumeService:
             and request.resume in volume.unclean
         )
         if request.read_only:
-            return shapes.OpenVolumeSessionResponse(session=volume.session, unclean_sessions=volume.unclean)
+            return _opened(volume, volume.unclean)
         leased = volume.holder is not None or call.now < volume.released + RECONNECT_SECONDS
         if (leased and not resumed) or (volume.holder is not None and volume.holder != call.connection_id):
             raise VolumeBusy(
@@ -83,13 +95,17 @@ class VolumeService:
             volume.unclean.append(session)
         volume.holder = call.connection_id
         others = [number for number in volume.unclean if number != volume.session]
-        return shapes.OpenVolumeSessionResponse(session=volume.session, unclean_sessions=others)
+        return _opened(volume, others)
 
     def close_session(self, call: Call) -> Empty:
         """CloseVolumeSession."""
         volume = self._volume(call, call.request.volume_id)
         self._require_session(volume, call)
-        self._drop(volume, [call.request.session])
+        ended = replace(volume, unclean=_without(volume, [call.request.session]), boot=self._boot)
+        if call.request.freshness_head is not None:
+            ended.freshness_head, ended.freshness_may_begin = call.request.freshness_head, False
+        self._save(ended)
+        self._volumes[volume.volume_id] = volume = ended
         volume.holder = None
         volume.released = 0.0
         return Empty()
@@ -108,6 +124,16 @@ class VolumeService:
         target = call.the_target.key_id
         self._save(replace(volume, next_key=target))
         volume.next_key = target
+        return Empty()
+
+    def accept_restore(self, call: Call) -> Empty:
+        """AcceptVolumeRestore: the head becomes a mark that no records have, so that new ones must begin."""
+        volume = self._volume(call, call.request.volume_id)
+        if volume.holder is not None:
+            raise VolumeBusy("this volume is mounted", hint="unmount it first")
+        mark = self._rng(_MARK_BYTES)
+        self._save(replace(volume, freshness_head=mark, freshness_may_begin=True))
+        volume.freshness_head, volume.freshness_may_begin = mark, True
         return Empty()
 
     def volumes_of(self, key_id: str) -> list[str]:
@@ -138,10 +164,23 @@ class VolumeService:
             raise VolumeBusy("this session does not hold the volume's lease")
 
     def _drop(self, volume: Volume, sessions: list[int]) -> None:
-        left = [number for number in volume.unclean if number not in sessions]
+        left = _without(volume, sessions)
         self._save(replace(volume, unclean=left, boot=self._boot))
         volume.unclean = left
 
     def _save(self, volume: Volume) -> None:
         with self._store.transaction() as work:
             work.put(Table.VOLUME, volume.volume_id, volume.row())
+
+
+def _without(volume: Volume, sessions: list[int]) -> list[int]:
+    return [number for number in volume.unclean if number not in sessions]
+
+
+def _opened(volume: Volume, unclean: list[int]) -> shapes.OpenVolumeSessionResponse:
+    return shapes.OpenVolumeSessionResponse(
+        session=volume.session,
+        unclean_sessions=unclean,
+        freshness_head=volume.freshness_head,
+        freshness_may_begin=volume.freshness_may_begin,
+    )

@@ -40,6 +40,12 @@ ADMIN_OPERATIONS = (
         audit=("key_id", "volume_id", "session", "healed_sessions"), errors=_VOLUME,
     ),
     Operation(
+        "AcceptVolumeRestore", "kmsfs", "kms:AcceptVolumeRestore", admin.AcceptVolumeRestoreRequest, Empty,
+        "Take a volume that was restored from a backup, or moved, as it is: its freshness records begin anew.",
+        resource=Resource.VOLUME, resource_field="key_id", key_states=ENABLED, mutates=True,
+        audit=("key_id", "volume_id"), errors=_VOLUME,
+    ),
+    Operation(
         "MoveVolume", "kmsfs", "kms:Decrypt", admin.MoveVolumeRequest, Empty,
         "Let a volume whose data keys were rewrapped belong to another KMS key.",
         resource=Resource.VOLUME, resource_field="key_id", key_states=ENABLED, mutates=True,

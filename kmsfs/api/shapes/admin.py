@@ -49,10 +49,16 @@ class OpenVolumeSessionRequest(Shape, kw_only=True):
 
 
 class OpenVolumeSessionResponse(Shape, kw_only=True):
-    """The session number and the sessions that did not end cleanly."""
+    """The session number, the sessions that did not end cleanly, and what the volume's freshness records must be.
+
+    `freshness_head` is the digest of the records that the last clean session left, or another mark where there are none;
+    with `freshness_may_begin` new ones may begin from what is there.
+    """
 
     session: int
     unclean_sessions: list[int]
+    freshness_head: bytes
+    freshness_may_begin: bool
 
 
 class CloseVolumeSessionRequest(Shape, kw_only=True):
@@ -61,6 +67,14 @@ class CloseVolumeSessionRequest(Shape, kw_only=True):
     key_id: KeyIdText
     volume_id: VolumeIdText
     session: Annotated[int, Meta(ge=1)]
+    freshness_head: Annotated[bytes, Meta(min_length=32, max_length=32)] | None = None
+
+
+class AcceptVolumeRestoreRequest(Shape, kw_only=True):
+    """Take a volume as it is now: its freshness records begin anew."""
+
+    key_id: KeyIdText
+    volume_id: VolumeIdText
 
 
 class MoveVolumeRequest(Shape, kw_only=True):

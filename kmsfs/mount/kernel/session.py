@@ -171,7 +171,8 @@ class KernelSession:
             self._reply_error(unique, error.errno or errno.EIO)
         except KmsfsError as error:
             if error.audience != "caller":
-                _LOG.warning("%s: %s", Opcode(opcode).name.lower(), error)
+                hint = f"; {error.hint}" if error.hint else ""
+                _LOG.warning("%s: %s%s", Opcode(opcode).name.lower(), error, hint)
             self._reply_error(unique, errno_of(error))
         except Exception:
             _LOG.exception("request %s failed", opcode)

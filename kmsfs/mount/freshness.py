@@ -1,0 +1,98 @@
+"""A volume's freshness records from mount to unmount: where they lie, which ones count, when new ones may begin."""
+
+import logging
+import os
+from pathlib import Path
+
+from kmsfs.backing.freshness import FreshnessStore, beside, head_of
+from kmsfs.client.session import ClientSession
+from kmsfs.envelope.volumekeys import VolumeKeys
+from kmsfs.errors import CorruptVolume, StorageError
+from kmsfs.mount.volume import VolumeLease, read_config
+
+_LOG = logging.getLogger("kmsfs.mount")
+
+
+def records_path(volume_id: bytes) -> Path:
+    """Return where a volume's records lie: $XDG_STATE_HOME, or /var/lib for root and ~/.local/state for others."""
+    named = os.environ.get("XDG_STATE_HOME")
+    if named:
+        base = Path(named)
+    else:
+        base = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local" / "state"
+    return base / "kmsfs" / "freshness" / f"{volume_id.hex()}.db"
+
+
+def open_records(keys: VolumeKeys, lease: VolumeLease, *, read_only: bool) -> FreshnessStore | None:
+    """Open a volume's records, beginning new ones where kmsd allows it; None where there are none to compare with.
+
+    Raises:
+        CorruptVolume: if they are missing, damaged or of the past.
+        StorageError: if they cannot be read or written.
+    """
+    path = records_path(keys.volume_id)
+    if _ended_cleanly(path, lease.head):
+        for suffix in ("-wal", "-shm"):
+            beside(path, suffix).unlink(missing_ok=True)
+        store = FreshnessStore(keys.freshness, path, read_only=read_only)
+    else:
+        found = _after_a_crash(keys, path, lease, read_only=read_only)
+        if found is None:
+            return _begin(keys, path, lease, read_only=read_only)
+        store = found
+    if not read_only:
+        store.begin(lease.number, lease.head)
+    return store
+
+
+def accept_restore(cipher_dir: Path, session: ClientSession) -> None:
+    """Let kmsd take a volume as it is now: its next mount begins new records.
+
+    Raises:
+        VolumeBusy: if it is mounted.
+        KmsfsError: as AcceptVolumeRestore.
+    """
+    config, _mac = read_config(cipher_dir)
+    session.call("AcceptVolumeRestore", {"KeyId": config.key_arn, "VolumeId": config.volume_id.hex()})
+
+
+def _ended_cleanly(path: Path, head: bytes) -> bool:
+    """Whether the file is as the last session left it."""
+    try:
+        return bool(head) and head_of(path) == head
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageError(f"cannot read the freshness records {path}: {error.strerror}") from error
+
+
+def _after_a_crash(
+    keys: VolumeKeys, path: Path, lease: VolumeLease, *, read_only: bool
+) -> FreshnessStore | None:
+    """The file as a session left it that did not end: one that kmsd knows of, and that began where kmsd says."""
+    if not path.exists():
+        return None
+    try:
+        store = FreshnessStore(keys.freshness, path, read_only=read_only)
+    except CorruptVolume:
+        if lease.may_begin:
+            return None
+        raise
+    if store.session in lease.unclean and store.base == lease.head:
+        return store
+    store.close()
+    return None
+
+
+def _begin(keys: VolumeKeys, path: Path, lease: VolumeLease, *, read_only: bool) -> FreshnessStore | None:
+    if not lease.may_begin:
+        raise CorruptVolume(
+            f"the freshness records of this volume ({path}) are missing or of the past",
+            hint="if you moved the volume here or restored a backup: `kmsfs volume accept-restore CIPHERDIR`",
+        )
+    if read_only:
+        return None
+    if lease.number > 1:
+        _LOG.info("freshness records begin: files that are put back from before this are noticed from now on")
+    return FreshnessStore.make(keys.freshness, path, lease.number, lease.head)
+
