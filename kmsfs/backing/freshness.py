@@ -8,7 +8,6 @@ when the last session ended cleanly (docs/formats/freshness-v1.md).
 import contextlib
 import os
 import sqlite3
-import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,19 +16,14 @@ from kmsfs.aead.kdf import sha256
 from kmsfs.aead.siv import SivKey
 from kmsfs.envelope.freshness import Commit
 from kmsfs.errors import AuthenticationFailed, CorruptVolume, StorageError
+from kmsfs.formats.freshness import FACTS_AAD, ROW_AAD, Facts, pack_row, parse_facts, parse_row
 
-_VERSION = 1
 _SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE files (file_id BLOB PRIMARY KEY, sealed BLOB NOT NULL) WITHOUT ROWID",
 )
-_ROW = struct.Struct("<Q16s")
-_FACTS = struct.Struct("<BQQ32s")
-_FACTS_AAD = b"kmsfs/freshness/facts"
-_ROW_AAD = b"kmsfs/freshness/file"
 _PIECE_BYTES = 1 << 20
 _BUSY_SECONDS = 10.0
-HEAD_BYTES = 32
 
 
 def head_of(path: Path) -> bytes:
@@ -67,10 +61,7 @@ class FreshnessStore:
             row = self._reader.execute("SELECT value FROM facts WHERE name = 'facts'").fetchone()
         if row is None:
             raise CorruptVolume("the freshness records have no beginning", hint=_HINT)
-        facts: tuple[int, int, int, bytes] = _FACTS.unpack(self._open(row[0], _FACTS_AAD, b""))
-        version, self._since, self.session, self.base = facts
-        if version != _VERSION:
-            raise CorruptVolume(f"the freshness records are of version {version}, which is not known")
+        self.facts = parse_facts(self._open(row[0], FACTS_AAD, b""))
 
     @classmethod
     def make(cls, key: SivKey, path: Path, session: int, base: bytes) -> "FreshnessStore":
@@ -85,7 +76,7 @@ class FreshnessStore:
             with contextlib.closing(_connect(path, read_only=False)) as made, made:
                 for statement in _SCHEMA:
                     made.execute(statement)
-                facts = key.seal(_FACTS.pack(_VERSION, session, session, base), (_FACTS_AAD, b""))
+                facts = key.seal(Facts(session, session, base).pack(), (FACTS_AAD, b""))
                 made.execute("INSERT INTO facts VALUES ('facts', ?)", (facts,))
         except (sqlite3.Error, OSError) as error:
             raise StorageError(f"cannot make the freshness records {path}: {error}") from error
@@ -97,8 +88,8 @@ class FreshnessStore:
         Raises:
             StorageError: if it cannot be written.
         """
-        self.session, self.base = session, base
-        facts = self._key.seal(_FACTS.pack(_VERSION, self._since, session, base), (_FACTS_AAD, b""))
+        self.facts = Facts(self.facts.since, session, base)
+        facts = self._key.seal(self.facts.pack(), (FACTS_AAD, b""))
         with self._guarded(), self._writer:
             self._writer.execute("UPDATE facts SET value = ? WHERE name = 'facts'", (facts,))
         with self._guarded():
@@ -110,7 +101,7 @@ class FreshnessStore:
     @property
     def since(self) -> int:
         """See FreshnessRecords."""
-        return self._since
+        return self.facts.since
 
     def __len__(self) -> int:
         with self._lock, self._guarded():
@@ -131,8 +122,7 @@ class FreshnessStore:
                 row = self._reader.execute("SELECT sealed FROM files WHERE file_id = ?", (file_id,)).fetchone()
         if row is None:
             return None
-        generation, tag = _ROW.unpack(self._open(row[0], _ROW_AAD, file_id))
-        return generation, tag
+        return parse_row(self._open(row[0], ROW_AAD, file_id))
 
     def durable(self, commit: Commit) -> None:
         """See FreshnessRecords."""
@@ -171,7 +161,7 @@ class FreshnessStore:
         if not batch:
             return
         rows = [
-            (file_id, self._key.seal(_ROW.pack(*known), (_ROW_AAD, file_id)))
+            (file_id, self._key.seal(pack_row(*known), (ROW_AAD, file_id)))
             for file_id, known in batch.items()
             if known is not None
         ]

@@ -8,6 +8,7 @@ from kmsfs.backing.freshness import FreshnessStore, beside, head_of
 from kmsfs.client.session import ClientSession
 from kmsfs.envelope.volumekeys import VolumeKeys
 from kmsfs.errors import CorruptVolume, StorageError
+from kmsfs.formats.freshness import HEAD_BYTES
 from kmsfs.mount.volume import VolumeLease, read_config
 
 _LOG = logging.getLogger("kmsfs.mount")
@@ -78,7 +79,7 @@ def _after_a_crash(
         if lease.may_begin:
             return None
         raise
-    if store.session in lease.unclean and store.base == lease.head:
+    if store.facts.session in lease.unclean and store.facts.base == lease.head.ljust(HEAD_BYTES, b"\0"):
         return store
     store.close()
     return None

@@ -12,7 +12,7 @@ import pytest
 from kmsd.root.keyring import HEADER_BYTES
 from kmsfs.api.registry import KMS_ACTIONS, OPERATIONS
 from kmsfs.errors import KmsfsError
-from kmsfs.formats import fileheader
+from kmsfs.formats import fileheader, freshness
 from kmsfs.formats.blob import parse_blob
 from kmsfs.formats.context import canonical
 from kmsfs.formats.frame import decode_request, encode_request
@@ -126,6 +126,8 @@ def table_after(page, heading):
         ("file-v1.md", "An **entry**", fileheader.ENTRY_BYTES),
         ("blob-v1.md", "# Ciphertext blob", 84),
         ("store-v1.md", "## Keyring", HEADER_BYTES + 12),
+        ("freshness-v1.md", "## Rows", freshness.ROW_BYTES),
+        ("freshness-v1.md", "`facts` has one row", freshness.FACTS_BYTES),
     ],
 )
 def test_field_tables_add_up(page, heading, total):
@@ -152,13 +154,14 @@ def test_worked_examples():
     assert example("blob-v1.md", "context") == canonical({"a": "bc"})
     blob = parse_blob(example("blob-v1.md", "blob"))
     assert open_derived(bytes(32), blob.head, blob.body, canonical({"a": "bc"})) == b"hello"
+    assert freshness.parse_row(example("freshness-v1.md", "row")) == (7, bytes(range(1, 17)))
     raw = example("frame-v1.md", "frame")
     assert raw == encode_request(1, "DescribeKey", {"KeyId": "alias/a"})
     assert decode_request(raw[4:]).operation == "DescribeKey" and struct.unpack(">I", raw[:4])[0] == len(raw) - 4
 
 
 def test_format_pages_name_their_version():
-    for page, version in (("file-v1.md", fileheader.FORMAT_VERSION), ("blob-v1.md", 1), ("frame-v1.md", 1)):
+    for page, version in (("file-v1.md", fileheader.FORMAT_VERSION), ("blob-v1.md", 1), ("frame-v1.md", 1), ("freshness-v1.md", 1)):
         text = (DOCS / "formats" / page).read_text()
         assert f"Version {version}" in text
         assert re.search(r"## Changelog\n\n\* (\d+)", text)[1] == str(version)

@@ -1,0 +1,133 @@
+"""When freshness records may change: never before a barrier has covered what they say."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from kmsfs.backing.posix import PosixFile
+from kmsfs.errors import StorageError
+from kmsfs.mount import durability
+from kmsfs.mount.attributes import Requester
+from kmsfs.mount.durability import Vfs
+from kmsfs.mount.vfs import VfsOptions
+
+from support.fakes import MemoryRecords, make_tools
+from support.treecut import TreeProvider
+
+WHO = Requester(0, 0)
+
+
+@pytest.fixture
+def volume(tmp_path, monkeypatch):
+    """A vfs over a real directory, whose syncfs can be made to fail."""
+    provider = TreeProvider()
+    held = SimpleNamespace(records=MemoryRecords(), fails=False)
+    held.tools = make_tools(provider=provider, freshness=held.records)
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def barrier(_descriptor):
+        if held.fails:
+            held.fails = False
+            raise StorageError("written back with an error")
+
+    monkeypatch.setattr(durability, "sync_file_system", barrier)
+
+    def mount():
+        held.vfs = Vfs(held.tools, provider, descriptor, b"r" * 16, VfsOptions())
+        return held.vfs
+
+    held.mount = mount
+    mount()
+    yield held
+    os.close(descriptor)
+
+
+def make(volume, name, data=b"x"):
+    vfs = volume.vfs
+    node, _ = vfs.create(vfs.nodes.root, name, 0o644, WHO)
+    node.lookups += 1
+    vfs.write(node, data, 0, cached=False)
+    file = node.file
+    vfs.release(node)
+    vfs.close_file(node)
+    return node, file.attributes.file_id
+
+
+def test_a_commit_is_recorded_by_the_barrier_that_covers_it(volume):
+    _, file_id = make(volume, b"a")
+    assert volume.records.find(file_id) is None
+    volume.fails = True
+    with pytest.raises(StorageError):
+        volume.vfs.tick()
+    # Its pages may be lost: the next barrier says nothing about them.
+    volume.vfs.names_changed = True
+    volume.vfs.tick()
+    assert volume.records.find(file_id) is None
+    node = volume.vfs.lookup(volume.vfs.nodes.root, b"a")[0]
+    volume.vfs.fsync(node)
+    assert volume.records.find(file_id) is not None
+
+
+def test_an_open_file_is_asked_by_itself_after_a_failed_barrier(volume, monkeypatch):
+    vfs = volume.vfs
+    node, _ = vfs.create(vfs.nodes.root, b"a", 0o644, WHO)
+    vfs.write(node, b"x" * 9000, 0, cached=False)
+    volume.fails = True
+    asked = []
+    monkeypatch.setattr(PosixFile, "datasync", lambda file: asked.append(file))
+    with pytest.raises(StorageError):
+        vfs.tick()
+    assert asked and volume.records.find(node.file.attributes.file_id) is not None
+    vfs.write(node, b"y", 0, cached=False)
+
+    def broken(_file):
+        raise StorageError("lost")
+
+    monkeypatch.setattr(PosixFile, "datasync", broken)
+    known = volume.records.find(node.file.attributes.file_id)
+    volume.fails = True
+    with pytest.raises(StorageError):
+        vfs.tick()
+    assert node.file.failed
+    vfs.names_changed = True
+    vfs.tick()
+    assert volume.records.find(node.file.attributes.file_id) == known
+
+
+def test_a_removal_counts_only_after_a_barrier(volume):
+    _, file_id = make(volume, b"a")
+    volume.vfs.tick()
+    assert volume.records.find(file_id) is not None
+    volume.vfs.unlink(volume.vfs.nodes.root, b"a")
+    assert volume.records.find(file_id) is not None
+    volume.fails = True
+    with pytest.raises(StorageError):
+        volume.vfs.tick()
+    assert volume.records.find(file_id) is not None
+    volume.vfs.tick()
+    assert volume.records.find(file_id) is None
+
+
+@pytest.mark.parametrize("way", ["unlink", "replace"])
+def test_a_listed_file_with_another_name_keeps_its_record(volume, way):
+    node, file_id = make(volume, b"a")
+    root = volume.vfs.nodes.root
+    volume.vfs.link(node, root, b"b")
+    make(volume, b"c")
+    volume.vfs.tick()
+    volume.vfs.finish()
+    vfs = volume.mount()
+    root = vfs.nodes.root
+    for entry in vfs.list_directory(root):
+        vfs.list_entry(root, entry.name, entry.disk_name)
+    assert root.kids[b"a"].file is None and root.kids[b"a"].attributes is not None
+    # The other name is not known to this mount.
+    root.kids[b"b"].names.pop((root.node_id, b"b"))
+    root.kids.pop(b"b")
+    if way == "unlink":
+        vfs.unlink(root, b"a")
+    else:
+        vfs.rename(root, b"c", root, b"a")
+    vfs.tick()
+    assert volume.records.find(file_id) is not None
