@@ -1,4 +1,4 @@
-"""The `kmsd` command: init, serve, recover, verify-audit."""
+"""The `kmsd` command: init, serve, recover, restart-audit, verify-audit; and those of kmsd.backup."""
 
 import contextlib
 import json
@@ -14,11 +14,12 @@ import typer
 
 from kmsd.app import Daemon
 from kmsd.audit.journal import verify_log
+from kmsd.backup import commands
+from kmsd.backup.commands import Passphrase, State
 from kmsd.config import HOME_REGION, SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
 from kmsd.door.listen import parse_endpoint
 from kmsd.realm import begin_new_audit, initialise, open_realm, recover
 from kmsd.root.keyring import SealType
-from kmsd.root.recovery import parse_recovery_code
 from kmsd.server.listen import activated_socket, bind_socket
 from kmsd.store.files import lock_state
 from kmsfs.aead.selfcheck import run_self_check
@@ -30,15 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The key daemon of kmsfs.",
 )
-State = Annotated[Path, typer.Option("--state", envvar="KMSD_STATE", help="Folder of the daemon's state.")]
 Socket = Annotated[
     # Not `readable`: under socket activation the socket is systemd's, and the daemon's user may not even open it.
     Path, typer.Option("--socket", envvar="KMSD_SOCKET", readable=False, help="Unix socket to listen on.")
 ]
-Passphrase = Annotated[
-    Path | None, typer.Option("--passphrase-file", help="File with the passphrase, `-` for standard input.")
-]
-
 Account = Annotated[
     str | None, typer.Option(help="Twelve digits that name the account in ARNs; at random if not given.")
 ]
@@ -151,9 +147,14 @@ def recover_command(
     ] = Path("-"),
 ) -> None:
     """Give a realm a new keyfile from its recovery code."""
-    text = sys.stdin.readline() if os.fspath(code_file) == "-" else code_file.read_text(encoding="utf-8")
-    recover(Config(state, SYSTEM_SOCKET), parse_recovery_code(text))
+    recover(Config(state, SYSTEM_SOCKET), commands.read_code(code_file))
     print(f"The realm in {state} opens with {state / 'root.key'} again.")
+
+
+app.command()(commands.backup)
+app.command("verify-backup")(commands.verify)
+app.command()(commands.restore)
+app.command("recovery-drill")(commands.recovery_drill)
 
 
 @app.command("restart-audit")

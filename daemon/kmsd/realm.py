@@ -84,13 +84,23 @@ def open_realm(config: Config, passphrase_file: Path | None) -> OpenRealm:
         RootKeyMissing: if the root key is missing or wrong.
         CorruptStore: if the keyring is damaged.
     """
-    data = _keyring_bytes(config)
-    header = parse_header(data)
-    root_key = read_root_key(config.source(header.seal_type, passphrase_file), header.argon2)
-    keyring = open_keyring(data, root_key)
+    root_key = read_root(config, passphrase_file)
+    keyring = open_keyring(_keyring_bytes(config), root_key)
     anchor_key = derive(root_key.reveal(), Label.ROOT_ANCHOR)
     root_key.wipe()
     return OpenRealm(keyring, anchor_key)
+
+
+def read_root(config: Config, passphrase_file: Path | None) -> KeyMaterial:
+    """Read the root key from the realm's source.
+
+    Raises:
+        UsageError: if there is no realm.
+        RootKeyMissing: if the root key is missing.
+        CorruptStore: if the keyring is damaged.
+    """
+    header = parse_header(_keyring_bytes(config))
+    return read_root_key(config.source(header.seal_type, passphrase_file), header.argon2)
 
 
 def begin_new_audit(config: Config, realm: OpenRealm) -> tuple[Path, str]:

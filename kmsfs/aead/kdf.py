@@ -22,6 +22,7 @@ class Label(Enum):
 
     ROOT_KEK = ("root/kek", 32)
     ROOT_ANCHOR = ("root/anchor", 32)
+    ROOT_BACKUP = ("root/backup", 32)
     DOMAIN_STATE = ("domain/state", 32)
     DOMAIN_EKT = ("domain/ekt", 32)
     DOMAIN_INDEX = ("domain/index", 32)

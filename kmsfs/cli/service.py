@@ -21,6 +21,7 @@ HELPER = Path("/usr/sbin/mount.kmsfs")
 STATE = Path("/var/lib/kmsd")
 _PLACES = {
     "kmsd.socket": UNITS, "kmsd.service": UNITS, "kmsfs@.service": UNITS,
+    "kmsd-backup.service": UNITS, "kmsd-backup.timer": UNITS,
     "sysusers.d/kmsd.conf": Path("/etc/sysusers.d"), "tmpfiles.d/kmsd.conf": Path("/etc/tmpfiles.d"),
 }  # fmt: skip
 _DROP_IN = UNITS / "kmsd.service.d" / "aws-endpoint.conf"
@@ -57,7 +58,7 @@ def install_service(
     _run("systemd-tmpfiles", "--create", os.fspath(Path("/etc/tmpfiles.d/kmsd.conf")))
     made = _make_realm(programs)
     _run("systemctl", "daemon-reload")
-    _run("systemctl", "enable", "--now", "kmsd.socket")
+    _run("systemctl", "enable", "--now", "kmsd.socket", "kmsd-backup.timer")
     show(made, lambda: _tell(made))
 
 
@@ -67,6 +68,7 @@ def _tell(made: dict[str, str]) -> None:
         print(f"audit verification key  {made['audit_verification_key']}")
         say("both are shown this once and stored nowhere: keep them elsewhere")
     say("kmsd answers on /run/kmsd/kmsd.sock; members of the group kmsfs may connect")
+    say("daily backups go to /var/lib/kmsd-backups: copy that folder to another machine")
     say("an fstab line mounts at boot: /srv/data.encrypted /srv/data kmsfs allow_other,nofail 0 0")
 
 
@@ -144,8 +146,9 @@ def _make_realm(programs: Path) -> dict[str, str]:
 def _undo() -> None:
     if shutil.which("systemctl"):
         subprocess.run(
-            ["systemctl", "disable", "--now", "kmsd.socket", "kmsd.service"], capture_output=True, check=False
-        )
+            ["systemctl", "disable", "--now", "kmsd.socket", "kmsd.service", "kmsd-backup.timer"],
+            capture_output=True, check=False,
+        )  # fmt: skip
     for name, folder in _PLACES.items():
         (folder / Path(name).name).unlink(missing_ok=True)
     _DROP_IN.unlink(missing_ok=True)

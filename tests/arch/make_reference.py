@@ -59,6 +59,7 @@ def commands():
     """One section a command: its help text as the parser has it."""
     import typer
 
+    from kmsd.__main__ import app as daemon
     from kmsfs.cli.main import app
 
     lines = [
@@ -84,6 +85,7 @@ def commands():
             lines.append("")
 
     section(typer.main.get_command(app), ["kmsfs"])
+    section(typer.main.get_command(daemon), ["kmsd"])
     return "\n".join(lines)
 
 

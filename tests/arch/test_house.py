@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kmsd.backup.archive import HEADER_BYTES as ARCHIVE_HEADER_BYTES
 from kmsd.root.keyring import HEADER_BYTES
 from kmsfs.api.registry import KMS_ACTIONS, OPERATIONS
 from kmsfs.errors import KmsfsError
@@ -126,6 +127,7 @@ def table_after(page, heading):
         ("file-v1.md", "An **entry**", fileheader.ENTRY_BYTES),
         ("blob-v1.md", "# Ciphertext blob", 84),
         ("store-v1.md", "## Keyring", HEADER_BYTES + 12),
+        ("backup-v1.md", "## Head", ARCHIVE_HEADER_BYTES),
         ("freshness-v1.md", "## Rows", freshness.ROW_BYTES),
         ("freshness-v1.md", "`facts` has one row", freshness.FACTS_BYTES),
     ],
@@ -161,7 +163,7 @@ def test_worked_examples():
 
 
 def test_format_pages_name_their_version():
-    for page, version in (("file-v1.md", fileheader.FORMAT_VERSION), ("blob-v1.md", 1), ("frame-v1.md", 1), ("freshness-v1.md", 1)):
+    for page, version in (("file-v1.md", fileheader.FORMAT_VERSION), ("blob-v1.md", 1), ("frame-v1.md", 1), ("freshness-v1.md", 1), ("backup-v1.md", 1)):
         text = (DOCS / "formats" / page).read_text()
         assert f"Version {version}" in text
         assert re.search(r"## Changelog\n\n\* (\d+)", text)[1] == str(version)

@@ -67,6 +67,20 @@ def test_the_whole_life_of_the_service(machine):
     assert machine.run("cat", "/srv/data/file").stdout == "kept\n"
 
 
+def test_backups_by_timer(machine):
+    assert machine.systemctl("is-active", "kmsd-backup.timer").stdout.strip() == "active"
+    machine.systemctl("start", "kmsd-backup.service")
+    [archive] = (machine.kept / "lib/kmsd-backups").iterdir()
+    assert archive.name.endswith(".kmsbackup") and archive.stat().st_mode & 0o777 == 0o600
+    # Root restores it elsewhere, and the codes are not needed where the state is.
+    state = ["--state", "/var/lib/kmsd"]
+    place = f"/var/lib/kmsd-backups/{archive.name}"
+    document = json.loads(machine.run(str(BIN / "kmsd"), "verify-backup", place, *state, "--json").stdout)
+    assert document["parameters"] == 1 and document["volumes"] == 1
+    score = machine.run("systemd-analyze", "security", "--offline=true", "/etc/systemd/system/kmsd-backup.service", check=False).stdout
+    assert float(score.strip().splitlines()[-1].split(":")[1].split()[0]) <= 1.0
+
+
 def test_a_killed_daemon_comes_back_under_a_mount(machine):
     before = machine.main_pid("kmsd.service")
     machine.systemctl("kill", "-s", "KILL", "kmsd.service")

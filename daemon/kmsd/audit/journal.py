@@ -91,6 +91,11 @@ class Journal:
         self._recover(self._chain.sequence)
 
     @property
+    def records(self) -> int:
+        """How many records the log has."""
+        return self._chain.sequence
+
+    @property
     def needs_sync(self) -> bool:
         """Whether records wait for fdatasync."""
         return self._unsynced > 0

@@ -60,8 +60,8 @@ class Keyring:
         return header + _wrapper(root_key).seal(rng, plain, header)
 
 
-def parse_header(data: bytes) -> Keyring:
-    """Read the clear header: enough to know which root key is needed.
+def parse_header(data: bytes, *, whole: bool = True) -> Keyring:
+    """Read the clear header: enough to know which root key is needed. `data` is the file, if `whole`.
 
     Raises:
         CorruptStore: if it is no keyring.
@@ -72,7 +72,7 @@ def parse_header(data: bytes) -> Keyring:
             "the keyring file is damaged or is no keyring", hint="restore a backup of the state"
         )
     _, seal, reserved, realm, salt, memory, iterations, lanes, generation, length = _HEADER.unpack_from(data)
-    if reserved != bytes(3) or length != len(data) - HEADER_BYTES - 12:
+    if reserved != bytes(3) or (whole and length != len(data) - HEADER_BYTES - 12):
         raise CorruptStore("the keyring file is damaged", hint="restore a backup of the state")
     try:
         seal_type = SealType(seal)
