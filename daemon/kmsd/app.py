@@ -12,6 +12,8 @@ from pathlib import Path
 
 import uvloop
 
+from kmsd.access.denials import Denials
+from kmsd.access.service import AccessService
 from kmsd.audit.journal import Journal
 from kmsd.config import Config
 from kmsd.dispatch.authorise import Authoriser
@@ -93,7 +95,8 @@ class Daemon:
     def _assemble(self, tokens: GrantTokens, realm: OpenRealm) -> None:
         config, registry, pipeline = self._config, self._registry, self._pipeline
         grants = GrantService(registry, tokens, os.urandom)
-        authoriser = Authoriser(registry, grants, tokens)
+        denials = Denials()
+        authoriser = Authoriser(registry, grants, tokens, denials)
         loaded = PairStore()
         registry.listeners.append(loaded.forget)
         crypto = CryptoService(os.urandom, loaded)
@@ -125,7 +128,7 @@ class Daemon:
                     self._keys, self._upkeep, pairs, crypto, grants, parameters, ParameterMarkService(parameters),
                     volumes, batches, admin, sts, self._secrets, SecretUpkeepService(secret_store),
                     *self._identities(), self._imports,
-                    retirement,
+                    retirement, AccessService(registry, authoriser, denials, self._iam, administrators),
                 )
             ),
         )  # fmt: skip

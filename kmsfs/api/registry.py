@@ -1,5 +1,6 @@
 """All operations by their name on the socket, and what is derived from them."""
 
+from kmsfs.api.catalogue.access import ACCESS_OPERATIONS
 from kmsfs.api.catalogue.admin import ADMIN_OPERATIONS
 from kmsfs.api.catalogue.crypto import CRYPTO_OPERATIONS
 from kmsfs.api.catalogue.grants import GRANT_OPERATIONS
@@ -24,6 +25,7 @@ OPERATIONS: dict[str, Operation] = {
         *STS_OPERATIONS,
         *IAM_OPERATIONS,
         *ADMIN_OPERATIONS,
+        *ACCESS_OPERATIONS,
     )
 }
 

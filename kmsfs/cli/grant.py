@@ -32,8 +32,8 @@ def create(
             "EncryptionContextEquals" if exact else "EncryptionContextSubset": parse_context(context)
         }
     answer = call(
-        "CreateGrant", KeyId=key, GranteePrincipal=_principal(to), Operations=operation, Name=name,
-        RetiringPrincipal=_principal(retiring) if retiring else None, Constraints=constraints,
+        "CreateGrant", KeyId=key, GranteePrincipal=principal_arn(to), Operations=operation, Name=name,
+        RetiringPrincipal=principal_arn(retiring) if retiring else None, Constraints=constraints,
     )  # fmt: skip
     show(answer, lambda: facts([("grant id", answer["GrantId"]), ("grant token", answer["GrantToken"])]))
 
@@ -51,7 +51,7 @@ def list_retirable(
     principal: Annotated[str | None, typer.Argument(help="By default yourself.")] = None,
 ) -> None:
     """List the grants that you may retire."""
-    who = _principal(principal) if principal else call("GetStatus")["Principal"]
+    who = principal_arn(principal) if principal else call("GetStatus")["Principal"]
     found = pages("ListRetirableGrants", "Grants", "Marker", "NextMarker", RetiringPrincipal=who)
     rows = [(g["GrantId"], g["KeyId"], ", ".join(g["Operations"])) for g in found]
     show(found, lambda: table(("grant id", "key", "operations"), rows))
@@ -75,7 +75,8 @@ def revoke(key: Key, grant_id: Annotated[str, typer.Argument(help="Grant id.")])
     show({}, lambda: say("revoked"))
 
 
-def _principal(text: str) -> str:
-    if text.startswith(("uid/", "gid/")):
+def principal_arn(text: str) -> str:
+    """Return the ARN of uid/NUMBER, gid/NUMBER, user/NAME or role/NAME of this account; an ARN stays."""
+    if text.startswith(("uid/", "gid/", "user/", "role/")):
         return f"arn:kmsfs:iam::{call('GetStatus')['Account']}:{text}"
     return text

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kmsfs import __version__
-from kmsfs.cli import alias, api, aws, daemon, execute, files, grant, key, paramtools, secret, service
+from kmsfs.cli import access, alias, api, aws, daemon, execute, files, grant, key, paramtools, secret, service
 from kmsfs.cli.output import SETTINGS, fail
 from kmsfs.errors import KmsfsError
 
@@ -33,6 +33,9 @@ app.command("bench")(files.bench)
 app.command("install-service")(service.install_service)
 app.command("api")(api.api)
 app.command("exec")(execute.execute)
+app.command("why")(access.why)
+app.command("who-can")(access.who_can)
+app.command("simulate")(access.simulate)
 
 
 def _version(value: bool) -> None:

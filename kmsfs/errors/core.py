@@ -315,6 +315,10 @@ class KeyNotFound(NotFound):
     """No KMS key has this id, or the caller may not know."""
 
 
+class DecisionNotFound(NotFound):
+    """No denial with this id is remembered, or the caller may not look into it."""
+
+
 class AliasNotFound(NotFound):
     """No alias has this name."""
 

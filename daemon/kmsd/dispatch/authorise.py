@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kmsd.access.denials import Denial, Denials
 from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.dispatch.call import Call
 from kmsd.grants.service import GrantService
@@ -20,7 +21,10 @@ VOLUME_PURPOSE = "volume-root"
 class Authoriser:
     """Resolves keys and decides, in AWS's order: found, authorised, state."""
 
-    def __init__(self, registry: KeyRegistry, grants: GrantService, tokens: GrantTokens) -> None:
+    def __init__(
+        self, registry: KeyRegistry, grants: GrantService, tokens: GrantTokens, denials: Denials
+    ) -> None:
+        self._denials = denials
         self._registry = registry
         self._grants = grants
         self._tokens = tokens
@@ -69,8 +73,10 @@ class Authoriser:
         call.decided_by = decision.by
         if not decision.allowed:
             call.key = call.key or key
+            self._denials.note(call.call_id, Denial(call.caller, question, key.policy, tuple(key.grants.values())))
             raise AccessDenied(
-                f"User: {call.caller.principal} is not authorized to perform: {action} on resource: {key.arn}"
+                f"User: {call.caller.principal} is not authorized to perform: {action} on resource: {key.arn}",
+                hint=f"who may read the key's policy sees why: kmsfs why {call.call_id}",
             )
 
     def _on_nothing(self, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from kmsd.access.service import AccessService
 from kmsd.dispatch.batch import BatchService
 from kmsd.dispatch.call import Handler
 from kmsd.dispatch.status import AdminService
@@ -45,6 +46,7 @@ class Services:
     access_keys: AccessKeyService
     imports: ImportService
     retirement: RetirementService
+    access: AccessService
 
 
 def bind_handlers(services: Services) -> dict[str, Handler]:
@@ -210,5 +212,8 @@ def _of_the_rest(services: Services) -> dict[str, Handler]:
         "AssumeRole": services.tokens.assume_role,
         "GetAccessKeyInfo": services.tokens.get_access_key_info,
         "GetStatus": services.admin.get_status,
+        "ExplainDecision": services.access.explain_decision,
+        "SimulateKeyAccess": services.access.simulate_key_access,
+        "ListAuthorizedPrincipals": services.access.list_authorized_principals,
         "Watch": services.admin.watch,
     }

@@ -47,15 +47,15 @@ class Pipeline:
         self._handlers = handlers
 
     def run(
-        self, caller: Caller, frame: Request, connection_id: int, region: str = REGION
+        self, caller: Caller, frame: Request, connection_id: int, region: str = REGION, call_id: str = ""
     ) -> tuple[Any, Call]:
-        """Run one frame's operation in a region; return (plain response, call).
+        """Run one frame's operation in a region, under an id of its own if none is given; return (plain response, call).
 
         Raises:
             KmsfsError: the operation's own failure, already recorded for the audit log.
         """
         call = Call(
-            _UNKNOWN, None, caller, self._new_call_id(), self._clock(), connection_id=connection_id,
+            _UNKNOWN, None, caller, call_id or self._new_call_id(), self._clock(), connection_id=connection_id,
             context_uid=frame.context_uid, region=region,
         )  # fmt: skip
         try:

@@ -71,7 +71,9 @@ class Door:
         parameters = translation.inward(with_bytes(request.parameters, request.operation.request))
         frame = Request(0, request.operation.wire_name, parameters, None, None)
         try:
-            result, _ = state.pipeline.run(caller, frame, next(state.numbers), translation.region)
+            result, _ = state.pipeline.run(
+                caller, frame, next(state.numbers), translation.region, request_id
+            )
         finally:
             state.settle_audit()
         return answer_bytes(request, translation.outward(result), request_id)
