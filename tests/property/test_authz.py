@@ -2,7 +2,7 @@
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmsd.authz.decide import Question, decide
@@ -85,6 +85,7 @@ questions = st.builds(
 granted = st.lists(grants(), max_size=3)
 
 
+@settings(max_examples=600)
 @given(key_policies, callers(), questions, granted)
 def test_a_deny_that_speaks_of_the_call_wins(parts, caller, question, held):
     policy = policy_of(parts)
@@ -100,18 +101,21 @@ def test_a_deny_that_speaks_of_the_call_wins(parts, caller, question, held):
         assert not decide(caller, question, policy, held).allowed
 
 
+@settings(max_examples=600)
 @given(key_policies, statements(effect="Deny"), callers(), questions, granted)
 def test_one_more_deny_never_widens(parts, deny, caller, question, held):
     if decide(caller, question, policy_of([*parts, deny]), held).allowed:
         assert decide(caller, question, policy_of(parts), held).allowed
 
 
+@settings(max_examples=600)
 @given(key_policies, statements(effect="Allow"), callers(), questions, granted)
 def test_one_more_allow_never_narrows(parts, allow, caller, question, held):
     if decide(caller, question, policy_of(parts), held).allowed:
         assert decide(caller, question, policy_of([*parts, allow]), held).allowed
 
 
+@settings(max_examples=600)
 @given(key_policies, grants(), callers(), questions, granted)
 def test_one_more_grant_gives_its_operations_and_no_others(parts, grant, caller, question, held):
     policy = policy_of(parts)
@@ -121,6 +125,7 @@ def test_one_more_grant_gives_its_operations_and_no_others(parts, grant, caller,
         assert question.action.removeprefix("kms:") in grant.operations and grant.grantee in caller.principals
 
 
+@settings(max_examples=600)
 @given(key_policies, callers(), questions, granted)
 def test_without_conditions_nothing_is_lost(parts, caller, question, held):
     policy = policy_of(parts)
@@ -128,6 +133,7 @@ def test_without_conditions_nothing_is_lost(parts, caller, question, held):
         assert decide(caller, question, without_conditions(policy), held).allowed
 
 
+@settings(max_examples=600)
 @given(key_policies, callers(), questions, granted)
 def test_explanations_agree_with_the_decision(parts, caller, question, held):
     policy = policy_of(parts)
