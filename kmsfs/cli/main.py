@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 from kmsfs import __version__
-from kmsfs.cli import access, alias, api, aws, daemon, execute, files, grant, key, paramtools, secret, service
+from kmsfs.cli import (
+    access,
+    adopting,
+    alias,
+    api,
+    aws,
+    daemon,
+    execute,
+    files,
+    grant,
+    key,
+    paramtools,
+    secret,
+    service,
+)
 from kmsfs.cli.output import SETTINGS, fail
 from kmsfs.errors import KmsfsError
 
@@ -26,6 +40,7 @@ app.add_typer(daemon.app, name="daemon")
 app.add_typer(aws.app, name="aws")
 app.command("mount")(files.mount)
 app.command("umount")(files.umount)
+app.command("adopt")(adopting.adopt)
 app.command("check")(files.check)
 app.command("rewrap")(files.rewrap)
 app.command("inspect")(files.inspect)
