@@ -13,6 +13,7 @@ from kmsfs.cli import (
     api,
     aws,
     daemon,
+    examining,
     execute,
     files,
     grant,
@@ -47,6 +48,7 @@ app.command("inspect")(files.inspect)
 app.command("bench")(files.bench)
 app.command("install-service")(service.install_service)
 app.command("api")(api.api)
+app.command("doctor")(examining.doctor)
 app.command("exec")(execute.execute)
 app.command("why")(access.why)
 app.command("who-can")(access.who_can)

@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     INTEGRITY = 20
     DAMAGE_FOUND = 21
     UNSUPPORTED_FORMAT = 22
+    WARNINGS_FOUND = 23
     UNAVAILABLE = 30
     STORAGE = 31
     SEALED = 32

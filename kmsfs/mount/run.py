@@ -27,6 +27,7 @@ from kmsfs.errors import KmsfsError, StorageError, UsageError
 from kmsfs.formats.volume import CONFIG_NAME
 from kmsfs.mount.durability import TICK_SECONDS, Vfs
 from kmsfs.mount.freshness import open_records
+from kmsfs.mount.hardening import forbid_dumps
 from kmsfs.mount.kernel.attach import MountOptions, attach, detach
 from kmsfs.mount.kernel.notify import KernelNotifier
 from kmsfs.mount.kernel.session import KernelSession
@@ -319,6 +320,7 @@ def run_mount(request: MountRequest, session: ClientSession, on_ready: Callable[
     check_places(request)
     os.umask(0)
     _raise_descriptor_limit()
+    forbid_dumps()
     RunningMount(request, session).serve(on_ready)
 
 

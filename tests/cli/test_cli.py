@@ -228,3 +228,11 @@ def test_mount_helper_refuses(arguments):
 
     with pytest.raises(UsageError):
         translate(arguments)
+
+
+def test_doctor(kmsfs):
+    done = kmsfs("--json", "doctor")
+    assert done.returncode == ExitCode.WARNINGS_FOUND
+    found = {item["subject"]: item for item in json.loads(done.stdout)}
+    assert found["backup"]["level"] == "warning" and "kmsd backup" in found["backup"]["mend"]
+    assert found["daemon"]["level"] == "ok"

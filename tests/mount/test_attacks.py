@@ -43,6 +43,11 @@ def assert_refused(path):
     assert caught.value.errno == errno.EIO
 
 
+def test_a_mount_leaves_no_core(mounted):
+    limits = Path(f"/proc/{mounted.process.pid}/limits").read_text()
+    assert next(line for line in limits.splitlines() if "core file" in line).split()[4:6] == ["0", "0"]
+
+
 # --- crash ------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """kmsd backup, verify-backup, restore, recovery-drill."""
 
+import contextlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from kmsd.realm import read_root
 from kmsd.root.keyring import Keyring
 from kmsd.root.recovery import parse_recovery_code
 from kmsd.root.sources import read_root_key
+from kmsd.store.files import write_atomically
 from kmsfs.errors import KmsfsError, StorageError, UsageError
 from kmsfs.secret import KeyMaterial
 
@@ -74,6 +76,7 @@ def backup(
         made.unlink()
         raise
     pruned = prune(destination, keep) if keep is not None else []
+    _remember(config, made, contents)
     if as_json:
         document = {"archive": os.fspath(made), "removed": [os.fspath(path) for path in pruned], **contents.document()}
         print(json.dumps(document))
@@ -82,6 +85,13 @@ def backup(
     _print(contents)
     for path in pruned:
         print(f"removed {path}")
+
+
+def _remember(config: Config, archive: Path, contents: Contents) -> None:
+    """Leave word of the last backup for `kmsfs doctor`; a state folder that cannot be written is no reason to fail."""
+    text = json.dumps({"archive": os.fspath(archive.absolute()), "created": contents.created})
+    with contextlib.suppress(StorageError):
+        write_atomically(config.state / "last-backup.json", text.encode(), mode=0o600)
 
 
 def verify(archive: Archive, state: State = SYSTEM_STATE, passphrase_file: Passphrase = None, code_file: Code = None,
