@@ -41,6 +41,7 @@ from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.realm import OpenRealm
+from kmsd.secrets.rotation import RotationService
 from kmsd.secrets.service import SecretService
 from kmsd.secrets.store import SecretStore
 from kmsd.secrets.upkeep import SecretUpkeepService
@@ -127,6 +128,7 @@ class Daemon:
                 Services(
                     self._keys, self._upkeep, pairs, crypto, grants, parameters, ParameterMarkService(parameters),
                     volumes, batches, admin, sts, self._secrets, SecretUpkeepService(secret_store),
+                    RotationService(secret_store, os.urandom),
                     *self._identities(), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators),
                 )

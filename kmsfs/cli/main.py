@@ -19,6 +19,7 @@ from kmsfs.cli import (
     grant,
     key,
     paramtools,
+    rotating,
     secret,
     service,
 )
@@ -49,6 +50,7 @@ app.command("bench")(files.bench)
 app.command("install-service")(service.install_service)
 app.command("api")(api.api)
 app.command("doctor")(examining.doctor)
+app.command("rotator", hidden=True)(rotating.rotator)
 app.command("exec")(execute.execute)
 app.command("why")(access.why)
 app.command("who-can")(access.who_can)

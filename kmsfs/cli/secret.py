@@ -5,10 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from kmsfs.cli import rotating
 from kmsfs.cli.output import call, confirm, facts, pages, read_value, say, show, table, when
 from kmsfs.errors import SecretNotFound, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Secrets with versions and stages.")
+app.command()(rotating.rotate)
+app.command("cancel-rotation")(rotating.cancel_rotation)
+app.command("rotate-due")(rotating.rotate_due)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or ARN.")]
 
 

@@ -21,9 +21,11 @@ HELPER = Path("/usr/sbin/mount.kmsfs")
 STATE = Path("/var/lib/kmsd")
 _PLACES = {
     "kmsd.socket": UNITS, "kmsd.service": UNITS, "kmsfs@.service": UNITS,
-    "kmsd-backup.service": UNITS, "kmsd-backup.timer": UNITS,
+    "kmsd-backup.service": UNITS, "kmsd-backup.timer": UNITS, "kmsfs-rotate.service": UNITS,
+    "kmsfs-rotate.timer": UNITS,
     "sysusers.d/kmsd.conf": Path("/etc/sysusers.d"), "tmpfiles.d/kmsd.conf": Path("/etc/tmpfiles.d"),
 }  # fmt: skip
+_TIMERS = ("kmsd-backup.timer", "kmsfs-rotate.timer")
 _DROP_IN = UNITS / "kmsd.service.d" / "aws-endpoint.conf"
 _ENDPOINT = """# AWS's own clients on loopback: the daemon keeps its other walls.
 [Service]
@@ -58,7 +60,7 @@ def install_service(
     _run("systemd-tmpfiles", "--create", os.fspath(Path("/etc/tmpfiles.d/kmsd.conf")))
     made = _make_realm(programs)
     _run("systemctl", "daemon-reload")
-    _run("systemctl", "enable", "--now", "kmsd.socket", "kmsd-backup.timer")
+    _run("systemctl", "enable", "--now", "kmsd.socket", *_TIMERS)
     show(made, lambda: _tell(made))
 
 
@@ -146,7 +148,7 @@ def _make_realm(programs: Path) -> dict[str, str]:
 def _undo() -> None:
     if shutil.which("systemctl"):
         subprocess.run(
-            ["systemctl", "disable", "--now", "kmsd.socket", "kmsd.service", "kmsd-backup.timer"],
+            ["systemctl", "disable", "--now", "kmsd.socket", "kmsd.service", *_TIMERS],
             capture_output=True, check=False,
         )  # fmt: skip
     for name, folder in _PLACES.items():

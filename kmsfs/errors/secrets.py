@@ -1,6 +1,6 @@
 """Failures of Secrets Manager's operations, under its own names."""
 
-from kmsfs.errors.core import Conflict, IntegrityError, InvalidRequest, NotFound
+from kmsfs.errors.core import Conflict, ExitCode, IntegrityError, InvalidRequest, KmsfsError, NotFound
 
 
 class InvalidParameter(InvalidRequest):
@@ -50,3 +50,11 @@ class SecretEncryptionFailure(Conflict):
     """A secret's value cannot be sealed with the KMS key: it is not there, disabled or of another kind."""
 
     code = "EncryptionFailure"
+
+
+class RotationFailed(KmsfsError):
+    """A step of a rotation did not succeed; the secret's current version is what it was."""
+
+    code = "RotationFailedException"
+    exit_code = ExitCode.STORAGE
+    audience = "caller"

@@ -81,6 +81,28 @@ def test_backups_by_timer(machine):
     assert float(score.strip().splitlines()[-1].split(":")[1].split()[0]) <= 1.0
 
 
+def test_rotation_by_timer(machine):
+    assert machine.systemctl("is-active", "kmsfs-rotate.timer").stdout.strip() == "active"
+    request = json.dumps({"Name": "rotated", "SecretString": "first"})
+    kmsfs(machine, "api", "CreateSecret", "-", input=request)
+    # A rotator of the operator's, in a transient unit: it sees what it may not do.
+    folder = machine.kept / "etc/kmsfs/rotators"
+    folder.mkdir(parents=True)
+    program = folder / "mine"
+    looks = 'touch /etc/x /var/lib/x /root/x 2>/dev/null && exit 9; [ "$(grep CapEff /proc/self/status | cut -f2)" = 0000000000000000 ] || exit 8'
+    program.write_text(f"#!/bin/sh\n{looks}\nexec {BIN}/kmsfs --no-autostart rotator random\n")
+    program.chmod(0o755)
+    kmsfs(machine, "secret", "rotate", "rotated", "--rotator", "mine")
+    kmsfs(machine, "secret", "rotate", "rotated", "--every", "1d", "--later")
+    value = lambda: json.loads(kmsfs(machine, "--json", "secret", "get", "rotated").stdout)["SecretString"]  # noqa: E731
+    first = value()
+    assert len(first) == 32
+    # Begun, and left to the timer.
+    kmsfs(machine, "api", "RotateSecret", "-", input=json.dumps({"SecretId": "rotated"}))
+    machine.systemctl("start", "kmsfs-rotate.service")
+    assert len(value()) == 32 and value() != first
+
+
 def test_a_killed_daemon_comes_back_under_a_mount(machine):
     before = machine.main_pid("kmsd.service")
     machine.systemctl("kill", "-s", "KILL", "kmsd.service")

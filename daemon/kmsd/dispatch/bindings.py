@@ -17,6 +17,7 @@ from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
+from kmsd.secrets.rotation import RotationService
 from kmsd.secrets.service import SecretService
 from kmsd.secrets.upkeep import SecretUpkeepService
 from kmsd.sts.service import TokenService
@@ -40,6 +41,7 @@ class Services:
     tokens: TokenService
     secrets: SecretService
     secret_upkeep: SecretUpkeepService
+    rotation: RotationService
     entities: tuple[EntityService, ...]
     iam: IamService
     policies: PolicyService
@@ -189,8 +191,9 @@ def _of_secrets(services: Services) -> dict[str, Handler]:
         "GetResourcePolicy": upkeep.get_resource_policy,
         "DeleteResourcePolicy": upkeep.delete_resource_policy,
         "ValidateResourcePolicy": upkeep.validate_resource_policy,
-        "RotateSecret": upkeep.rotate_secret,
-        "CancelRotateSecret": upkeep.cancel_rotate_secret,
+        "ListDueRotations": services.rotation.list_due_rotations,
+        "RotateSecret": services.rotation.rotate_secret,
+        "CancelRotateSecret": services.rotation.cancel_rotate_secret,
     }
 
 

@@ -13,7 +13,7 @@ VERSIONS_KEPT = 100
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version's facts, without its value."""
+    """One version's facts, without its value. A rotation begins with a version that has none, and no key yet."""
 
     version_id: str
     created: float
@@ -44,12 +44,21 @@ class Secret:
     rotation_rules: dict[str, Any] | None = None
     rotated: float | None = None
     next_rotation: float | None = None
+    rotation_token: str | None = None
+    """The version that a rotation under way makes, and since when it does."""
+    rotation_since: float | None = None
     accessed: float | None = None
     """The day on which a value was last read; stored with the next change."""
 
     def row(self) -> dict[str, Any]:
         """The sealed row."""
         return asdict(self)
+
+    @property
+    def rotating(self) -> bool:
+        """Whether a pending version waits to become the current one."""
+        pending = self.staged(PENDING)
+        return pending is not None and CURRENT not in pending.stages
 
     def version(self, version_id: str) -> Version | None:
         """Return a version by its id."""
@@ -78,11 +87,11 @@ def with_version(versions: tuple[Version, ...], new: Version) -> tuple[Version, 
     Raises:
         LimitExceeded: if there would be more than twenty stages.
     """
-    moved = _without(versions, new.stages)
+    moved = without_stages(versions, new.stages)
     if CURRENT in new.stages:
         before = next((version for version in versions if CURRENT in version.stages), None)
         if before is not None:
-            moved = _give(_without(moved, (PREVIOUS,)), before.version_id, PREVIOUS)
+            moved = _give(without_stages(moved, (PREVIOUS,)), before.version_id, PREVIOUS)
     return _counted((*moved, new))
 
 
@@ -115,12 +124,12 @@ def move_stage(
         )
     versions = secret.versions
     if move_to is None:
-        return _without(versions, (stage,)) if remove_from is not None else versions
+        return without_stages(versions, (stage,)) if remove_from is not None else versions
     if holder is not None and holder.version_id == move_to:
         return versions
-    versions = _give(_without(versions, (stage,)), move_to, stage)
+    versions = _give(without_stages(versions, (stage,)), move_to, stage)
     if stage == CURRENT and holder is not None:
-        versions = _give(_without(versions, (PREVIOUS,)), holder.version_id, PREVIOUS)
+        versions = _give(without_stages(versions, (PREVIOUS,)), holder.version_id, PREVIOUS)
     return _counted(versions)
 
 
@@ -131,7 +140,8 @@ def prune(versions: tuple[Version, ...]) -> tuple[tuple[Version, ...], list[str]
     return tuple(version for version in versions if version.version_id not in gone), gone
 
 
-def _without(versions: tuple[Version, ...], stages: tuple[str, ...]) -> tuple[Version, ...]:
+def without_stages(versions: tuple[Version, ...], stages: tuple[str, ...]) -> tuple[Version, ...]:
+    """Return the versions, none of which has any of these stages."""
     return tuple(
         Version(v.version_id, v.created, tuple(s for s in v.stages if s not in stages), v.key_arn)
         for v in versions

@@ -12,6 +12,7 @@ from kmsd.parameters.secure import open_message, seal_message
 from kmsd.secrets.filters import make_test
 from kmsd.secrets.password import make_password
 from kmsd.secrets.records import CURRENT, Secret, Version, move_stage, prune, with_version
+from kmsd.secrets.schedule import rotation_ended
 from kmsd.secrets.store import SERVICE, SecretStore
 from kmsfs.aead.nonces import Rng
 from kmsfs.api.shapes import secrets as shapes
@@ -131,7 +132,11 @@ class SecretService:
         plain, binary = _value_of(request)
         version_id = request.client_request_token or str(uuid.UUID(bytes=self._rng(16), version=4))
         present = secret.version(version_id)
-        if present is not None:
+        if present is not None and not present.key_arn:
+            # A rotation made the version; this is its value.
+            stages = tuple(dict.fromkeys((*present.stages, *stages)))
+            secret = replace(secret, versions=tuple(v for v in secret.versions if v is not present))
+        elif present is not None:
             if not self._same_value(call, secret, present, request):
                 raise SecretExists(
                     f"You can't use ClientRequestToken {version_id} because that value is already in use for a "
@@ -199,6 +204,10 @@ class SecretService:
             raise InvalidSecretRequest(
                 "You provided a VersionStage that is not associated to the provided VersionId."
             )
+        if not version.key_arn:
+            raise SecretNotFound(
+                f"Secrets Manager can't find the specified secret value for VersionId: {version.version_id}"
+            )
         stored = self._store.sealed_value(secret, version)
         plain = self._open(call, secret, version, stored["value"])
         self._store.read_today(secret, call.now)
@@ -225,7 +234,13 @@ class SecretService:
         versions = move_stage(
             secret, request.version_stage, request.remove_from_version_id, request.move_to_version_id
         )
-        self._store.put(replace(secret, versions=versions, changed=call.now))
+        changed = replace(secret, versions=versions, changed=call.now)
+        current = changed.staged(CURRENT)
+        if current is not None and not current.key_arn:
+            raise InvalidSecretRequest("You can't make a version the current one that has no value.")
+        if current is not None and current.version_id == secret.rotation_token:
+            changed = rotation_ended(changed, call.now)
+        self._store.put(changed)
         return shapes.SecretNameResponse(arn=secret.arn, name=secret.name)
 
     def delete_secret(self, call: Call) -> shapes.DeleteSecretResponse:

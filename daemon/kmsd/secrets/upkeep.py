@@ -1,4 +1,4 @@
-"""Handlers that tell of secrets, and of their tags, policies and rotation."""
+"""Handlers that tell of secrets, and of their tags and policies."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,6 @@ from kmsfs.api.shapes import secrets as shapes
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import (
     InvalidParameter,
-    InvalidSecretRequest,
     KmsfsError,
     LimitExceeded,
     MalformedPolicy,
@@ -148,27 +147,6 @@ class SecretUpkeepService:
             ],
         )
 
-    # --- rotation ---------------------------------------------------------------------------------------------
-
-    def rotate_secret(self, call: Call) -> shapes.SecretVersionResponse:
-        """RotateSecret: kmsd runs no rotation itself yet, so what would rotate is refused clearly."""
-        request: shapes.RotateSecretRequest = call.request
-        secret = self._usable(call, "secretsmanager:RotateSecret")
-        rotator = request.rotation_lambda_arn or secret.rotator
-        if rotator is None:
-            raise InvalidSecretRequest("No Lambda rotation function ARN is associated with this secret.")
-        raise InvalidParameter(
-            "No rotation function can be run here: rotate with PutSecretValue and its stages."
-        )
-
-    def cancel_rotate_secret(self, call: Call) -> shapes.SecretVersionResponse:
-        """CancelRotateSecret."""
-        secret = self._usable(call, "secretsmanager:CancelRotateSecret")
-        if not secret.rotation_enabled:
-            raise InvalidSecretRequest("You tried to cancel the rotation of a secret that has none.")
-        self._store.put(replace(secret, rotation_enabled=False, next_rotation=None, changed=call.now))
-        return shapes.SecretVersionResponse(arn=secret.arn, name=secret.name)
-
     def _usable(self, call: Call, action: str) -> Secret:
         secret = self._store.find(call, call.request.secret_id, action)
         require_not_deleted(secret)
@@ -211,5 +189,5 @@ def _version(version: Version) -> shapes.SecretVersionsListEntry:
         version_id=version.version_id,
         version_stages=list(version.stages) or None,
         created_date=version.created,
-        kms_key_ids=[version.key_arn],
+        kms_key_ids=[version.key_arn] if version.key_arn else None,
     )

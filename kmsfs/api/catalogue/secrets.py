@@ -77,4 +77,8 @@ SECRET_OPERATIONS = (
              "Rotate a secret now and by a schedule.", _USE,
              audit=("secret_id", "rotation_lambda_arn", "rotate_immediately")),
     _declare("CancelRotateSecret", s.SecretRequest, s.SecretVersionResponse, "Rotate a secret no more by itself.", _USE),
+    Operation(
+        "ListDueRotations", "kmsfs", "secretsmanager:RotateSecret", Empty, s.ListDueRotationsResponse,
+        "List the rotations that wait to be run by `kmsfs secret rotate-due`.",
+    ),
 )  # fmt: skip

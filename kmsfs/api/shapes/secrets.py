@@ -391,3 +391,19 @@ class RotateSecretRequest(Shape, kw_only=True):
     )
     rotation_rules: RotationRules | None = None
     rotate_immediately: bool = True
+
+
+class DueRotation(Shape, kw_only=True):
+    """A rotation that waits to be run: begun, if it has a token, or with its time come."""
+
+    arn: str = field(name="ARN")
+    name: str
+    rotation_lambda_arn: str = field(name="RotationLambdaARN")
+    client_request_token: str | None = None
+    pending_since: Seconds | None = None
+
+
+class ListDueRotationsResponse(Shape, kw_only=True):
+    """Those that the caller may run."""
+
+    rotations: list[DueRotation]

@@ -1,0 +1,1 @@
+"""Run rotations of secrets: the four steps, by a program of the operator's or one of ours."""
