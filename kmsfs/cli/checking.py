@@ -1,9 +1,10 @@
-"""The steps of `kmsfs check` around the files: lease, freshness records, progress."""
+"""The steps of `kmsfs check` and `kmsfs rescue` around the files: lease, freshness records, progress."""
 
 import os
 import time
 from pathlib import Path
 
+from kmsfs.check.rescue import Rescuer, RescueReport
 from kmsfs.check.verify import DAMAGE, Finding, Report, VolumeChecker
 from kmsfs.cli.output import byte_progress, stored_bytes
 from kmsfs.client.provider import SocketKeySource
@@ -11,9 +12,38 @@ from kmsfs.client.session import ClientSession
 from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
-from kmsfs.errors import CorruptVolume
+from kmsfs.errors import CorruptVolume, StorageError, UsageError
 from kmsfs.mount.freshness import open_records
-from kmsfs.mount.volume import VolumeLease, open_volume
+from kmsfs.mount.volume import OpenVolume, VolumeLease, open_volume
+
+
+def rescue_volume(cipher_dir: Path, target: Path, talk: ClientSession) -> RescueReport:
+    """Bring what can be read out of a volume that is not mounted into an empty directory.
+
+    Raises:
+        UsageError: if the target holds something.
+        StorageError: if it cannot be written.
+        VolumeBusy, KmsfsError: if the volume is mounted, or the key service refuses its key.
+    """
+    if target.resolve() == cipher_dir.resolve() or cipher_dir.resolve() in target.resolve().parents:
+        raise UsageError("the target lies in the volume", hint="name a directory beside it")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is not an empty directory")
+    volume = open_volume(cipher_dir, talk, read_only=True)
+    tools = _tools(volume, talk, SessionRules(0))
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with byte_progress("rescuing", stored_bytes(cipher_dir)) as advance:
+            return Rescuer(tools, target, advance).run(volume.descriptor, volume.config.root_id)
+    except OSError as error:
+        raise StorageError(f"cannot write into {target}: {error.strerror}") from error
+
+
+def _tools(volume: OpenVolume, talk: ClientSession, rules: SessionRules) -> FileTools:
+    config = volume.config
+    source = SocketKeySource(talk, config.key_arn)
+    provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True)
+    return FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray())
 
 
 def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
@@ -25,17 +55,13 @@ def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
     volume = open_volume(cipher_dir, talk, read_only=True)
     lease = VolumeLease(volume.config, read_only=True)
     lease.claim(talk.open_transport())
-    config = volume.config
-    source = SocketKeySource(talk, config.key_arn)
-    provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True)
-    rules = SessionRules(lease.number, set(lease.unclean))
-    tools = FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray())
+    tools = _tools(volume, talk, SessionRules(lease.number, set(lease.unclean)))
     of_the_volume = []
     try:
         tools.freshness = open_records(volume.keys, lease, read_only=True)
     except CorruptVolume as error:
         of_the_volume.append(Finding("/", ".", DAMAGE, str(error)))
     with byte_progress("checking", stored_bytes(cipher_dir)) as advance:
-        report = VolumeChecker(tools, advance).run(volume.descriptor, config.root_id)
+        report = VolumeChecker(tools, advance).run(volume.descriptor, volume.config.root_id)
     report.findings[:0] = of_the_volume
     return report

@@ -177,6 +177,29 @@ def _print_report(report: "Report", limit: int) -> None:
     say(f"checked {counts}: {f'{bad} damaged or unreadable' if bad else 'all as written'}")
 
 
+def rescue(
+    cipher_dir: CipherDir,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="An empty directory for what can be read.")],
+    limit: Annotated[int, typer.Option(help="Problems to print; JSON has them all.")] = 50,
+) -> None:
+    """Bring whatever can still be read out of a damaged volume; the volume is not changed. Exit code 21: something is lost."""
+    from kmsfs.cli.checking import rescue_volume
+
+    report = rescue_volume(cipher_dir, target.absolute(), session())
+
+    def human() -> None:
+        for path, problem in report.problems[:limit]:
+            print(f"{path}  ({problem})")
+        if len(report.problems) > limit:
+            print(f"… and {len(report.problems) - limit} more")
+        lost = f"{report.lost_files} files and {report.lost_bytes} bytes of others are lost"
+        say(f"rescued {report.files} files, {report.plain_bytes} bytes into {target}; {lost}")
+
+    show(report.document(), human)
+    if report.problems:
+        raise typer.Exit(ExitCode.DAMAGE_FOUND)
+
+
 def rewrap(
     cipher_dir: CipherDir,
     to: Annotated[str | None, typer.Option(help="KMS key to move to; the volume's own if none.")] = None,
