@@ -29,14 +29,20 @@ DAMAGE, UNCLEAN, UNREAD, LEFTOVER = "damage", "unclean", "unread", "leftover"
 service refused; of no use and harmless."""
 
 
+NEW_HEADER, REMOVE, SET_ASIDE = "new header", "remove", "set aside"
+"""What a repair can do: write the damaged header anew from the good one; remove what is of no use; move what cannot be read
+out of the way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be. `path` is plain, as far as it could be read."""
+    """One thing that is not as it should be. `path` is plain, as far as it could be read; `remedy` is what can be done."""
 
     path: str
     stored_as: str
     kind: str
     problem: str
+    remedy: str = ""
 
 
 @dataclass(slots=True)
@@ -62,7 +68,8 @@ class Report:
             "files": self.files, "directories": self.directories, "links": self.links, "others": self.others,
             "plain_bytes": self.plain_bytes, "chunks": self.chunks, "damaged": self.damaged,
             "findings": [
-                {"path": f.path, "stored_as": f.stored_as, "kind": f.kind, "problem": f.problem} for f in self.findings
+                {"path": f.path, "stored_as": f.stored_as, "kind": f.kind, "problem": f.problem, "remedy": f.remedy}
+                for f in self.findings
             ],
         }  # fmt: skip
 
@@ -103,7 +110,7 @@ class VolumeChecker:
             self._directory(_Place(descriptor, root_id, "", ""))
             for name in sorted(set(self._extras.names()) - self._records):
                 where = ("?", f"{EXTRAS_DIR}/{name}")
-                self._found(where, LEFTOVER, "extended attributes of an entry that is gone")
+                self._found(where, LEFTOVER, "extended attributes of an entry that is gone", REMOVE)
         finally:
             self._extras.close()
         return self.report
@@ -119,8 +126,8 @@ class VolumeChecker:
             self._found(where, DAMAGE, str(error))
             return Extras()
 
-    def _found(self, place: tuple[str, str], kind: str, problem: str) -> None:
-        self.report.findings.append(Finding(*place, kind, problem))
+    def _found(self, place: tuple[str, str], kind: str, problem: str, remedy: str = "") -> None:
+        self.report.findings.append(Finding(*place, kind, problem, remedy))
 
     def _suspicion(self) -> str:
         """What an oddity means that a crash could explain: damage on a clean volume."""
@@ -140,7 +147,7 @@ class VolumeChecker:
             if disk_name[0] == "s":
                 if "l" + disk_name[1:] not in names:
                     self._found(
-                        place.below("?", disk_name), LEFTOVER, "the long name of an entry that is gone"
+                        place.below("?", disk_name), LEFTOVER, "the long name of an entry that is gone", REMOVE
                     )
                 continue
             try:
@@ -156,7 +163,7 @@ class VolumeChecker:
                 sidecar = os.readlink("s" + disk_name[1:], dir_fd=place.descriptor)
             name = self._keys.open_name(place.dir_id, disk_name, sidecar)
         except (InvalidName, FileNotFoundError) as error:
-            self._found(place.below("?", disk_name), DAMAGE, f"not a name made here: {error}")
+            self._found(place.below("?", disk_name), DAMAGE, f"not a name made here: {error}", SET_ASIDE)
             return
         where = place.below(os.fsdecode(name), disk_name)
         facts = entry.stat(follow_symlinks=False)
@@ -177,7 +184,7 @@ class VolumeChecker:
         except UnsupportedFormat as error:
             self._found(where, UNREAD, str(error))
         except KmsfsError as error:
-            self._found(where, DAMAGE, str(error))
+            self._found(where, DAMAGE, str(error), SET_ASIDE)
 
     def _subdirectory(self, place: _Place, name: bytes, disk_name: str, where: tuple[str, str]) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -188,7 +195,7 @@ class VolumeChecker:
             except OSError:
                 empty = not os.listdir(descriptor)
                 kind = self._suspicion() if empty else DAMAGE
-                self._found(where, kind, "the directory has lost its id")
+                self._found(where, kind, "the directory has lost its id", SET_ASIDE)
                 return
             dir_id, tags = self._keys.open_dir_id(target)
             if self._keys.dir_tag(place.dir_id, name) not in tags:
@@ -205,7 +212,7 @@ class VolumeChecker:
         try:
             pair = read_slots(self._keys, backing)
             if not pair.valid and pair.damaged is None and not backing.size():
-                self._found(where, self._suspicion(), "the file is empty: it has no header")
+                self._found(where, self._suspicion(), "the file is empty: it has no header", SET_ASIDE)
                 return
             self._headers(pair, place, name, where)
             self._content(pair, backing, where)
@@ -216,7 +223,8 @@ class VolumeChecker:
         if not pair.valid:
             raise pair.damaged or CorruptFile("the file has no header", IntegrityReason.EMPTY)
         if pair.damaged is not None:
-            self._found(where, self._suspicion(), f"one of the two headers is damaged: {pair.damaged}")
+            problem = f"one of the two headers is damaged: {pair.damaged}"
+            self._found(where, self._suspicion(), problem, NEW_HEADER)
         self._fresh(pair.valid[0], where)
         attributes = pair.valid[0].attributes
         at_home = (attributes.primary_dir, attributes.name) == (place.dir_id, name)

@@ -4,6 +4,8 @@ import os
 import time
 from pathlib import Path
 
+from kmsfs.backing.freshness import FreshnessStore
+from kmsfs.check.repair import Repairer, RepairReport
 from kmsfs.check.rescue import Rescuer, RescueReport
 from kmsfs.check.verify import DAMAGE, Finding, Report, VolumeChecker
 from kmsfs.cli.output import byte_progress, stored_bytes
@@ -39,6 +41,32 @@ def rescue_volume(cipher_dir: Path, target: Path, talk: ClientSession) -> Rescue
         raise StorageError(f"cannot write into {target}: {error.strerror}") from error
 
 
+def repair_volume(cipher_dir: Path, talk: ClientSession, found: Report, *, set_aside: bool) -> RepairReport:
+    """Mend what a check found, in a session of its own.
+
+    Raises:
+        UsageError: if the last session of the volume did not end cleanly.
+        VolumeBusy, KmsfsError: if it is mounted, or the key service refuses.
+    """
+    volume = open_volume(cipher_dir, talk)
+    lease = VolumeLease(volume.config, read_only=False)
+    lease.claim(talk.open_transport())
+    records: FreshnessStore | None = None
+    try:
+        if lease.unclean:
+            raise UsageError(
+                "the last session of this volume did not end cleanly", hint="mount it once: that heals it"
+            )
+        records = open_records(volume.keys, lease, read_only=False)
+        tools = _tools(volume, talk, SessionRules(lease.number, set(), tolerate_other_slot=True))
+        tools.freshness = records
+        return Repairer(tools, cipher_dir, set_aside=set_aside).run(found, volume.descriptor)
+    finally:
+        if not lease.unclean:
+            lease.end(records.finish() if records is not None else None)
+        os.close(volume.descriptor)
+
+
 def _tools(volume: OpenVolume, talk: ClientSession, rules: SessionRules) -> FileTools:
     config = volume.config
     source = SocketKeySource(talk, config.key_arn)
@@ -64,4 +92,5 @@ def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
     with byte_progress("checking", stored_bytes(cipher_dir)) as advance:
         report = VolumeChecker(tools, advance).run(volume.descriptor, volume.config.root_id)
     report.findings[:0] = of_the_volume
+    os.close(volume.descriptor)
     return report

@@ -157,12 +157,28 @@ def accept_restore(
 def check(
     cipher_dir: CipherDir,
     limit: Annotated[int, typer.Option(help="Findings to print; JSON has them all.")] = 50,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend headers of which the other one is good, remove leftovers.")
+    ] = False,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="With --repair: move what cannot be read into CIPHERDIR/.damaged.")
+    ] = False,
 ) -> None:
-    """Verify every byte of a volume that is not mounted, changing nothing. Exit code 21: something is damaged."""
-    from kmsfs.cli.checking import check_volume
+    """Verify every byte of a volume that is not mounted, changing nothing unless asked. Exit code 21: something is damaged."""
+    from kmsfs.cli.checking import check_volume, repair_volume
 
-    report = check_volume(cipher_dir, session())
-    show(report.document(), lambda: _print_report(report, limit))
+    if quarantine and not repair:
+        raise UsageError("--quarantine goes with --repair")
+    talk = session()
+    report = check_volume(cipher_dir, talk)
+    document = report.document()
+    if repair and report.findings:
+        done = repair_volume(cipher_dir, talk, report, set_aside=quarantine)
+        for where, what in done.done:
+            say(f"{where}: {what}")
+        report = check_volume(cipher_dir, talk)
+        document = {**report.document(), **done.document()}
+    show(document, lambda: _print_report(report, limit))
     if report.damaged:
         raise typer.Exit(ExitCode.DAMAGE_FOUND)
 

@@ -177,7 +177,8 @@ class VolumeLease:
             request["Resume"] = self.number
         answer = self._call("OpenVolumeSession", request)
         if not self.number:
-            self.number = max(1, answer["Session"])
+            # Who only reads has no session: none that is known is his own, so none is trusted for that.
+            self.number = answer["Session"] + 1 if self._read_only else answer["Session"]
             self.unclean = set(answer["UncleanSessions"])
             self.head, self.may_begin = answer["FreshnessHead"], answer["FreshnessMayBegin"]
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -142,3 +143,39 @@ def test_a_refused_key_is_no_pass(volume, daemon):
         assert done.returncode == ExitCode.CONFLICT and "disabled" in done.stderr
     finally:
         session.call("EnableKey", {"KeyId": key})
+
+
+def test_a_reader_after_a_crash_takes_what_verifies(make_mount, daemon):
+    """The session that crashed is nobody's: its newest header is verified, also by who only reads."""
+    from conftest import MountProcess
+    from kmsfs.formats.fileheader import parse_clear
+
+    mount = make_mount().start()
+    (mount.plain / "f").write_text("first")
+    mount.again()
+    with open(mount.plain / "f", "r+") as stream:
+        stream.write("FIRST")
+        stream.flush()
+        os.fsync(stream.fileno())
+    [path] = [p for p in mount.cipher.iterdir() if p.name[0] == "n"]
+
+    def generations():
+        raw = path.read_bytes()
+        return [parse_clear(raw[at : at + 4096]).generation if any(raw[at : at + 4096]) else 0 for at in (0, 4096)]
+
+    before = generations()
+    os.truncate(mount.plain / "f", 3)
+    deadline = time.monotonic() + 10
+    while generations() == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    mount.kill()
+    newest = generations().index(max(generations()))
+    damage(path, newest * 4096 + 3000)
+    reader = MountProcess(mount.socket, mount.cipher, mount.plain, "--read-only").start()
+    try:
+        assert (mount.plain / "f").read_text() == "FIRST"
+    finally:
+        reader.stop()
+    code, report = check(mount)
+    assert code == 0 and {finding["kind"] for finding in report["findings"]} == {"unclean"}

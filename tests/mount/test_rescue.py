@@ -191,3 +191,101 @@ def test_places_that_would_surprise(volume, tmp_path):
     assert (tmp_path / "full" / "x").read_text() == "mine"
     volume.start()
     assert rescue(volume, tmp_path / "out")[0] == ExitCode.CONFLICT
+
+
+# --- check --repair ---------------------------------------------------------------------------------------------
+
+
+def check(mount, *options):
+    environment = {**os.environ, "KMSFS_SOCKET": str(mount.socket)}
+    command = [sys.executable, "-m", "kmsfs.cli", "--json", "check", str(mount.cipher), *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+
+
+def slots_of(path):
+    """(slot, generation) of a file's headers, newest first."""
+    with open(path, "rb") as stream:
+        raw = stream.read(8192)
+    found = []
+    for number in (0, 1):
+        piece = raw[number * 4096 : (number + 1) * 4096]
+        if any(piece):
+            found.append((number, int.from_bytes(piece[48:56], "little")))
+    return sorted(found, key=lambda slot: -slot[1])
+
+
+def test_a_damaged_header_is_written_anew_from_the_good_one(volume):
+    volume.start()
+    (volume.plain / "small").write_text("second")
+    os.sync()
+    volume.again()
+    (volume.plain / "small").write_text("third")
+    volume.stop()
+    path = volume.stored["small"]
+    from kmsfs.formats.fileheader import parse_clear
+
+    raw = open(path, "rb").read(8192)
+    generations = [parse_clear(raw[at : at + 4096]).generation for at in (0, 4096)]
+    older = generations.index(min(generations))
+    flip(path, older * 4096 + 700)
+    assert check(volume)[0] == ExitCode.DAMAGE_FOUND
+    code, report = check(volume, "--repair")
+    assert code == 0 and [r["done"] for r in report["repaired"]] == ["the damaged header is written anew"], report
+    volume.start()
+    assert (volume.plain / "small").read_text() == "third"
+    volume.stop()
+    # The newer one is hit: what is left is of the past, and is not made the present.
+    raw = open(path, "rb").read(8192)
+    generations = [parse_clear(raw[at : at + 4096]).generation for at in (0, 4096)]
+    flip(path, generations.index(max(generations)) * 4096 + 700)
+    before = open(path, "rb").read()
+    code, report = check(volume, "--repair")
+    assert code == ExitCode.DAMAGE_FOUND and report["repaired"] == [] and report["left"]
+    assert open(path, "rb").read() == before
+
+
+def test_what_cannot_be_read_is_set_aside_where_that_is_asked(volume):
+    flip(volume.stored["d/mid"], 500_000)
+    (volume.cipher / "foreign").write_text("what")
+    os.truncate(volume.stored["d/deep/x"], 0)
+    long_name = volume.stored["d/" + "long" * 55]
+    flip(long_name, 700)
+    flip(long_name, 4096 + 700) if os.path.getsize(long_name) > 4800 else None
+    code, report = check(volume, "--repair")
+    assert code == ExitCode.DAMAGE_FOUND and report["repaired"] == []
+    content = open(volume.stored["d/mid"], "rb").read()
+    code, report = check(volume, "--repair", "--quarantine")
+    assert code == 0 and len(report["repaired"]) == 4, report
+    aside = [path.read_bytes() for path in (volume.cipher / ".damaged").iterdir()]
+    assert content in aside and b"what" in aside
+    volume.start()
+    assert sorted(os.listdir(volume.plain / "d")) == ["big", "deep"]
+    assert (volume.plain / "d" / "big").read_bytes() == volume.contents["d/big"]
+    volume.stop()
+    assert check(volume)[0] == 0
+
+
+def test_leftovers_go(volume):
+    volume.start()
+    (volume.plain / ("n" * 200)).write_text("x")
+    os.setxattr(volume.plain / "small", "user.a", b"1")
+    volume.stop()
+    for path in volume.cipher.iterdir():
+        if path.name[0] == "l":
+            path.unlink()
+    for path in [volume.stored["small"]]:
+        os.unlink(path)
+    code, report = check(volume, "--repair")
+    assert code == 0 and sorted(r["done"] for r in report["repaired"]) == ["removed", "removed"], report
+    assert check(volume) == (0, check(volume)[1]) and check(volume)[1]["findings"] == []
+
+
+def test_repair_wants_a_volume_at_rest(volume):
+    assert check(volume, "--quarantine")[0] == ExitCode.USAGE
+    flip(volume.stored["small"], 700)
+    volume.start()
+    assert check(volume, "--repair")[0] == ExitCode.CONFLICT
+    volume.kill()
+    code, said = check(volume, "--repair")
+    assert code in (ExitCode.USAGE, ExitCode.CONFLICT), said
