@@ -237,6 +237,9 @@ def deny_table(key_id, blob, who):
         ("OpenVolumeSession", {"KeyId": key_id, "VolumeId": volume}),
         ("CloseVolumeSession", {"KeyId": key_id, "VolumeId": volume, "Session": 1}),
         ("MoveVolume", {"KeyId": key_id, "VolumeId": volume, "Session": 1, "TargetKeyId": key_id}),
+        ("AcceptVolumeRestore", {"KeyId": key_id, "VolumeId": volume}),
+        ("SimulateKeyAccess", {"KeyId": key_id, "Principal": who, "Action": "kms:Decrypt"}),
+        ("ListAuthorizedPrincipals", {"KeyId": key_id, "Action": "kms:Decrypt"}),
         ("DestroyKeyMaterial", {"KeyId": key_id, "KeyMaterialId": "a" * 64}),
         ("HealVolume", {"KeyId": key_id, "VolumeId": volume, "Session": 1, "HealedSessions": [1]}),
     ]
@@ -248,7 +251,7 @@ def test_the_deny_table_misses_no_key_operation():
     assert rest == {
         "CreateKey", "ListKeys", "ListAliases", "UpdateAlias", "DeleteAlias", "GenerateRandom", "DecryptBatch",
         "RetireGrant", "ListRetirableGrants", "GetStatus", "GetCallerIdentity", "GetSessionToken", "AssumeRole",
-        "GetAccessKeyInfo", "PutAccessKey",
+        "GetAccessKeyInfo", "PutAccessKey", "ExplainDecision", "ListDueRotations",
     }  # fmt: skip
 
 
@@ -477,11 +480,15 @@ def test_volume_sessions(daemon, call, key):
     volume = os.urandom(16).hex()
     request = {"KeyId": key["KeyId"], "VolumeId": volume}
     one, two = Transport(str(daemon.socket), 10), Transport(str(daemon.socket), 10)
-    assert one.call("OpenVolumeSession", request)["r"] == {"Session": 1, "UncleanSessions": []}
+    nothing_known = {"FreshnessHead": b"", "FreshnessMayBegin": True}
+    assert one.call("OpenVolumeSession", request)["r"] == {"Session": 1, "UncleanSessions": [], **nothing_known}
     assert two.call("OpenVolumeSession", request)["e"]["code"] == "VolumeBusyException"
     assert two.call("CloseVolumeSession", {**request, "Session": 1})["e"]["code"] == "VolumeBusyException"
-    one.call("CloseVolumeSession", {**request, "Session": 1})
-    assert two.call("OpenVolumeSession", request)["r"] == {"Session": 2, "UncleanSessions": []}
+    one.call("CloseVolumeSession", {**request, "Session": 1, "FreshnessHead": b"h" * 32})
+    assert one.call("CloseVolumeSession", {**request, "Session": 1, "FreshnessHead": b"x" * 32})["e"]["code"] == "VolumeBusyException"
+    known = {"FreshnessHead": b"h" * 32, "FreshnessMayBegin": False}
+    assert two.call("OpenVolumeSession", request)["r"] == {"Session": 2, "UncleanSessions": [], **known}
+    assert one.call("AcceptVolumeRestore", request)["e"]["code"] == "VolumeBusyException"
     two.close()
     deadline = time.monotonic() + 5
     while True:
@@ -490,6 +497,11 @@ def test_volume_sessions(daemon, call, key):
             break
         time.sleep(0.02)
     assert answer["r"]["Session"] == 2
+    one.call("CloseVolumeSession", {**request, "Session": 2})
+    assert one.call("OpenVolumeSession", {**request, "ReadOnly": True})["r"]["FreshnessHead"] == b"h" * 32
+    assert "r" in one.call("AcceptVolumeRestore", request)
+    accepted = one.call("OpenVolumeSession", {**request, "ReadOnly": True})["r"]
+    assert accepted["FreshnessMayBegin"] and accepted["FreshnessHead"] not in (b"", b"h" * 32)
     other = call("CreateKey")["KeyMetadata"]["KeyId"]
     assert one.call("OpenVolumeSession", {**request, "KeyId": other})["e"]["code"] == "IncorrectKeyException"
     one.close()
