@@ -24,6 +24,8 @@ _SCHEMA = (
 )
 _PIECE_BYTES = 1 << 20
 _BUSY_SECONDS = 10.0
+_HELD_ROWS = 65_536
+"""Rows of a volume with no more files than this are held in memory, sealed: some ten MiB at most."""
 
 
 def head_of(path: Path) -> bytes:
@@ -59,6 +61,8 @@ class FreshnessStore:
             self._reader = _connect(path, read_only=read_only)
             self._writer = self._reader if read_only else _connect(path, read_only=False)
             row = self._reader.execute("SELECT value FROM facts WHERE name = 'facts'").fetchone()
+            rows = self._reader.execute("SELECT file_id, sealed FROM files LIMIT ?", (_HELD_ROWS + 1,)).fetchall()
+        self._held: dict[bytes, bytes] | None = dict(rows) if len(rows) <= _HELD_ROWS else None
         if row is None:
             raise CorruptVolume("the freshness records have no beginning", hint=_HINT)
         self.facts = parse_facts(self._open(row[0], FACTS_AAD, b""))
@@ -118,11 +122,15 @@ class FreshnessStore:
         with self._lock:
             if file_id in self._changed:
                 return self._changed[file_id]
-            with self._guarded():
-                row = self._reader.execute("SELECT sealed FROM files WHERE file_id = ?", (file_id,)).fetchone()
-        if row is None:
-            return None
-        return parse_row(self._open(row[0], ROW_AAD, file_id))
+            sealed = self._held.get(file_id) if self._held is not None else self._look_up(file_id)
+        return parse_row(self._open(sealed, ROW_AAD, file_id)) if sealed is not None else None
+
+    def _look_up(self, file_id: bytes) -> bytes | None:
+        with self._guarded():
+            row: tuple[bytes] | None = self._reader.execute(
+                "SELECT sealed FROM files WHERE file_id = ?", (file_id,)
+            ).fetchone()
+        return row[0] if row is not None else None
 
     def durable(self, commit: Commit) -> None:
         """See FreshnessRecords."""
@@ -170,9 +178,19 @@ class FreshnessStore:
             dead = [(file_id,) for file_id, known in batch.items() if known is None]
             self._writer.executemany("DELETE FROM files WHERE file_id = ?", dead)
         with self._lock:
+            self._hold(rows, dead)
             for file_id, known in batch.items():
                 if self._changed.get(file_id, b"") == known:
                     del self._changed[file_id]
+
+    def _hold(self, rows: list[tuple[bytes, bytes]], dead: list[tuple[bytes]]) -> None:
+        if self._held is None:
+            return
+        self._held.update(rows)
+        for (file_id,) in dead:
+            self._held.pop(file_id, None)
+        if len(self._held) > _HELD_ROWS:
+            self._held = None
 
     def close(self) -> None:
         """Close the file; what was not flushed is lost, which only makes the records older."""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kmsfs.backing import freshness
 from kmsfs.backing.freshness import FreshnessStore, drop_files, head_of
 from kmsfs.envelope.freshness import Commit, require_fresh
 from kmsfs.envelope.recovery import SessionRules
@@ -83,6 +84,26 @@ def test_records_outlive_the_process(keys, tmp_path):
     assert again.find(FILE) is None
     again.close()
     assert head_of(path) == head
+
+
+def test_many_rows_are_looked_up_on_disk(keys, tmp_path, monkeypatch):
+    monkeypatch.setattr(freshness, "_HELD_ROWS", 10)
+    store = made(keys, tmp_path / "r.db")
+    ids = [bytes([number]) * 16 for number in range(25)]
+    for start in (0, 8, 16):
+        for number, file_id in enumerate(ids[start : start + 8]):
+            store.durable(Commit(file_id, number + 1, 1, NOW))
+        store.flush()
+        assert (store._held is None) == (start > 0)
+        for number, file_id in enumerate(ids[start : start + 8]):
+            assert store.find(file_id) == (number + 1, NOW)
+    store.removed(ids[:3])
+    store.flush()
+    assert [store.find(file_id) for file_id in (ids[0], ids[24])] == [None, None] and len(store) == 21
+    store.finish()
+    again = FreshnessStore(keys.freshness, tmp_path / "r.db", read_only=True)
+    assert again._held is None and again.find(ids[3]) == (4, NOW) and again.find(ids[1]) is None
+    again.close()
 
 
 def test_a_failed_flush_is_tried_again(keys, tmp_path, monkeypatch):
