@@ -143,7 +143,7 @@ def _serve(config: Config, passphrase_file: Path | None) -> None:
 def recover_command(
     state: State = SYSTEM_STATE,
     code_file: Annotated[
-        Path, typer.Option(help="File with the recovery code, `-` for standard input.")
+        Path, typer.Option(help="File with the recovery code, or shares of it; `-` for standard input.")
     ] = Path("-"),
 ) -> None:
     """Give a realm a new keyfile from its recovery code."""
@@ -155,6 +155,7 @@ app.command()(commands.backup)
 app.command("verify-backup")(commands.verify)
 app.command()(commands.restore)
 app.command("recovery-drill")(commands.recovery_drill)
+app.command()(commands.shares)
 
 
 @app.command("restart-audit")

@@ -1,4 +1,4 @@
-"""kmsd backup, verify-backup, restore, recovery-drill."""
+"""kmsd backup, verify-backup, restore, recovery-drill, shares."""
 
 import contextlib
 import json
@@ -16,9 +16,10 @@ from kmsd.config import SYSTEM_SOCKET, SYSTEM_STATE, Config
 from kmsd.realm import read_root
 from kmsd.root.keyring import Keyring
 from kmsd.root.recovery import parse_recovery_code
+from kmsd.root.shares import join_shares, looks_like_share, make_shares
 from kmsd.root.sources import read_root_key
 from kmsd.store.files import write_atomically
-from kmsfs.errors import KmsfsError, StorageError, UsageError
+from kmsfs.errors import KmsfsError, RootKeyMissing, StorageError, UsageError
 from kmsfs.secret import KeyMaterial
 
 State = Annotated[Path, typer.Option("--state", envvar="KMSD_STATE", help="Folder of the daemon's state.")]
@@ -28,24 +29,60 @@ Passphrase = Annotated[
 Archive = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A backup.")]
 Code = Annotated[
     Path | None,
-    typer.Option("--code-file", help="File with the recovery code, `-` for standard input, where the root key is lost."),
+    typer.Option("--code-file", help="File with the recovery code, or with shares of it, one a line; `-` for standard input."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def read_code(code_file: Path) -> KeyMaterial:
-    """Return the root key of a recovery code in a file or on standard input.
+    """Return the root key of a recovery code, or of as many shares as it takes, in a file or on standard input.
+
+    From standard input shares are read until they are enough, an empty line or the end.
 
     Raises:
         StorageError: if the file cannot be read.
-        RootKeyMissing: if it is no code.
+        RootKeyMissing: if it is no code and these are no shares.
     """
     if os.fspath(code_file) == "-":
-        return parse_recovery_code(sys.stdin.readline())
+        first = sys.stdin.readline()
+        return _read_shares(first) if looks_like_share(first) else parse_recovery_code(first)
     try:
-        return parse_recovery_code(code_file.read_text(encoding="utf-8"))
+        text = code_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"cannot read {code_file}: {error}") from error
+    lines = text.splitlines()
+    return join_shares(lines) if lines and looks_like_share(lines[0]) else parse_recovery_code(text)
+
+
+def _read_shares(first: str) -> KeyMaterial:
+    shares = [first]
+    while True:
+        line = sys.stdin.readline()
+        if not line.strip():
+            return join_shares(shares)
+        shares.append(line)
+        with contextlib.suppress(RootKeyMissing):
+            return join_shares(shares)
+
+
+def shares(
+    threshold: Annotated[int, typer.Option("--threshold", help="How many shares are enough.")],
+    count: Annotated[int, typer.Option("--of", help="How many shares are made.")],
+    state: State = SYSTEM_STATE,
+    passphrase_file: Passphrase = None,
+    code_file: Code = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Split the recovery code into shares, for several people. Shown once; every call makes new ones, and old ones stay good."""
+    root_key = read_code(code_file) if code_file else read_root(Config(state, SYSTEM_SOCKET), passphrase_file)
+    made = make_shares(root_key, threshold, count)
+    if as_json:
+        print(json.dumps({"threshold": threshold, "shares": made}))
+        return
+    print(f"Any {threshold} of these {count} lines are the recovery code; fewer tell nothing. Give each to somebody else.")
+    for number, share in enumerate(made, 1):
+        print(f"\n{number}: {share}")
 
 
 def backup(
