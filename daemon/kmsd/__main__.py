@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from kmsd.access.rules import SYSTEM_FOLDER
 from kmsd.app import Daemon
 from kmsd.audit.journal import verify_log
 from kmsd.backup import commands
@@ -90,6 +91,13 @@ def serve(
         typer.Option(help="The region in which AWS's clients see what the socket keeps; others are apart."),
     ] = HOME_REGION,
     account: Account = None,
+    guardrails: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="KMSD_GUARDRAILS",
+            help=f"Folder of policies that deny and that nobody can loosen; {SYSTEM_FOLDER} if it is there.",
+        ),
+    ] = None,
     *,
     ephemeral: Annotated[
         bool, typer.Option(help="Serve an empty realm that is gone when the daemon stops; --account names it.")
@@ -106,8 +114,9 @@ def serve(
         raise UsageError("--account goes with --ephemeral", hint="a kept realm gets it by `kmsd init --account`")
     with _state_folder(state, ephemeral=ephemeral) as folder:
         config = Config(
-            folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region
-        )
+            folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region,
+            guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
+        )  # fmt: skip
         lock_memory_and_dumps()
         run_self_check()
         if ephemeral:

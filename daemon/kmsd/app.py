@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import logging
 import os
 import signal
 import socket
@@ -13,8 +14,10 @@ from pathlib import Path
 import uvloop
 
 from kmsd.access.denials import Denials
+from kmsd.access.rules import load_guardrails
 from kmsd.access.service import AccessService
 from kmsd.audit.journal import Journal
+from kmsd.authz.guardrails import Guardrails
 from kmsd.config import Config
 from kmsd.dispatch.authorise import Authoriser
 from kmsd.dispatch.batch import BatchService
@@ -59,6 +62,7 @@ from kmsfs.errors import AuditUnavailable, KmsfsError
 from kmsfs.ids import account_of_realm, uid_principal
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
+_LOG = logging.getLogger("kmsd")
 _COLLECT_EVERY = 10_000
 """Objects made between two looks at the youngest generation."""
 _AUDIT_SYNC_SECONDS = 0.2
@@ -74,6 +78,7 @@ class Daemon:
         domain_keys = keyring.domain_keys
         oldest = domain_keys[min(domain_keys)].reveal()
         self._config = config
+        self._guardrails = Guardrails(load_guardrails(config.guardrails) if config.guardrails is not None else None)
         self._account = account_of_realm(keyring.realm_id)
         self._store = SealedStore(config.database, RowSealer(domain_keys, os.urandom))
         self._anchor = Anchor(config.anchor, realm.anchor_key)
@@ -97,7 +102,7 @@ class Daemon:
         config, registry, pipeline = self._config, self._registry, self._pipeline
         grants = GrantService(registry, tokens, os.urandom)
         denials = Denials()
-        authoriser = Authoriser(registry, grants, tokens, denials)
+        authoriser = Authoriser(registry, grants, tokens, denials, self._guardrails)
         loaded = PairStore()
         registry.listeners.append(loaded.forget)
         crypto = CryptoService(os.urandom, loaded)
@@ -130,7 +135,7 @@ class Daemon:
                     volumes, batches, admin, sts, self._secrets, SecretUpkeepService(secret_store),
                     RotationService(secret_store, os.urandom),
                     *self._identities(), self._imports,
-                    retirement, AccessService(registry, authoriser, denials, self._iam, administrators),
+                    retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
                 )
             ),
         )  # fmt: skip
@@ -155,6 +160,7 @@ class Daemon:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         server = await loop.create_unix_server(lambda: Session(self._state), sock=listener)
         self._record("DaemonStarted")
         tasks = [
@@ -184,6 +190,18 @@ class Daemon:
         for session in list(self._state.sessions):
             session.push(None, {"kind": "closing"})
         self._close()
+
+    def _reload(self) -> None:
+        """Read the guardrails again; those that were good stay if the new ones are not."""
+        if self._config.guardrails is None:
+            return
+        try:
+            self._guardrails.policies = load_guardrails(self._config.guardrails)
+        except KmsfsError as error:
+            _LOG.error("the guardrails stay as they were: %s", error)
+            return
+        self._record("GuardrailsLoaded", names=" ".join(sorted(self._guardrails.policies)))
+        self._registry.announce("policy")
 
     async def _every(self, seconds: float, action: "object") -> None:
         while True:

@@ -20,6 +20,7 @@ class Denial:
     question: Question
     policy: KeyPolicy
     grants: tuple[Grant, ...]
+    guardrails: dict[str, KeyPolicy]
 
 
 class Denials:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from kmsd.access.denials import Denials
 from kmsd.authz.decide import Decision, Question, decide
 from kmsd.authz.explain import Step, explain, without_conditions, without_constraints
+from kmsd.authz.guardrails import Guardrails
 from kmsd.authz.principal import Caller, make_caller
 from kmsd.dispatch.authorise import Authoriser
 from kmsd.dispatch.call import Call
@@ -31,7 +32,9 @@ class AccessService:
         denials: Denials,
         iam: IamStore,
         administrators: frozenset[str],
+        guardrails: Guardrails,
     ) -> None:
+        self._guardrails = guardrails
         self._registry = registry
         self._authoriser = authoriser
         self._denials = denials
@@ -55,7 +58,9 @@ class AccessService:
                 f"No denial {decision_id} is remembered that you may look into",
                 hint="whoever may read the key's policy may: kms:GetKeyPolicy",
             ) from None
-        decision, steps = explain(denial.caller, denial.question, denial.policy, denial.grants)
+        decision, steps = explain(
+            denial.caller, denial.question, denial.policy, denial.grants, denial.guardrails
+        )
         return _answer(denial.caller.principal, denial.question, decision, steps)
 
     def simulate_key_access(self, call: Call) -> shapes.AccessResponse:
@@ -64,7 +69,9 @@ class AccessService:
         key = call.the_key
         caller = self._caller(check_principal(request.principal))
         question = self._question(call, request.action, request.asked_context, request.via_service)
-        decision, steps = explain(caller, question, key.policy, key.grants.values())
+        decision, steps = explain(
+            caller, question, key.policy, key.grants.values(), self._guardrails.policies
+        )
         return _answer(caller.principal, question, decision, steps)
 
     def list_authorized_principals(self, call: Call) -> shapes.ListAuthorizedPrincipalsResponse:
@@ -75,6 +82,8 @@ class AccessService:
         found = []
         for principal in sorted(self._candidates(call, key)):
             caller = _anybody(self._registry.account) if principal == EVERYBODY else self._caller(principal)
+            if self._guardrails.decide(caller, question) is not None:
+                continue
             decision = decide(caller, question, key.policy, key.grants.values())
             conditional = False
             if not decision.allowed:

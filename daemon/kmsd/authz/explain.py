@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from kmsd.authz.conditions import Condition, RequestValues
 from kmsd.authz.decide import Decision, Question, decide
 from kmsd.authz.grants import Grant
+from kmsd.authz.guardrails import Guardrails
 from kmsd.authz.identity import IdentityPolicy
 from kmsd.authz.policy import KeyPolicy
 from kmsd.authz.principal import Caller
 from kmsd.authz.statement import Statement
 from kmsfs.ids import root_principal
 
-KEY_POLICY, GRANT, IDENTITY, BOUNDARY, SESSION = (
-    "key policy", "grant", "identity policy", "permissions boundary", "session policy",
+GUARDRAIL, KEY_POLICY, GRANT, IDENTITY, BOUNDARY, SESSION = (
+    "guardrail", "key policy", "grant", "identity policy", "permissions boundary", "session policy",
 )  # fmt: skip
 
 
@@ -36,13 +37,23 @@ class Step:
 
 
 def explain(
-    caller: Caller, question: Question, policy: KeyPolicy, grants: Iterable[Grant]
+    caller: Caller,
+    question: Question,
+    policy: KeyPolicy,
+    grants: Iterable[Grant],
+    guardrails: dict[str, KeyPolicy] | None = None,
 ) -> tuple[Decision, list[Step]]:
     """Return the decision on a call, and how each statement and grant of the key and the caller meets it."""
     listed = list(grants)
-    decision = decide(caller, question, policy, listed)
+    rails = Guardrails(guardrails)
+    decision = rails.decide(caller, question) or decide(caller, question, policy, listed)
     values = question.request_values(caller)
-    steps = [_of_key(statement, index, caller, question, values) for index, statement in enumerate(policy.statements)]
+    steps = [
+        replace(_of_key(statement, index, caller, question, values), source=GUARDRAIL, name=f"{name}:{statement.sid or index}")
+        for name, rail in rails.policies.items()
+        for index, statement in enumerate(rail.statements)
+    ]
+    steps += [_of_key(statement, index, caller, question, values) for index, statement in enumerate(policy.statements)]
     steps += [Step(GRANT, grant.name or grant.grant_id, True, _against_grant(grant, caller, question)) for grant in listed]
     if caller.identity is not None:
         steps += _of_policies(IDENTITY, caller.identity.policies, question, values)

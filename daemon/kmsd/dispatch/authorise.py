@@ -4,6 +4,7 @@ from typing import Any
 
 from kmsd.access.denials import Denial, Denials
 from kmsd.authz.decide import Question, decide, decide_by_identity
+from kmsd.authz.guardrails import Guardrails
 from kmsd.dispatch.call import Call
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
@@ -22,9 +23,15 @@ class Authoriser:
     """Resolves keys and decides, in AWS's order: found, authorised, state."""
 
     def __init__(
-        self, registry: KeyRegistry, grants: GrantService, tokens: GrantTokens, denials: Denials
+        self,
+        registry: KeyRegistry,
+        grants: GrantService,
+        tokens: GrantTokens,
+        denials: Denials,
+        guardrails: Guardrails,
     ) -> None:
         self._denials = denials
+        self._guardrails = guardrails
         self._registry = registry
         self._grants = grants
         self._tokens = tokens
@@ -69,11 +76,13 @@ class Authoriser:
             AccessDenied: if the answer is no; the reason goes to the audit record only.
         """
         question = Question(action, key.arn, context, call.via, call.now, values or {})
-        decision = decide(call.caller, question, key.policy, key.grants_for(call.caller))
+        decision = self._guardrails.decide(call.caller, question) or decide(
+            call.caller, question, key.policy, key.grants_for(call.caller)
+        )
         call.decided_by = decision.by
         if not decision.allowed:
             call.key = call.key or key
-            self._denials.note(call.call_id, Denial(call.caller, question, key.policy, tuple(key.grants.values())))
+            self._denials.note(call.call_id, Denial(call.caller, question, key.policy, tuple(key.grants.values()), self._guardrails.policies))
             raise AccessDenied(
                 f"User: {call.caller.principal} is not authorized to perform: {action} on resource: {key.arn}",
                 hint=f"who may read the key's policy sees why: kmsfs why {call.call_id}",
@@ -82,6 +91,12 @@ class Authoriser:
     def _on_nothing(self, call: Call) -> None:
         """What acts on nothing yet is for every local user; who comes through IAM needs its consent."""
         caller = call.caller
+        denied = self._guardrails.decide(caller, Question(call.operation.action, "*", via=call.via, now=call.now))
+        if denied is not None:
+            call.decided_by = denied.by
+            raise AccessDenied(
+                f"User: {caller.principal} is not authorized to perform: {call.operation.action} with an explicit deny in a guardrail"
+            )
         if caller.identity is None or caller.root or call.operation.service not in ("kms", "kmsfs"):
             return
         self._require_identity(call, "*")

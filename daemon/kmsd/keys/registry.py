@@ -276,6 +276,11 @@ class KeyRegistry:
         del key.grants[grant.grant_id]
         self._changed(key, "grant-ended")
 
+    def announce(self, event: str) -> None:
+        """Tell every listener that something changed for every key."""
+        for key in self.keys.values():
+            self._changed(key, event)
+
     def _changed(self, key: KmsKey, event: str) -> None:
         for listener in self.listeners:
             listener(key, event)
