@@ -11,6 +11,7 @@ from kmsfs.cli import (
     adopting,
     alias,
     api,
+    audit,
     aws,
     daemon,
     examining,
@@ -40,6 +41,7 @@ app.add_typer(secret.app, name="secret")
 app.add_typer(files.volume_app, name="volume")
 app.add_typer(daemon.app, name="daemon")
 app.add_typer(aws.app, name="aws")
+app.add_typer(audit.app, name="audit")
 app.command("mount")(files.mount)
 app.command("umount")(files.umount)
 app.command("adopt")(adopting.adopt)

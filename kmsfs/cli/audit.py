@@ -1,0 +1,88 @@
+"""kmsfs audit: tail, query, export."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kmsfs.cli.output import SETTINGS, call, say, show, table
+from kmsfs.trail.cloudtrail import cloudtrail_event
+from kmsfs.trail.reading import follow_records, last_records, principal_of, read_records
+from kmsfs.trail.tables import TrailTable, time_of
+
+app = typer.Typer(no_args_is_help=True, help="The audit log: every call, who made it, and what decided.")
+Log = Annotated[Path | None, typer.Option(help="The log (default: that of the daemon that answers).")]
+
+
+@app.command()
+def tail(
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last records.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Then print what comes, until you end it.")] = False,
+    denied: Annotated[bool, typer.Option("--denied", help="Only what was refused.")] = False,
+    log: Log = None,
+) -> None:
+    """Print the last calls, one a line. Example: kmsfs audit tail -f --denied"""
+    path, account = _place(log)
+    for record in last_records(path, lines):
+        _print(record, account, denied=denied)
+    if follow:
+        for record in follow_records(path):
+            _print(record, account, denied=denied)
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT from `records`.")],
+    log: Log = None,
+) -> None:
+    """Ask the log in SQL. Example: kmsfs audit query "SELECT principal, count(*) FROM records WHERE error LIKE 'Access%' GROUP BY 1"
+
+    Columns: seq, time, ts, request, principal, uid, gid, pid, access_key, service, operation, key, context, params, result, error,
+    decided_by, reason. SQLite's functions are there, those for JSON too.
+    """
+    path, account = _place(log)
+    names, rows = TrailTable(read_records(path), account).ask(sql)
+    show([dict(zip(names, row, strict=True)) for row in rows], lambda: table(names, rows))
+
+
+@app.command()
+def export(
+    destination: Annotated[Path, typer.Argument(metavar="FILE", help="A file that is not there yet, or - for standard output.")],
+    region: Annotated[str, typer.Option(help="The region to put into each event.")] = "us-east-1",
+    log: Log = None,
+) -> None:
+    """Write the log as CloudTrail delivers it: one JSON object with `Records`."""
+    path, account = _place(log)
+    events = [cloudtrail_event(record, account, region) for record in read_records(path)]
+    text = json.dumps({"Records": events})
+    if str(destination) == "-":
+        print(text)
+        return
+    from kmsfs.errors import StorageError
+
+    try:
+        with destination.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise StorageError(f"cannot write {destination}: {error.strerror}") from error
+    say(f"{len(events)} events in {destination}")
+
+
+def _place(log: Path | None) -> tuple[Path, str]:
+    status = call("GetStatus")
+    return log or Path(status["StateDirectory"]) / "audit" / "audit.jsonl", status["Account"]
+
+
+def _print(record: dict[str, Any], account: str, *, denied: bool) -> None:
+    if denied and not str(record.get("err", "")).startswith("AccessDenied"):
+        return
+    if SETTINGS.as_json:
+        print(json.dumps(record, sort_keys=True), flush=True)
+        return
+    who = principal_of(record, account).rpartition(":")[2]
+    what = record["op"] + (f" via {record['svc']}" if record.get("svc") else "")
+    on = str(record.get("key", "")).rpartition("/")[2]
+    outcome = record.get("err") or "ok"
+    words = (time_of(record), f"{who:<12}", f"{what:<28}", f"{outcome:<24}", record.get("by", ""), on)
+    print("  ".join(str(word) for word in words).rstrip(), flush=True)
