@@ -15,7 +15,7 @@ import typer
 from kmsfs.cli import param
 from kmsfs.cli.execute import variable_name
 from kmsfs.cli.output import SETTINGS, call, confirm, pages, read_text_value, say, show
-from kmsfs.errors import ParameterAlreadyExists, ParameterNotFound, UsageError
+from kmsfs.errors import KmsfsError, ParameterAlreadyExists, ParameterNotFound, UsageError
 
 app = param.app
 """The group `kmsfs param`, which these commands join."""
@@ -151,8 +151,21 @@ def edit(name: Name) -> None:
     if value == parameter["Value"]:
         say("unchanged")
         return
-    answer = _replace(parameter, value)
+    try:
+        answer = _replace(parameter, value)
+    except KmsfsError:
+        kept = _keep(value, memory)
+        say(f"what you wrote is kept in {kept}: `kmsfs param put {name} --overwrite --value-file {kept}`, then remove it")
+        raise
     show(answer, lambda: say(f"{name} version {answer['Version']}"))
+
+
+def _keep(value: str, memory: Path) -> str:
+    """Leave a value in a private file, in memory where there is any."""
+    descriptor, path = tempfile.mkstemp(prefix="kmsfs-kept-", dir=memory if memory.is_dir() else None)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(value.encode())
+    return path
 
 
 @app.command("export")

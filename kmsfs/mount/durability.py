@@ -1,6 +1,7 @@
 """The whole volume's durability: the five-second tick, the clean end, healing after an unclean one."""
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -102,6 +103,9 @@ class Vfs(DirectoryOperations):
                     self.settle(node)
             except (KmsfsError, OSError) as error:
                 self.complain("a file could not be stored yet: %s; it is kept in memory and tried again", error)
+                if getattr(error, "os_errno", 0) == errno.ENOSPC and self.nothing_free():
+                    # The others would fail as this one did: thousands of tries every five seconds help nobody.
+                    return
 
     def finish(self) -> bool:
         """Commit and sync everything; return whether all of it is stored, so that the session ended cleanly.

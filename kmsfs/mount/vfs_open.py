@@ -19,7 +19,7 @@ from kmsfs.backing.posix import PosixFile
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.envelope.slots import read_slots
 from kmsfs.errors import KmsfsError
-from kmsfs.formats.fileheader import Attributes
+from kmsfs.formats.fileheader import SLOT_BYTES, Attributes
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs import Recent, VfsBase
 
@@ -247,6 +247,11 @@ class OpenFiles(VfsBase):
                 return False
             self._looks_left = _ROOM_LOOKS
         return True
+
+    def nothing_free(self) -> bool:
+        """Whether the backing store has no room for even one header."""
+        space = os.fstatvfs(self.nodes.root.descriptor)
+        return space.f_bavail * space.f_frsize < SLOT_BYTES
 
     def warm(self, node: Node) -> None:
         """Prepare an opened file's keys and map while its opener wakes up."""

@@ -73,6 +73,10 @@ def test_a_parameter_keeps_what_belongs_to_it(kmsfs, tmp_path):
     editor.write_text(f'#!/bin/sh\necho more >> "$1"; {put}\n')
     raced = kmsfs("param", "edit", "/kept/one", EDITOR=str(editor), VISUAL="")
     assert raced.returncode == ExitCode.USAGE and "version 4 by now" in raced.stderr
+    # What was typed is not lost with the race.
+    kept = Path(raced.stderr.split("is kept in ")[1].split(":")[0])
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600 and kept.read_text()
+    kept.unlink()
     assert kmsfs("param", "get", "/kept/one", "--with-decryption", "--raw").stdout == "other"
 
 

@@ -1,5 +1,6 @@
 """When freshness records may change: never before a barrier has covered what they say."""
 
+import errno
 import os
 from types import SimpleNamespace
 
@@ -93,6 +94,34 @@ def test_an_open_file_is_asked_by_itself_after_a_failed_barrier(volume, monkeypa
     vfs.names_changed = True
     vfs.tick()
     assert volume.records.find(node.file.attributes.file_id) == known
+
+
+def test_on_a_full_disk_one_file_is_tried_and_not_all(volume, monkeypatch):
+    vfs = volume.vfs
+    vfs.options.put_off = True
+    nodes = []
+    for number in range(50):
+        node, _ = vfs.create(vfs.nodes.root, b"f%d" % number, 0o644, WHO)
+        node.lookups += 1
+        vfs.write(node, b"x", 0, cached=False)
+        nodes.append(node)
+    tries = []
+
+    def full(_file, _data, _offset):
+        tries.append(1)
+        raise StorageError("no space", os_errno=errno.ENOSPC)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PosixFile, "write", full)
+        patched.setattr(Vfs, "nothing_free", lambda _self: True)
+        vfs._commit_open_files()
+        assert len(tries) == 1
+        # Some room, such as under a quota: each file has its own chance.
+        patched.setattr(Vfs, "nothing_free", lambda _self: False)
+        vfs._commit_open_files()
+        assert len(tries) == 51
+    vfs.tick()
+    assert all(not node.file.dirty for node in nodes) and vfs.finish()
 
 
 def test_a_removal_counts_only_after_a_barrier(volume):
