@@ -210,6 +210,8 @@ class Daemon:
                 action()
 
     def _heartbeat(self) -> None:
+        for grant in self._registry.end_expired_grants(time.time()):
+            self._record("ExpireGrant", key=self._registry.keys[grant.key_id].arn, grant=grant.grant_id)
         for session in list(self._state.sessions):
             session.push(None, {"kind": "heartbeat"})
 

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from kmsfs.cli.key import parse_context
-from kmsfs.cli.output import call, facts, pages, say, show, table
+from kmsfs.cli.output import call, facts, pages, say, show, table, when
+from kmsfs.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Grants: let somebody use a key for some operations.")
 Key = Annotated[str, typer.Argument(metavar="KEY", help="Key id, ARN, or alias/NAME.")]
@@ -21,6 +22,8 @@ def create(
     context: Annotated[
         list[str] | None, typer.Option("--context", help="NAME=VALUE that calls must carry.")
     ] = None,
+    lasts: Annotated[str | None, typer.Option("--for", help="It ends by itself: 90m, 2h or 7d.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why, for whoever looks at it later.")] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Calls must carry this context and nothing else.")
     ] = False,
@@ -34,6 +37,7 @@ def create(
     answer = call(
         "CreateGrant", KeyId=key, GranteePrincipal=principal_arn(to), Operations=operation, Name=name,
         RetiringPrincipal=principal_arn(retiring) if retiring else None, Constraints=constraints,
+        ExpiresInSeconds=_seconds(lasts) if lasts else None, Reason=reason,
     )  # fmt: skip
     show(answer, lambda: facts([("grant id", answer["GrantId"]), ("grant token", answer["GrantToken"])]))
 
@@ -42,8 +46,11 @@ def create(
 def list_grants(key: Key) -> None:
     """List a key's grants."""
     found = pages("ListGrants", "Grants", "Marker", "NextMarker", KeyId=key)
-    rows = [(g["GrantId"], g["GranteePrincipal"], ", ".join(g["Operations"]), g.get("Name")) for g in found]
-    show(found, lambda: table(("grant id", "grantee principal", "operations", "name"), rows))
+    rows = [
+        (g["GrantId"], g["GranteePrincipal"], ", ".join(g["Operations"]), g.get("Name"), when(g.get("ExpirationDate")), g.get("Reason"))
+        for g in found
+    ]
+    show(found, lambda: table(("grant id", "grantee principal", "operations", "name", "ends", "reason"), rows))
 
 
 @app.command("list-retirable")
@@ -80,3 +87,10 @@ def principal_arn(text: str) -> str:
     if text.startswith(("uid/", "gid/", "user/", "role/")):
         return f"arn:kmsfs:iam::{call('GetStatus')['Account']}:{text}"
     return text
+
+
+def _seconds(text: str) -> int:
+    units = {"m": 60, "h": 3_600, "d": 86_400}
+    if not text[:-1].isdigit() or text[-1:] not in units:
+        raise UsageError(f"{text!r} is no time", hint="90m, 2h or 7d")
+    return int(text[:-1]) * units[text[-1]]

@@ -85,7 +85,7 @@ def decide(caller: Caller, question: Question, policy: KeyPolicy, grants: Iterab
         return Decision(allowed=True, by=f"{delegated}+identity:{by}")
     operation = question.action.removeprefix("kms:")
     for grant in grants:
-        if grant.permits(caller, operation, question.context):
+        if grant.permits(caller, operation, question.context, question.now):
             return Decision(allowed=True, by=f"grant:{grant.grant_id}")
     return Decision(allowed=False, by="no-allow")
 

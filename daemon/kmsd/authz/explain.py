@@ -121,10 +121,12 @@ def _unmet(condition: Condition, values: RequestValues) -> str:
 
 def _against_grant(grant: Grant, caller: Caller, question: Question) -> str:
     operation = question.action.removeprefix("kms:")
-    if grant.permits(caller, operation, question.context):
+    if grant.permits(caller, operation, question.context, question.now):
         return ""
     if grant.grantee not in caller.principals:
         return f"its grantee principal is {grant.grantee}"
     if operation not in grant.operations:
         return f"it does not speak of {operation}"
+    if grant.over(question.now):
+        return "its time is over"
     return "its constraint wants another encryption context"

@@ -31,10 +31,13 @@ class Grant:
     name: str | None
     created: float
     issuer: str
+    expires: float | None = None
+    """From this time on, seconds since the epoch, it allows nothing."""
+    reason: str | None = None
 
-    def permits(self, caller: Caller, operation: str, context: dict[str, str]) -> bool:
-        """Tell whether this grant lets `caller` do `operation` with this encryption context."""
-        if operation not in self.operations or self.grantee not in caller.principals:
+    def permits(self, caller: Caller, operation: str, context: dict[str, str], now: float) -> bool:
+        """Tell whether this grant lets `caller` do `operation` with this encryption context at this time."""
+        if operation not in self.operations or self.grantee not in caller.principals or self.over(now):
             return False
         if operation not in CONTEXT_OPERATIONS:
             return True
@@ -43,3 +46,7 @@ class Grant:
         if self.subset is not None:
             return all(context.get(key) == value for key, value in self.subset.items())
         return True
+
+    def over(self, now: float) -> bool:
+        """Tell whether its time is over."""
+        return self.expires is not None and now >= self.expires

@@ -1,5 +1,6 @@
 """Find what a call acts on, and ask the one evaluator whether it may."""
 
+from itertools import islice
 from typing import Any
 
 from kmsd.access.denials import Denial, Denials
@@ -17,6 +18,8 @@ from kmsfs.formats.blob import BlobType, parse_blob
 from kmsfs.ids import alias_arn, check_alias, root_principal
 
 VOLUME_PURPOSE = "volume-root"
+_OTHER_GRANTS = 20
+"""Grants of others that an explanation shows."""
 
 
 class Authoriser:
@@ -82,7 +85,10 @@ class Authoriser:
         call.decided_by = decision.by
         if not decision.allowed:
             call.key = call.key or key
-            self._denials.note(call.call_id, Denial(call.caller, question, key.policy, tuple(key.grants.values()), self._guardrails.policies))
+            shown = (*key.grants_for(call.caller), *islice(key.grants.values(), _OTHER_GRANTS))
+            grants = tuple({grant.grant_id: grant for grant in shown}.values())
+            denial = Denial(call.caller, question, key.policy, grants, self._guardrails.policies)
+            self._denials.note(call.call_id, denial)
             raise AccessDenied(
                 f"User: {call.caller.principal} is not authorized to perform: {action} on resource: {key.arn}",
                 hint=f"who may read the key's policy sees why: kmsfs why {call.call_id}",

@@ -1,5 +1,7 @@
 """What a grant may say, purely: a grant made through a grant cannot exceed it."""
 
+from dataclasses import replace
+
 from kmsd.authz.grants import CONTEXT_OPERATIONS, Grant
 
 GRANTS_PER_KEY_MAX = 50_000
@@ -22,7 +24,12 @@ def within(
 
 
 def same_terms(left: Grant, right: Grant) -> bool:
-    """Tell whether two grants say the same, ids and dates aside: CreateGrant with a Name is idempotent then."""
+    """Tell whether two grants say the same, ids and dates aside: CreateGrant with a Name is idempotent then.
+
+    One that ends by itself is never the same: asked again, it is for a longer time.
+    """
+    if left.expires is not None or right.expires is not None:
+        return False
     return (left.grantee, left.retiring, left.operations, left.equals, left.subset, left.name) == (
         right.grantee,
         right.retiring,
@@ -31,3 +38,10 @@ def same_terms(left: Grant, right: Grant) -> bool:
         right.subset,
         right.name,
     )
+
+
+def limited(child: Grant, parent: Grant) -> Grant:
+    """Return a grant that was made through another, ending no later than that."""
+    if parent.expires is None or (child.expires is not None and child.expires <= parent.expires):
+        return child
+    return replace(child, expires=parent.expires)

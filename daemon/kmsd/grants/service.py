@@ -3,7 +3,7 @@
 from kmsd.authz.grants import Grant
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.paging import page_of
-from kmsd.grants.rules import GRANTS_PER_KEY_MAX, same_terms, within
+from kmsd.grants.rules import GRANTS_PER_KEY_MAX, limited, same_terms, within
 from kmsd.grants.tokens import GrantTokens
 from kmsd.keys.registry import KeyRegistry, KmsKey
 from kmsfs.aead.nonces import Rng
@@ -28,10 +28,11 @@ class GrantService:
         key = call.the_key
         grant = self._from_request(call, key, request)
         parent_id = call.decided_by.removeprefix("grant:")
-        if parent_id != call.decided_by and not within(
-            key.grants[parent_id], grant.operations, grant.equals, grant.subset
-        ):
-            raise AccessDenied("A grant made through a grant cannot allow more than it.")
+        if parent_id != call.decided_by:
+            parent = key.grants[parent_id]
+            if not within(parent, grant.operations, grant.equals, grant.subset):
+                raise AccessDenied("A grant made through a grant cannot allow more than it.")
+            grant = limited(grant, parent)
         for old in key.grants.values():
             if grant.name is not None and same_terms(old, grant):
                 return self._answer(old)
@@ -118,6 +119,7 @@ class GrantService:
             self._rng(32).hex(), key.key_id, request.grantee_principal, request.retiring_principal,
             frozenset(request.operations), limits.encryption_context_equals, limits.encryption_context_subset,
             request.name, call.now, call.caller.principal,
+            call.now + request.expires_in_seconds if request.expires_in_seconds is not None else None, request.reason,
         )  # fmt: skip
 
     def _answer(self, grant: Grant) -> shapes.CreateGrantResponse:
@@ -150,4 +152,6 @@ class GrantService:
             issuing_account=grant.issuer,
             operations=sorted(grant.operations),
             constraints=constraints,
+            expiration_date=grant.expires,
+            reason=grant.reason,
         )

@@ -46,6 +46,8 @@ class KmsKey:
     expiration_model: str | None = None
     materials: dict[int, KeyMaterial] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
+    """By id; changed by `keep_grant` and `drop_grant` only."""
+    _by_grantee: dict[str, dict[str, Grant]] = field(default_factory=dict)
 
     @property
     def current_material(self) -> KeyMaterial:
@@ -70,9 +72,21 @@ class KmsKey:
     def grants_for(self, caller: Caller) -> Iterator[Grant]:
         """Yield the grants whose grantee the caller is."""
         if self.grants:
-            for grant in self.grants.values():
-                if grant.grantee in caller.principals:
-                    yield grant
+            for principal in caller.principals:
+                yield from self._by_grantee.get(principal, {}).values()
+
+    def keep_grant(self, grant: Grant) -> None:
+        """Let a grant be found, by its id and by its grantee."""
+        self.grants[grant.grant_id] = grant
+        self._by_grantee.setdefault(grant.grantee, {})[grant.grant_id] = grant
+
+    def drop_grant(self, grant: Grant) -> None:
+        """Let a grant be found no more."""
+        del self.grants[grant.grant_id]
+        of_grantee = self._by_grantee[grant.grantee]
+        del of_grantee[grant.grant_id]
+        if not of_grantee:
+            del self._by_grantee[grant.grantee]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +131,7 @@ class KeyRegistry:
         self.keys: dict[str, KmsKey] = {}
         self.aliases: dict[str, Alias] = {}
         self.listeners: list[ChangeListener] = []
+        self._expiring: dict[str, Grant] = {}
         self._load()
 
     # --- finding ------------------------------------------------------------------------------------------
@@ -262,19 +277,30 @@ class KeyRegistry:
         row = {
             "id": grant.grant_id, "key": grant.key_id, "grantee": grant.grantee, "retiring": grant.retiring,
             "operations": sorted(grant.operations), "equals": grant.equals, "subset": grant.subset,
-            "name": grant.name, "created": grant.created, "issuer": grant.issuer,
+            "name": grant.name, "created": grant.created, "issuer": grant.issuer, "expires": grant.expires,
+            "reason": grant.reason,
         }  # fmt: skip
         with self.store.transaction() as work:
             work.put(Table.GRANT, f"{key.key_id}/{grant.grant_id}", row)
-        key.grants[grant.grant_id] = grant
+        key.keep_grant(grant)
+        if grant.expires is not None:
+            self._expiring[grant.grant_id] = grant
         self._changed(key, "grant-created")
 
     def remove_grant(self, key: KmsKey, grant: Grant) -> None:
         """End a grant; it counts no more at once."""
         with self.store.transaction() as work:
             work.delete(Table.GRANT, f"{key.key_id}/{grant.grant_id}")
-        del key.grants[grant.grant_id]
+        key.drop_grant(grant)
+        self._expiring.pop(grant.grant_id, None)
         self._changed(key, "grant-ended")
+
+    def end_expired_grants(self, now: float) -> list[Grant]:
+        """Remove the grants whose time is over; return them."""
+        over = [grant for grant in self._expiring.values() if grant.over(now)]
+        for grant in over:
+            self.remove_grant(self.keys[grant.key_id], grant)
+        return over
 
     def announce(self, event: str) -> None:
         """Tell every listener that something changed for every key."""
@@ -316,6 +342,8 @@ class KeyRegistry:
         for row in self.store.scan(Table.GRANT):
             grant = Grant(
                 row["id"], row["key"], row["grantee"], row["retiring"], frozenset(row["operations"]),
-                row["equals"], row["subset"], row["name"], row["created"], row["issuer"],
+                row["equals"], row["subset"], row["name"], row["created"], row["issuer"], row.get("expires"), row.get("reason"),
             )  # fmt: skip
-            self.keys[row["key"]].grants[grant.grant_id] = grant
+            self.keys[row["key"]].keep_grant(grant)
+            if grant.expires is not None:
+                self._expiring[grant.grant_id] = grant

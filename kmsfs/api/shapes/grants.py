@@ -29,7 +29,7 @@ class GrantConstraints(Shape, kw_only=True):
 
 
 class CreateGrantRequest(Shape, kw_only=True):
-    """Who may do what with the key, and who may retire the grant."""
+    """Who may do what with the key, and who may retire the grant. Beyond AWS: for how long, and why."""
 
     key_id: KeyIdText
     grantee_principal: PrincipalText
@@ -39,6 +39,8 @@ class CreateGrantRequest(Shape, kw_only=True):
     grant_tokens: GrantTokens = []
     name: GrantName | None = None
     dry_run: bool = False
+    expires_in_seconds: Annotated[int, Meta(ge=1, le=10 * 366 * 86_400)] | None = None
+    reason: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 
 
 class CreateGrantResponse(Shape, kw_only=True):
@@ -78,6 +80,8 @@ class GrantEntry(Shape, kw_only=True):
     issuing_account: str
     operations: list[str]
     constraints: GrantConstraints | None = None
+    expiration_date: Seconds | None = None
+    reason: str | None = None
 
 
 class ListGrantsResponse(Shape, kw_only=True):
