@@ -19,6 +19,8 @@ from kmsfs.errors import StorageError, UsageError
 UNITS = Path("/etc/systemd/system")
 HELPER = Path("/usr/sbin/mount.kmsfs")
 STATE = Path("/var/lib/kmsd")
+MANUAL = Path("/usr/local/share/man")
+_MANUAL = ("man1/kmsfs.1", "man8/kmsd.8")
 _PLACES = {
     "kmsd.socket": UNITS, "kmsd.service": UNITS, "kmsfs@.service": UNITS,
     "kmsd-backup.service": UNITS, "kmsd-backup.timer": UNITS, "kmsfs-rotate.service": UNITS,
@@ -56,6 +58,7 @@ def install_service(
     if aws_endpoint is not None:
         _write(_DROP_IN, _ENDPOINT.format(endpoint=aws_endpoint))
     _link_helper(programs)
+    _copy_manual(programs)
     _run("systemd-sysusers")
     _run("systemd-tmpfiles", "--create", os.fspath(Path("/etc/tmpfiles.d/kmsd.conf")))
     made = _make_realm(programs)
@@ -127,6 +130,14 @@ def _link_helper(programs: Path) -> None:
         raise StorageError(f"cannot make {HELPER}: {error.strerror}") from error
 
 
+def _copy_manual(programs: Path) -> None:
+    """Put the manual pages where man(1) looks."""
+    for place in _MANUAL:
+        page = programs.parent / "share" / "man" / place
+        if page.exists():
+            _write(MANUAL / place, page.read_text(encoding="utf-8"))
+
+
 def _make_realm(programs: Path) -> dict[str, str]:
     """Make the realm as the service's user, unless there is one; return what is shown once."""
     if (STATE / "keyring.kms").exists():
@@ -153,6 +164,8 @@ def _undo() -> None:
         )  # fmt: skip
     for name, folder in _PLACES.items():
         (folder / Path(name).name).unlink(missing_ok=True)
+    for place in _MANUAL:
+        (MANUAL / place).unlink(missing_ok=True)
     _DROP_IN.unlink(missing_ok=True)
     if HELPER.is_symlink():
         HELPER.unlink()

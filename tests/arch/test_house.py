@@ -3,6 +3,8 @@
 import ast
 import importlib.util
 import re
+import subprocess
+import shutil
 import struct
 import tomllib
 from pathlib import Path
@@ -98,6 +100,18 @@ def test_generated_pages_are_fresh():
     spec.loader.exec_module(module)
     for page, make in module.PAGES.items():
         assert (DOCS / "reference" / page).read_text() == make(), f"run tests/arch/make_reference.py: {page} is old"
+
+
+def test_manual_pages_are_fresh_and_groff_reads_them():
+    spec = importlib.util.spec_from_file_location("make_manual", Path(__file__).with_name("make_manual.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for page, make in module.PAGES.items():
+        assert (DOCS / "man" / page).read_text() == make(), f"run tests/arch/make_manual.py: {page} is old"
+        if shutil.which("groff"):
+            done = subprocess.run(["groff", "-man", "-Tutf8", "-ww", str(DOCS / "man" / page)], capture_output=True, text=True)
+            assert done.returncode == 0 and done.stderr == ""
+            assert "EXIT STATUS" in re.sub(r".\x08|\x1b\[[0-9;]*m", "", done.stdout)
 
 
 # --- format pages ---------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ mount --bind {kept}/sbin /usr/sbin
 mount --bind {kept}/lib /var/lib
 mount --bind {kept}/log /var/log
 mount --bind {kept}/srv /srv
+mkdir -p /usr/local/share/man
+mount --bind {kept}/man /usr/local/share/man
 hostname kmsfs-test
 export container=kmsfs-test
 exec /lib/systemd/systemd --system --unit=multi-user.target --log-target=console
@@ -40,7 +42,7 @@ class BootedSystemd:
         for name, source in (("etc", "/etc"), ("sbin", "/usr/sbin")):
             if not (kept / name).exists():
                 subprocess.run(["cp", "-a", source, str(kept / name)], check=True)
-        for name in ("lib", "log", "srv"):
+        for name in ("lib", "log", "srv", "man"):
             (kept / name).mkdir(exist_ok=True)
         units = kept / "etc/systemd/system"
         shutil.rmtree(units)

@@ -43,6 +43,7 @@ def test_the_whole_life_of_the_service(machine):
     assert machine.systemctl("is-active", "kmsd.socket").stdout.strip() == "active"
     assert machine.systemctl("is-active", "kmsd.service", check=False).stdout.strip() == "inactive"
     assert kmsfs(machine, "--json", "install-service").stdout.strip() == "{}"
+    assert "recovery" in (machine.kept / "man/man8/kmsd.8").read_text()
 
     # The first call starts the daemon, as its own user.
     kmsfs(machine, "param", "put", "/app/db", "--type", "SecureString", "--value-file", "-", input="s3cret\n")
@@ -167,4 +168,5 @@ def test_awss_clients_when_asked_and_the_way_back(machine):
     kmsfs(machine, "install-service", "--undo")
     assert machine.systemctl("is-active", "kmsd.socket", "kmsd.service", check=False).stdout.split() == ["inactive", "inactive"]
     assert not (machine.kept / "etc/systemd/system/kmsd.service").exists() and not (machine.kept / "sbin/mount.kmsfs").is_symlink()
+    assert not (machine.kept / "man/man1/kmsfs.1").exists()
     assert (machine.kept / "lib/kmsd/keyring.kms").exists()
