@@ -201,6 +201,8 @@ def verify_audit(
 def main() -> None:
     """Run a command; a known failure becomes one line and its exit code."""
     command: Callable[[], None] = app
+    # All that kmsd writes is its own; the socket's mode is set by itself.
+    os.umask(0o077)
     try:
         command()
     except KmsfsError as error:

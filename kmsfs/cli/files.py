@@ -4,6 +4,7 @@ import logging
 import logging.handlers
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,9 +93,7 @@ def _detach_from_terminal(writer: int, mountpoint: Path) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    target = logging.handlers.RotatingFileHandler(
-        state / f"mount-{name}.log", maxBytes=1 << 20, backupCount=2
-    )
+    target = _PrivateLog(state / f"mount-{name}.log", maxBytes=1 << 20, backupCount=2)
     target.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(target)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -102,6 +101,14 @@ def _detach_from_terminal(writer: int, mountpoint: Path) -> None:
         os.dup2(nothing, number)
     os.write(writer, b"1")
     os.close(writer)
+
+
+class _PrivateLog(logging.handlers.RotatingFileHandler):
+    """A log that only its owner reads, whatever the umask is when it is rotated."""
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return TextIOWrapper(os.fdopen(os.open(self.baseFilename, flags, 0o600), "ab"), encoding="utf-8")
 
 
 def _log_to_stderr() -> None:

@@ -50,6 +50,12 @@ def _root_key(status: dict[str, Any]) -> Finding:
 
 
 def _state(state: Path, now: float) -> Iterator[Finding]:
+    loose = [folder for folder in state.parents if _others_write(folder)]
+    if loose:
+        yield Finding(
+            "folders", Level.PROBLEM, f"everybody can write {loose[0]}",
+            f"whoever can write there can put something else in the place of {state}", f"chmod go-w {loose[0]}",
+        )  # fmt: skip
     if stat.S_IMODE(state.stat().st_mode) & 0o077:
         yield Finding(
             "state", Level.PROBLEM, f"others can look into {state}",
@@ -68,6 +74,11 @@ def _state(state: Path, now: float) -> Iterator[Finding]:
         yield fine("space", f"{free >> 30} GiB free where the state lies")
     yield _clock(state, now)
     yield _backup(state, now)
+
+
+def _others_write(folder: Path) -> bool:
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def _clock(state: Path, now: float) -> Finding:

@@ -203,6 +203,9 @@ class RunningMount:
         gc.freeze()
         gc.set_threshold(_COLLECT_EVERY)
         on_ready()
+        # From here on modes come with the requests, their makers' umasks applied. Not before: what lies outside of the
+        # volume, folders and logs, is made under the user's own.
+        os.umask(0)
         try:
             kernel.serve()
         finally:
@@ -218,6 +221,7 @@ class RunningMount:
             for thread in threads:
                 thread.start()
             on_ready()
+            os.umask(0)
 
         fusepy.serve(self.vfs, self._request.mountpoint, options, ready)
 
@@ -318,7 +322,6 @@ def run_mount(request: MountRequest, session: ClientSession, on_ready: Callable[
     """
     run_self_check()
     check_places(request)
-    os.umask(0)
     _raise_descriptor_limit()
     forbid_dumps()
     RunningMount(request, session).serve(on_ready)

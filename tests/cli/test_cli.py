@@ -203,7 +203,17 @@ def test_an_ordinary_user_mounts_with_fusermount3(tmp_path):
         assert run(*cli, "mount", f"{home}/c", f"{home}/p").returncode == 0
         assert run("cat", f"{home}/p/g").stdout == "hello\n"
         assert subprocess.run(["cat", f"{home}/p/g"], capture_output=True).returncode != 0
+        # Of a process that leaves no core and that nobody of its user may look into, /proc belongs to root.
+        [mount] = [p for p in Path("/proc").glob("[0-9]*") if f"{home}/c".encode() in p.joinpath("cmdline").read_bytes().split(b"\0")]
+        assert os.stat(mount / "environ").st_uid == 0
         assert run(*cli, "umount", f"{home}/p").returncode == 0
+        # Whatever was made on the way is the user's own, logs and the folders above included.
+        made = [path for path in (home / ".local").rglob("*")] + [home / ".local"]
+        assert len(made) > 10
+        for path in made:
+            mode = stat.S_IMODE(path.lstat().st_mode)
+            assert path.is_symlink() or not mode & 0o022, (path, oct(mode))
+            assert path.is_dir() or path.name == "kmsd.log" or not mode & 0o077, (path, oct(mode))
     finally:
         os.chmod("/dev/fuse", old_mode)
         run(*cli, "daemon", "stop")

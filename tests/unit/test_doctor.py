@@ -140,6 +140,7 @@ def stamp(session, **changed):
     [
         ("root key", lambda s: setattr(s, "source", "keyfile"), Level.ADVICE),
         ("state", lambda s: s.state.chmod(0o755), Level.PROBLEM),
+        ("folders", lambda s: s.state.parent.chmod(0o777), Level.PROBLEM),
         ("clock", lambda s: (s.state / "audit" / "audit.jsonl").write_text(json.dumps({"ts": NOW + 3600}) + "\n"), Level.WARNING),
         ("backup", lambda s: (s.state / "last-backup.json").unlink(), Level.WARNING),
         ("backup", lambda s: stamp(s, created=NOW - 8 * DAY), Level.WARNING),
