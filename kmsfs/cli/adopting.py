@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from kmsfs.adopt.tree import TreePair, TreeReport, free_bytes
+from kmsfs.cli.files import mount_log
 from kmsfs.cli.output import SETTINGS, byte_progress, confirm, say, show, stored_bytes
 from kmsfs.errors import ExitCode, StorageError, UsageError
 from kmsfs.formats.volume import CONFIG_NAME
@@ -91,6 +92,9 @@ def _mounted(cipher_dir: Path, *options: str) -> Iterator[Path]:
             yield plain
         finally:
             unmount(plain)
+            log = mount_log(plain)
+            if log.exists() and not log.stat().st_size:
+                log.unlink()
 
 
 def _mount(cipher_dir: Path, mountpoint: Path, *options: str) -> None:

@@ -83,17 +83,23 @@ def _wait_for_child(reader: int, cipher_dir: Path, mountpoint: Path) -> None:
     raise typer.Exit(os.waitstatus_to_exitcode(status) or 1)
 
 
+def mount_log(mountpoint: Path) -> Path:
+    """Return where a mount that left the terminal logs."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "kmsfs"
+    name = os.fspath(mountpoint).strip("/").replace("/", "-") or "root"
+    return state / f"mount-{name}.log"
+
+
 def _detach_from_terminal(writer: int, mountpoint: Path) -> None:
     """The file system serves: leave the terminal, log to a file from here on."""
     os.setsid()
     os.chdir("/")
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "kmsfs"
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = os.fspath(mountpoint).strip("/").replace("/", "-") or "root"
+    log = mount_log(mountpoint)
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    target = _PrivateLog(state / f"mount-{name}.log", maxBytes=1 << 20, backupCount=2)
+    target = _PrivateLog(log, maxBytes=1 << 20, backupCount=2)
     target.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(target)
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,7 @@ def test_all_that_belongs_to_a_tree_comes_along(daemon, source, make_mount, tmp_
     report = json.loads(done.stdout)
     assert (report["problems"], report["directories"]) == ([], 4)
     assert facts(source) == before
+    assert not list(Path(os.environ["XDG_STATE_HOME"]).glob("kmsfs/mount-*adopt*"))
     mount = make_mount(name="unused")
     mount.cipher = tmp_path / "Documents.encrypted"
     mount.start()
