@@ -502,6 +502,8 @@ def test_volume_sessions(daemon, call, key):
     assert "r" in one.call("AcceptVolumeRestore", request)
     accepted = one.call("OpenVolumeSession", {**request, "ReadOnly": True})["r"]
     assert accepted["FreshnessMayBegin"] and accepted["FreshnessHead"] not in (b"", b"h" * 32)
+    # Sessions that a restored state does not know of may have been: none of their numbers comes again.
+    assert accepted["Session"] > 1_000_000 and accepted["UncleanSessions"] == list(range(3, 259))
     other = call("CreateKey")["KeyMetadata"]["KeyId"]
     assert one.call("OpenVolumeSession", {**request, "KeyId": other})["e"]["code"] == "IncorrectKeyException"
     one.close()

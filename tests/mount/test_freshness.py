@@ -236,3 +236,41 @@ def test_nothing_is_kept_of_what_is_gone(make_mount):
     mount.stop()
     with sqlite3.connect(records_path(volume_of(mount).volume_id)) as records:
         assert records.execute("SELECT count(*) FROM files").fetchone() == (1,)
+
+
+def test_a_daemon_that_was_restored_knows_fewer_sessions_than_the_files(fresh_daemon, make_mount, tmp_path):
+    """The disaster: state and records are of the past or gone, the files are newer. Everything opens, and stays open."""
+    fresh_daemon.start()
+    mount = make_mount(on=fresh_daemon).start()
+    (mount.plain / "before").write_text("before")
+    mount.stop()
+    archive = tmp_path / "b.kmsbackup"
+    kmsd = [sys.executable, "-m", "kmsd"]
+    subprocess.run([*kmsd, "backup", str(archive), "--state", str(fresh_daemon.state)], check=True, capture_output=True)
+    for session in range(4):
+        mount.start()
+        (mount.plain / f"after{session}").write_text("after")
+        (mount.plain / "before").write_text(f"changed in {session}")
+        mount.stop()
+    fresh_daemon.stop()
+    code = json.loads(fresh_daemon.init_output)["recovery_code"]
+    shutil.rmtree(fresh_daemon.state)
+    shutil.rmtree(tmp_path / "state-anchor")
+    records_path(volume_of(mount).volume_id).unlink()
+    subprocess.run(
+        [*kmsd, "restore", str(archive), "--state", str(fresh_daemon.state), "--code-file", "-"], input=code, text=True, check=True, capture_output=True
+    )
+    fresh_daemon.start()
+    refused = kmsfs(mount, "mount", "--foreground", str(mount.cipher), str(mount.plain))
+    assert refused.returncode == ExitCode.INTEGRITY and "accept-restore" in refused.stderr
+    assert kmsfs(mount, "volume", "accept-restore", "--yes", str(mount.cipher)).returncode == 0
+    wanted = {"before": "changed in 3", **{f"after{session}": "after" for session in range(4)}}
+    for number in range(4):
+        mount.start()
+        if number != 1:
+            assert {path.name: path.read_text() for path in mount.plain.iterdir()} == wanted
+        wanted[f"new{number}"] = "new"
+        (mount.plain / f"new{number}").write_text("new")
+        time.sleep(1)
+        mount.stop()
+        assert findings(mount) == set(), number

@@ -16,6 +16,8 @@ from kmsfs.errors import IncorrectKey, VolumeBusy
 from kmsfs.quantity import RECONNECT_SECONDS
 
 _MARK_BYTES = 32
+_SESSIONS_PASSED = 1 << 20
+_UNKNOWN_SESSIONS = 256
 
 
 @dataclass(slots=True)
@@ -127,13 +129,22 @@ class VolumeService:
         return Empty()
 
     def accept_restore(self, call: Call) -> Empty:
-        """AcceptVolumeRestore: the head becomes a mark that no records have, so that new ones must begin."""
+        """AcceptVolumeRestore: the head becomes a mark that no records have, so that new ones must begin.
+
+        This state itself may be a restored one, and sessions that it does not know of may have written headers: the
+        next number is past all of theirs, and the first of them count as unclean, so that what they wrote is verified.
+        """
         volume = self._volume(call, call.request.volume_id)
         if volume.holder is not None:
             raise VolumeBusy("this volume is mounted", hint="unmount it first")
         mark = self._rng(_MARK_BYTES)
-        self._save(replace(volume, freshness_head=mark, freshness_may_begin=True))
-        volume.freshness_head, volume.freshness_may_begin = mark, True
+        unknown = range(volume.session + 1, volume.session + 1 + _UNKNOWN_SESSIONS)
+        accepted = replace(
+            volume, freshness_head=mark, freshness_may_begin=True, session=volume.session + _SESSIONS_PASSED,
+            unclean=[*volume.unclean, *unknown],
+        )  # fmt: skip
+        self._save(accepted)
+        self._volumes[volume.volume_id] = accepted
         return Empty()
 
     def volumes_of(self, key_id: str) -> list[str]:
