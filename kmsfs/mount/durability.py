@@ -121,7 +121,7 @@ class Vfs(DirectoryOperations):
             for node in list(self.open_files):
                 file = node.file
                 if file is not None and (file.failed or file.dirty):
-                    stored = stored and not node.names
+                    stored = stored and not self.linked(node)
         self._barrier(always=True)
         if self.tools.freshness is not None:
             self.tools.freshness.flush()

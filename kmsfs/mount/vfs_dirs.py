@@ -178,7 +178,7 @@ class DirectoryOperations(FileOperations):
 
     def _name_gone(self, node: Node, parent: Node, name: bytes) -> None:
         if node.names or (node.is_file and node.descriptor >= 0 and os.fstat(node.descriptor).st_nlink):
-            if node.is_file and node.names:
+            if node.is_file and (node.names or node.file is not None):
                 self._drop_home(node, parent, name)
             return
         if node.file is not None and not node.handles:

@@ -154,12 +154,16 @@ class OpenFiles(VfsBase):
         file = node.file
         if node.handles or file is None:
             return
-        if file.dirty and node.names and not file.failed and self.may_put_off():
+        if file.dirty and not file.failed and self.linked(node) and self.may_put_off():
             self.settling[node] = None
             if len(self.settling) > _PUT_OFF_MAX:
                 self.settle(self.settling.popitem(last=False)[0])
             return
         self.settle(node)
+
+    def linked(self, node: Node) -> bool:
+        """Whether an open file has a name left: one that is known here, or a hard link that nobody has looked up yet."""
+        return bool(node.names) or os.fstat(node.descriptor).st_nlink > 0
 
     def settle(self, node: Node) -> None:
         """Store a file that nobody has open, and let it rest; one that cannot be stored is tried again later."""
@@ -167,7 +171,7 @@ class OpenFiles(VfsBase):
         if file is None or node.handles:
             return
         try:
-            if not node.names or file.failed or self.options.read_only:
+            if file.failed or self.options.read_only or not self.linked(node):
                 self.close_file(node)
                 return
             file.commit()
@@ -201,14 +205,15 @@ class OpenFiles(VfsBase):
         file = node.file
         if file is None:
             return
-        if node.names and not file.failed and not self.options.read_only:
+        linked = self.linked(node)
+        if linked and not file.failed and not self.options.read_only:
             file.commit()
             if file.provisional:
                 self.recent_counter += 1
                 self.recent[node.key] = Recent(file.durable_slot, self.recent_counter, file.last_commit())
             else:
                 self.recent.pop(node.key, None)
-        if not node.names and not os.fstat(node.descriptor).st_nlink:
+        if not linked:
             self.file_gone(file.attributes)
         node.file = None
         node.descriptor = -1

@@ -455,3 +455,29 @@ def test_fifo_and_socket_nodes(kernel):
     os.mkfifo(kernel.plain / "pipe")
     assert stat.S_ISFIFO((kernel.plain / "pipe").stat().st_mode)
     Path(kernel.plain / "pipe").unlink()
+
+
+@pytest.mark.parametrize("way", ["unlink", "replace"])
+def test_what_is_written_after_a_name_went_is_under_the_names_that_are_left(make_mount, way):
+    """A hard link that this mount has not looked up yet keeps the file, and all that is written to it."""
+    mount = make_mount().start()
+    (mount.plain / "a").write_text("old")
+    os.link(mount.plain / "a", mount.plain / "b")
+    (mount.plain / "c").write_text("other")
+    mount.again()
+    with open(mount.plain / "a", "r+") as stream:
+        if way == "unlink":
+            os.unlink(mount.plain / "a")
+        else:
+            os.rename(mount.plain / "c", mount.plain / "a")
+        stream.write("new content")
+    assert (mount.plain / "b").read_text() == "new content"
+    mount.again()
+    assert (mount.plain / "b").read_text() == "new content" and os.stat(mount.plain / "b").st_nlink == 1
+    assert os.path.exists(mount.plain / "a") == (way == "replace")
+    # Of the file that has no name left nothing stays.
+    with open(mount.plain / "b", "r+") as stream:
+        os.unlink(mount.plain / "b")
+        stream.write("gone")
+    mount.stop()
+    assert len([path for path in mount.cipher.iterdir() if path.name[0] == "n"]) == 1
