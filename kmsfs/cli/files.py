@@ -14,6 +14,7 @@ from kmsfs.cli.output import SETTINGS, confirm, facts, fail, say, session, show
 from kmsfs.errors import ExitCode, KmsfsError, UsageError
 
 if TYPE_CHECKING:
+    from kmsfs.check.rescue import RescueReport
     from kmsfs.check.rewrap import RewrapReport
     from kmsfs.check.verify import Report
 
@@ -215,18 +216,18 @@ def rescue(
     from kmsfs.cli.checking import rescue_volume
 
     report = rescue_volume(cipher_dir, target.absolute(), session())
-
-    def human() -> None:
-        for path, problem in report.problems[:limit]:
-            print(f"{path}  ({problem})")
-        if len(report.problems) > limit:
-            print(f"… and {len(report.problems) - limit} more")
-        lost = f"{report.lost_files} files and {report.lost_bytes} bytes of others are lost"
-        say(f"rescued {report.files} files, {report.plain_bytes} bytes into {target}; {lost}")
-
-    show(report.document(), human)
+    show(report.document(), lambda: _print_rescued(report, target, limit))
     if report.problems:
         raise typer.Exit(ExitCode.DAMAGE_FOUND)
+
+
+def _print_rescued(report: "RescueReport", target: Path, limit: int) -> None:
+    for path, problem in report.problems[:limit]:
+        print(f"{path}  ({problem})")
+    if len(report.problems) > limit:
+        print(f"… and {len(report.problems) - limit} more")
+    lost = f"{report.lost_files} files and {report.lost_bytes} bytes of others are lost"
+    say(f"rescued {report.files} files, {report.plain_bytes} bytes into {target}; {lost}")
 
 
 def rewrap(
