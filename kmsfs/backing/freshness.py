@@ -82,6 +82,12 @@ class FreshnessStore:
                     made.execute(statement)
                 facts = key.seal(Facts(session, session, base).pack(), (FACTS_AAD, b""))
                 made.execute("INSERT INTO facts VALUES ('facts', ?)", (facts,))
+            # Its name too: kmsd will know of the file, and one that a power cut took would be missed.
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except (sqlite3.Error, OSError) as error:
             raise StorageError(f"cannot make the freshness records {path}: {error}") from error
         return cls(key, path, read_only=False)

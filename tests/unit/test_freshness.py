@@ -86,6 +86,18 @@ def test_records_outlive_the_process(keys, tmp_path):
     assert head_of(path) == head
 
 
+def test_a_new_file_and_its_name_are_durable(keys, tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    made(keys, tmp_path / "new" / "r.db").close()
+    assert synced == [(tmp_path / "new").stat().st_ino]
+
+
 def test_many_rows_are_looked_up_on_disk(keys, tmp_path, monkeypatch):
     monkeypatch.setattr(freshness, "_HELD_ROWS", 10)
     store = made(keys, tmp_path / "r.db")
