@@ -123,6 +123,14 @@ def test_a_folder_keeps_the_newest(filled, tmp_path):
     assert left[0] == "kmsd-20030101T000000Z.kmsbackup" and left[2] == "notes" and len(left) == 3
 
 
+@pytest.mark.root
+def test_a_backup_by_root_leaves_the_state_to_its_owner(fresh_daemon, tmp_path):
+    for path in [fresh_daemon.state, *fresh_daemon.state.rglob("*")]:
+        os.chown(path, 65534, 65534)
+    assert kmsd("backup", tmp_path / "b", "--state", fresh_daemon.state).returncode == 0
+    assert {path.stat().st_uid for path in fresh_daemon.state.rglob("*")} == {65534}
+
+
 def test_the_drill(filled):
     done = kmsd("recovery-drill", "--state", filled.state, stdin=code_of(filled))
     assert done.returncode == 0 and "opens all of it" in done.stdout

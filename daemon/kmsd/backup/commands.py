@@ -127,8 +127,13 @@ def backup(
 def _remember(config: Config, archive: Path, contents: Contents) -> None:
     """Leave word of the last backup for `kmsfs doctor`; a state folder that cannot be written is no reason to fail."""
     text = json.dumps({"archive": os.fspath(archive.absolute()), "created": contents.created})
-    with contextlib.suppress(StorageError):
-        write_atomically(config.state / "last-backup.json", text.encode(), mode=0o600)
+    stamp = config.state / "last-backup.json"
+    with contextlib.suppress(StorageError, OSError):
+        write_atomically(stamp, text.encode(), mode=0o600)
+        if os.geteuid() == 0:
+            # Made by root, it is still for whom the state belongs to.
+            owner = config.state.stat()
+            os.chown(stamp, owner.st_uid, owner.st_gid)
 
 
 def verify(archive: Archive, state: State = SYSTEM_STATE, passphrase_file: Passphrase = None, code_file: Code = None,
