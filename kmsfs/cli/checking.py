@@ -32,7 +32,7 @@ def rescue_volume(cipher_dir: Path, target: Path, talk: ClientSession) -> Rescue
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is not an empty directory")
     volume = open_volume(cipher_dir, talk, read_only=True)
-    tools = _tools(volume, talk, SessionRules(0))
+    tools = volume_tools(volume, talk, SessionRules(0))
     try:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         with byte_progress("rescuing", stored_bytes(cipher_dir)) as advance:
@@ -58,7 +58,7 @@ def repair_volume(cipher_dir: Path, talk: ClientSession, found: Report, *, set_a
                 "the last session of this volume did not end cleanly", hint="mount it once: that heals it"
             )
         records = open_records(volume.keys, lease, read_only=False)
-        tools = _tools(volume, talk, SessionRules(lease.number, set(), tolerate_other_slot=True))
+        tools = volume_tools(volume, talk, SessionRules(lease.number, set(), tolerate_other_slot=True))
         tools.freshness = records
         return Repairer(tools, cipher_dir, set_aside=set_aside).run(found, volume.descriptor)
     finally:
@@ -67,7 +67,8 @@ def repair_volume(cipher_dir: Path, talk: ClientSession, found: Report, *, set_a
         os.close(volume.descriptor)
 
 
-def _tools(volume: OpenVolume, talk: ClientSession, rules: SessionRules) -> FileTools:
+def volume_tools(volume: OpenVolume, talk: ClientSession, rules: SessionRules) -> FileTools:
+    """Return what works on the files of a volume that is not mounted; freshness records are the caller's to add."""
     config = volume.config
     source = SocketKeySource(talk, config.key_arn)
     provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True)
@@ -83,7 +84,7 @@ def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
     volume = open_volume(cipher_dir, talk, read_only=True)
     lease = VolumeLease(volume.config, read_only=True)
     lease.claim(talk.open_transport())
-    tools = _tools(volume, talk, SessionRules(lease.number, set(lease.unclean)))
+    tools = volume_tools(volume, talk, SessionRules(lease.number, set(lease.unclean)))
     of_the_volume = []
     try:
         tools.freshness = open_records(volume.keys, lease, read_only=True)

@@ -1,17 +1,14 @@
 """The steps of `kmsfs rewrap` around the files: lease, volume key, configuration."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from kmsfs.backing.freshness import FreshnessStore
 from kmsfs.check.rewrap import Rewrapper, RewrapReport, wrapping_of
+from kmsfs.cli.checking import volume_tools
 from kmsfs.cli.output import byte_progress, stored_bytes
-from kmsfs.client.provider import SocketKeySource
 from kmsfs.client.session import ClientSession
-from kmsfs.envelope.caching import CachingProvider
-from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.provider import volume_context
 from kmsfs.envelope.recovery import SessionRules
 from kmsfs.errors import UsageError
@@ -49,11 +46,8 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
 
         context = volume_context(config.volume_id)
         wrapped = config.wrapped_key if dry_run else re_encrypt(config.wrapped_key, context)
-        source = SocketKeySource(talk, config.key_arn)
-        provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True)
-        rules = SessionRules(lease.number, set())
-        records = open_records(volume.keys, lease, read_only=dry_run)
-        tools = FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray(), records)
+        tools = volume_tools(volume, talk, SessionRules(lease.number, set()))
+        tools.freshness = records = open_records(volume.keys, lease, read_only=dry_run)
         with byte_progress("rewrapping", stored_bytes(cipher_dir)) as advance:
             worker = Rewrapper(tools, wrapping_of(wrapped), re_encrypt, advance)
             report = worker.run(volume.descriptor, dry_run=dry_run)

@@ -301,6 +301,20 @@ def test_a_grant_made_through_a_grant_cannot_exceed_it(daemon, call, key):
             other("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=friend, Operations=["Encrypt"])
 
 
+@pytest.mark.root
+def test_a_grant_made_through_a_grant_does_not_outlive_it(daemon, call):
+    key = call("CreateKey")["KeyMetadata"]["KeyId"]
+    who, friend = principal(call, 4321), principal(call, 4322)
+    call("CreateGrant", KeyId=key, GranteePrincipal=who, Operations=["Decrypt", "CreateGrant"], ExpiresInSeconds=600)
+    with as_user(daemon, 4321) as other:
+        other("CreateGrant", KeyId=key, GranteePrincipal=friend, Operations=["Decrypt"])
+        other("CreateGrant", KeyId=key, GranteePrincipal=friend, Operations=["Decrypt"], ExpiresInSeconds=86_400)
+    found = call("ListGrants", KeyId=key)["Grants"]
+    parent = next(grant for grant in found if grant["GranteePrincipal"] == who)
+    children = [grant for grant in found if grant["GranteePrincipal"] == friend]
+    assert len(children) == 2 and {grant["ExpirationDate"] for grant in children} == {parent["ExpirationDate"]}
+
+
 def policy_for(call, *statements):
     owner = {"Effect": "Allow", "Principal": {"AWS": principal(call, 0)}, "Action": "kms:*", "Resource": "*"}
     return json.dumps({"Version": "2012-10-17", "Statement": [owner, *statements]})
