@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -289,3 +290,25 @@ def test_repair_wants_a_volume_at_rest(volume):
     volume.kill()
     code, said = check(volume, "--repair")
     assert code in (ExitCode.USAGE, ExitCode.CONFLICT), said
+
+
+def test_a_header_of_a_file_that_no_record_knows_is_not_trusted(volume):
+    """After a restore was accepted nothing says which of two headers was the newer one."""
+    volume.start()
+    (volume.plain / "small").write_text("second")
+    volume.again()
+    (volume.plain / "small").write_text("third")
+    volume.stop()
+    environment = {**os.environ, "KMSFS_SOCKET": str(volume.socket)}
+    accept = [sys.executable, "-m", "kmsfs.cli", "volume", "accept-restore", "--yes", str(volume.cipher)]
+    subprocess.run(accept, env=environment, check=True, capture_output=True)
+    volume.start()
+    time.sleep(2)
+    volume.stop()
+    path = volume.stored["small"]
+    assert len(slots_of(path)) == 2
+    flip(path, 700)
+    before = open(path, "rb").read()
+    code, report = check(volume, "--repair")
+    assert code == ExitCode.DAMAGE_FOUND and report["repaired"] == [], report
+    assert "no record says" in str(report["left"]) and open(path, "rb").read() == before
