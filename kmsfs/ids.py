@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kmsfs.errors import InvalidAliasCharacters, InvalidAliasName, InvalidArn, KeyNotFound, ReservedAlias
+from kmsfs.errors import InvalidAliasCharacters, InvalidArn, KeyNotFound, ReservedAlias
 
 PARTITION = "kmsfs"
 REGION = "local"
@@ -113,15 +113,18 @@ def check_alias(name: str) -> str:
     """Return `name` if an alias may have it.
 
     Raises:
-        InvalidAliasName: if it lacks the prefix, is too long, has a foreign character, or is reserved (subclasses
-            carry the codes that AWS gives the last two).
+        InvalidAliasCharacters: if it lacks the prefix, is too long, or has a foreign character.
+        ReservedAlias: if it is one of AWS's own.
     """
     if not name.startswith("alias/"):
-        raise InvalidAliasName('Alias must start with the prefix "alias/".')
+        raise InvalidAliasCharacters(
+            'Alias must start with the prefix "alias/". Please see '
+            "https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html"
+        )
     if not _ALIAS.match(name):
         raise InvalidAliasCharacters(f"{name[:300]} contains invalid characters for an alias")
     if name.startswith("alias/aws/"):
-        raise ReservedAlias("Aliases beginning with alias/aws/ are reserved.")
+        raise ReservedAlias(hint="aliases beginning with alias/aws/ are reserved")  # AWS says no more than the code
     return name
 
 

@@ -52,8 +52,13 @@ def _explain(operation: Operation, parameters: dict[str, Any], text: str) -> Sha
     top = re.split(r"[.\[]", path.lstrip("."))[0]
     shown = "Value"
     value = _value_at(parameters, path)
-    if top not in operation.secret and not isinstance(value, (bytes, dict, list)):
-        shown = f"Value '{str(value)[:256]}'"
+    if path.endswith("]") and isinstance(value, str):
+        # An item that breaks a bound is told as its list (AWS's answers to LabelParameterVersion).
+        path = path[: path.rindex("[")]
+        value = [value]
+        constraint = _item_constraint(operation.request, path) or f"Member must satisfy constraint: [{constraint}]"
+    if top not in operation.secret and not isinstance(value, (bytes, dict)):
+        shown = f"Value '{_shown(value)[:256]}'"
     return ShapeError(
         f"1 validation error detected: {shown} at '{_member(path.lstrip('.'))}' failed to satisfy constraint: "
         f"{constraint}"
@@ -73,22 +78,46 @@ def _constraint(reason: str) -> str | None:
     return None
 
 
+def _shown(value: Any) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def _item_constraint(shape: Any, path: str) -> str | None:
+    """Return AWS's text for all bounds of a list's items, None if they have none in length."""
+    hint: Any = _hint_at(shape, path, extras=True)
+    lists = [part for part in (hint, *get_args(hint)) if get_origin(part) is list]
+    item = get_args(lists[0])[0] if lists else None
+    for meta in get_args(item):
+        if isinstance(meta, msgspec.Meta) and meta.max_length is not None:
+            return (
+                f"Member must satisfy constraint: [Member must have length less than or equal to {meta.max_length}, "
+                f"Member must have length greater than or equal to {meta.min_length or 0}]"
+            )
+    return None
+
+
 def _choices(shape: Any, path: str) -> tuple[str, ...]:
-    """Return the values that a field takes, found along a path such as `.Filters[0].Key`."""
+    """Return the values that a field takes."""
+    kind = _hint_at(shape, path, extras=False)
+    found = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+    return tuple(str(value) for part in found for value in get_args(part))
+
+
+def _hint_at(shape: Any, path: str, *, extras: bool) -> Any:
+    """Return the type of a field, found along a path such as `.Filters[0].Key`; () if there is none."""
     kind: Any = shape
     for step in _STEP.finditer(path):
         if step["name"]:
             shapes = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, Shape)]
             if not shapes:
                 return ()
-            hints = get_type_hints(shapes[0], include_extras=False)
+            hints = get_type_hints(shapes[0], include_extras=extras)
             wire = dict(zip(shapes[0].__struct_encode_fields__, shapes[0].__struct_fields__, strict=True))
             kind = hints[wire[step["name"]]]
         else:
             lists = [part for part in (kind, *get_args(kind)) if get_origin(part) is list]
             kind = get_args(lists[0])[0] if lists else kind
-    found = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
-    return tuple(str(value) for part in found for value in get_args(part))
+    return kind
 
 
 def _member(path: str) -> str:

@@ -75,7 +75,7 @@ def list_parameters(
     """List parameters below a path, without values."""
     option = "OneLevel" if one_level else "Recursive"
     filters = [{"Key": "Path", "Option": option, "Values": [path]}]
-    found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", ParameterFilters=filters)
+    found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", MaxResults=50, ParameterFilters=filters)
     rows = [(p["Name"], p["Type"], p["Tier"], p["Version"], when(p["LastModifiedDate"])) for p in found]
     show(found, lambda: table(("name", "type", "tier", "version", "modified"), rows))
 

@@ -32,7 +32,7 @@ def _below(path: str) -> list[dict[str, Any]]:
 def _facts(name: str) -> dict[str, Any]:
     """Return what PutParameter must be told again of a parameter: a version without it would lose it."""
     filters = [{"Key": "Name", "Option": "Equals", "Values": [name]}]
-    found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", ParameterFilters=filters)
+    found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", MaxResults=50, ParameterFilters=filters)
     kept = ("Description", "AllowedPattern", "DataType", "KeyId", "Tier")
     return {field: found[0][field] for field in kept if found[0].get(field)} if found else {}
 
@@ -59,7 +59,7 @@ def _replace(parameter: dict[str, Any], value: str) -> dict[str, Any]:
 def tree(path: Annotated[str, typer.Argument(help="Path to show below.")] = "/") -> None:
     """Show the hierarchy below a path, without values."""
     filters = [{"Key": "Path", "Option": "Recursive", "Values": [path]}]
-    found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", ParameterFilters=filters)
+    found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", MaxResults=50, ParameterFilters=filters)
     show(found, lambda: _print_tree({p["Name"]: p for p in found}))
 
 

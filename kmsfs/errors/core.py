@@ -241,12 +241,6 @@ class InvalidKeyIdForParameter(InvalidRequest):
     code = "InvalidKeyId"
 
 
-class UnsupportedParameterType(InvalidRequest):
-    """The parameter type is not String, StringList or SecureString."""
-
-    code = "UnsupportedParameterType"
-
-
 class UsageError(InvalidRequest):
     """The command line or the set-up does not make sense."""
 

@@ -100,6 +100,32 @@ def test_parameters(door):
     assert opened["Plaintext"].decode() == value
 
 
+def test_what_the_door_takes_as_a_key(door):
+    kms = client(door, "kms")
+    key = kms.create_key()["KeyMetadata"]["KeyId"]
+    kms.create_alias(AliasName="alias/strict", TargetKeyId=key)
+    assert kms.describe_key(KeyId="alias/strict")["KeyMetadata"]["KeyId"] == key
+    # AWS KMS API reference: these take the key's id or ARN alone.
+    for call, parameters in (
+        (kms.enable_key_rotation, {}), (kms.put_key_policy, {"Policy": "{}"}), (kms.tag_resource, {"Tags": []}),
+    ):  # fmt: skip
+        assert code_of(call, KeyId="alias/strict", **parameters) == "NotFoundException"
+        assert code_of(call, KeyId="unknown", **parameters) == "NotFoundException"
+    assert code_of(kms.create_alias, AliasName="alias/other", TargetKeyId="alias/strict") == "ValidationException"
+    assert code_of(kms.update_alias, AliasName="alias/strict", TargetKeyId=f"arn:aws:kms:{REGION}:1:alias/strict") == "ValidationException"
+
+
+def test_parameters_by_arn_and_by_key(door):
+    ssm = client(door, "ssm", region="us-east-1")
+    ssm.put_parameter(Name="/one", Value="1", Type="SecureString", KeyId="alias/aws/ssm")
+    arn = ssm.get_parameter(Name="/one")["Parameter"]["ARN"]
+    assert arn.startswith("arn:aws:ssm:us-east-1:")
+    got = ssm.get_parameters(Names=[arn, arn + "-not"])
+    assert [p["Name"] for p in got["Parameters"]] == ["/one"] and got["InvalidParameters"] == [arn + "-not"]
+    found = ssm.describe_parameters(ParameterFilters=[{"Key": "KeyId", "Values": ["alias/aws/ssm"]}])
+    assert [p["Name"] for p in found["Parameters"]] == ["/one"]
+
+
 def test_sts(door):
     sts = client(door, "sts")
     identity = sts.get_caller_identity()

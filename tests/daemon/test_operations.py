@@ -158,8 +158,8 @@ def test_aliases(call, key):
     listed = call("ListAliases", KeyId=other)["Aliases"]
     assert [entry["AliasName"] for entry in listed] == ["alias/t/one"]
     call("DeleteAlias", AliasName="alias/t/one")
-    for bad in ("nope", "alias/aws/x"):
-        with pytest.raises(errors.InvalidAliasName):
+    for bad, error in (("nope", errors.InvalidRequest), ("alias/aws/x", errors.ReservedAlias)):
+        with pytest.raises(error):
             call("CreateAlias", AliasName=bad, TargetKeyId=other)
 
 

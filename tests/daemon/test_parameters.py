@@ -30,7 +30,7 @@ def test_types_versions_and_selectors(call):
         call("GetParameter", Name="/t/plain:3")
     call("PutParameter", Name="list", Value="a,b", Type="StringList")
     assert call("GetParameter", Name="list")["Parameter"]["ARN"].endswith(":parameter/list")
-    with pytest.raises(errors.UnsupportedParameterType):
+    with pytest.raises(errors.InvalidRequest):
         call("PutParameter", Name="/t/none", Value="x")
 
 
@@ -66,6 +66,60 @@ def test_limits(call):
         call("PutParameter", Name="/l/k", Value="abc", Type="String", KeyId="alias/x")
     with pytest.raises(errors.InvalidRequest):
         call("PutParameter", Name="/l/e", Value="", Type="String")
+
+
+def test_a_name_of_one_level_is_one_parameter_with_its_slash_or_without(call):
+    for made, other in (("/slash", "slash"), ("bare", "/bare")):
+        call("PutParameter", Name=made, Value="one", Type="String", Description="kept", AllowedPattern="[a-z]+")
+        assert call("GetParameter", Name=other)["Parameter"]["Name"] == made
+        assert call("GetParameter", Name=call("GetParameter", Name=made)["Parameter"]["ARN"])["Parameter"]["Name"] == made
+        with pytest.raises(errors.ParameterAlreadyExists):
+            call("PutParameter", Name=other, Value="two", Type="String")
+        assert call("PutParameter", Name=other, Value="two", Overwrite=True)["Version"] == 2
+        assert call("GetParameters", Names=[other, other])["Parameters"][0]["Name"] == made
+        assert call("DeleteParameters", Names=[other])["DeletedParameters"] == [other]
+        with pytest.raises(errors.ParameterNotFound):
+            call("GetParameter", Name=made)
+    call("PutParameter", Name="/deep/one", Value="x", Type="String")
+    with pytest.raises(errors.ParameterNotFound):
+        call("GetParameter", Name="deep/one")
+
+
+def test_what_an_overwrite_does_not_say_is_kept(call):
+    call("PutParameter", Name="/o/x", Value="abc", Type="String", Description="kept", AllowedPattern="[a-z]+")
+    call("PutParameter", Name="/o/x", Value="def", Overwrite=True)
+    entry = call("DescribeParameters", ParameterFilters=[{"Key": "Name", "Values": ["/o/x"]}])["Parameters"][0]
+    assert (entry["Description"], entry["AllowedPattern"]) == ("kept", "[a-z]+")
+    with pytest.raises(errors.ParameterPatternMismatch):
+        call("PutParameter", Name="/o/x", Value="123", Overwrite=True)
+    call("PutParameter", Name="/o/x", Value="ghi", Overwrite=True, Description="", AllowedPattern="")
+    entry = call("DescribeParameters", ParameterFilters=[{"Key": "Name", "Values": ["/o/x"]}])["Parameters"][0]
+    assert "Description" not in entry and "AllowedPattern" not in entry
+
+
+def test_texts_of_names_selectors_and_filters(call):
+    call("PutParameter", Name="/texts", Value="x", Type="String", Tags=[{"Key": "crew", "Value": "blue"}])
+
+    def refused(operation, **parameters):
+        with pytest.raises(errors.KmsfsError) as caught:
+            call(operation, **parameters)
+        return caught.value.detail
+
+    assert "reserved parameter name: /aws/x." in refused("PutParameter", Name="/aws/x", Value="x", Type="String")
+    assert "3 symbols .-_" in refused("PutParameter", Name="/ssm/x", Value="x", Type="String")
+    assert refused("GetParameter", Name="/texts:1:2") == "Parameter /texts:1:2 not found."
+    assert refused("GetParameter", Name="/texts:7").endswith("version 7 of /texts. Verify the version and try again.")
+    filtered = lambda *filters: refused("DescribeParameters", ParameterFilters=list(filters))  # noqa: E731
+    assert "[Path, Name, Type, KeyId, Tier]" in filtered({"Key": "Label", "Values": ["x"]})
+    assert "[BeginsWith, Equals]." in filtered({"Key": "Name", "Option": "x", "Values": ["x"]})
+    assert "Member must satisfy constraint: [Member must have length less than or equal to 1024" in filtered(
+        {"Key": "Name", "Values": ["t" * 1025]}
+    )
+    assert "must begin with a forward slash" in filtered({"Key": "Path", "Values": ["//"]})
+    begins = [{"Key": "tag:crew", "Option": "BeginsWith", "Values": ["bl"]}]
+    assert [p["Name"] for p in call("DescribeParameters", ParameterFilters=begins)["Parameters"]] == ["/texts"]
+    contains = [{"Key": "Name", "Option": "Contains", "Values": ["/tex"]}]
+    assert [p["Name"] for p in call("DescribeParameters", ParameterFilters=contains)["Parameters"]] == ["/texts"]
 
 
 def test_a_hundred_versions_are_kept(call):

@@ -9,6 +9,7 @@ from typing import Any
 from kmsd.authz.principal import Caller
 from kmsd.door.arns import ArnTranslation
 from kmsd.door.protocol import JSON, XML, DoorRequest, answer_bytes, error_bytes, read_request
+from kmsd.door.references import refuse_alias
 from kmsd.door.sigv4 import check_signature, parse_signature
 from kmsd.server.session import ServerState
 from kmsd.sts.credentials import CredentialBook
@@ -69,6 +70,7 @@ class Door:
         state.buckets.spend(caller.uid, state.clock())
         translation = self._translation(region)
         parameters = translation.inward(with_bytes(request.parameters, request.operation.request))
+        refuse_alias(request.operation, parameters)
         frame = Request(0, request.operation.wire_name, parameters, None, None)
         try:
             result, _ = state.pipeline.run(

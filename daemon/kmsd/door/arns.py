@@ -15,8 +15,8 @@ from kmsfs.ids import PARTITION, REGION
 _FIELDS = frozenset(
     {
         "AliasArn", "AliasName", "Arn", "PermissionsBoundary", "PermissionsBoundaryArn", "PolicyArn", "PolicySourceArn",
-        "ResourceArns", "RoleArn", "arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "IssuingAccount", "KeyArn", "KeyId",
-        "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SecretId", "SecretIdList", "SourceKeyId", "TargetKeyId",
+        "ResourceArns", "RoleArn", "arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "InvalidParameters", "IssuingAccount", "KeyArn", "KeyId",
+        "DeletedParameters", "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SecretId", "SecretIdList", "SourceKeyId", "TargetKeyId",
     }
 )  # fmt: skip
 _DOCUMENTS = frozenset(
@@ -72,7 +72,9 @@ def _replace(text: str, rules: _Rules) -> str:
 
 
 def _walk(value: dict[str, Any], rules: _Rules) -> dict[str, Any]:
-    return {name: _field(name, item, rules) for name, item in value.items()}
+    # A filter by key (Systems Manager API reference, "ParameterStringFilter") names keys in its values.
+    by_key = value.get("Key") == "KeyId"
+    return {name: _field("KeyIds" if by_key and name == "Values" else name, item, rules) for name, item in value.items()}
 
 
 def _field(name: str, value: Any, rules: _Rules) -> Any:

@@ -23,6 +23,8 @@ _SPACES = {
 }
 _DOCUMENTS = frozenset({"PolicyDocument", "AssumeRolePolicyDocument", "Document"})
 """Policies travel URL-encoded (IAM API reference, GetUserPolicy)."""
+_QUERY_CODES = {"AccessDeniedException": "AccessDenied", "ValidationException": "ValidationError"}
+"""What the query protocol calls an error (IAM and STS API references, "Common Errors")."""
 _MEMBERS_MAX = 200
 _FIELDS_MAX = 500
 
@@ -155,7 +157,7 @@ def error_bytes(error: KmsfsError, message: str, request_id: str, *, query: bool
     if not query:
         return json.dumps({"__type": error.code, "message": message}).encode()
     kind = "Receiver" if error.http_status >= 500 else "Sender"
-    code = error.code.removesuffix("Exception") if error.code == "AccessDeniedException" else error.code
+    code = _QUERY_CODES.get(error.code, error.code)
     return (
         f'<ErrorResponse xmlns="{_SPACES["sts"]}"><Error><Type>{kind}</Type><Code>{escape(code)}</Code>'
         f"<Message>{escape(message)}</Message></Error><RequestId>{request_id}</RequestId></ErrorResponse>"

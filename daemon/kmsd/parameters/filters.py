@@ -13,6 +13,8 @@ from kmsfs.errors import InvalidFilter, InvalidFilterOption, InvalidFilterValue,
 
 Test = Callable[[ParameterFacts], bool]
 
+_LISTED = ("Path", "Name", "Type", "KeyId", "Tier")
+"""The keys that AWS's text lists, of those that count."""
 _KEYS = "tag:.+|Name|Type|KeyId|Path|Label|Tier|DataType"
 _FIELDS: dict[str, Callable[[ParameterFacts], str | None]] = {
     "Name": lambda facts: facts.name,
@@ -50,7 +52,7 @@ def make_test(filters: Sequence[StringFilter], allowed: frozenset[str]) -> Test:
     for position, item in enumerate(filters):
         if item.key in seen:
             raise InvalidFilter(
-                f"The following filters are duplicated in the request: {item.key}. A request can contain only one "
+                f"The following filter is duplicated in the request: {item.key}. A request can contain only one "
                 "occurrence of a specific filter."
             )
         seen.add(item.key)
@@ -88,13 +90,13 @@ def _one(item: StringFilter, position: int, allowed: frozenset[str]) -> Test:
     if item.key not in allowed:
         raise InvalidFilter(
             f"The following filter key is not valid: {item.key}. Valid filter keys include: "
-            f"[{', '.join(sorted(allowed))}]."
+            f"[{', '.join(key for key in _LISTED if key in allowed)}]."
         )
     option = item.option or ("OneLevel" if item.key == "Path" else "Equals")
     if option not in _OPTIONS[item.key]:
         raise InvalidFilterOption(
             f"The following filter option is not valid: {option}. Valid options include: "
-            f"[{', '.join(_OPTIONS[item.key])}]."
+            f"[{', '.join(option for option in _OPTIONS[item.key] if option != 'Contains')}]."
         )
     if not item.values:
         raise InvalidFilterValue(
@@ -106,12 +108,13 @@ def _one(item: StringFilter, position: int, allowed: frozenset[str]) -> Test:
     if item.key == "Path":
         return _path_test(item.values, recursive=option == "Recursive")
     field, test = _FIELDS[item.key], _COMPARE[option]
-    values = [value.lstrip("/") for value in item.values] if item.key == "Name" else item.values
-    bare = item.key == "Name"
+    named = item.key == "Name"
+    values = ["/" + value.lstrip("/") if named and option != "Contains" else value for value in item.values]
 
     def holds(facts: ParameterFacts) -> bool:
         actual = field(facts) or ""
-        return any(test(actual.lstrip("/") if bare else actual, value) for value in values)
+        # A name of one level may have its slash or not; a filter finds it either way.
+        return any(test("/" + actual.lstrip("/") if named else actual, value) for value in values)
 
     return holds
 
@@ -133,11 +136,12 @@ def _check_values(item: StringFilter) -> None:
 
 def _tag_test(item: StringFilter) -> Test:
     name, wanted = item.key.removeprefix("tag:"), item.values
-    if item.option not in (None, "Equals"):
+    if item.option not in (None, "Equals", "BeginsWith"):
         raise InvalidFilterOption(
-            f"The following filter option is not valid: {item.option}. Valid options include: [Equals]."
+            f"The following filter option is not valid: {item.option}. Valid options include: [BeginsWith, Equals]."
         )
-    return lambda facts: name in facts.tags and (not wanted or facts.tags[name] in wanted)
+    test = _COMPARE[item.option or "Equals"]
+    return lambda facts: name in facts.tags and (not wanted or any(test(facts.tags[name], value) for value in wanted))
 
 
 def _path_test(values: list[str], *, recursive: bool) -> Test:

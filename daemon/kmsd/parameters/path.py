@@ -31,8 +31,28 @@ def check_name(name: str) -> str:
     if len(levels) > PARAMETER_LEVELS_MAX:
         raise HierarchyLevelLimit(f"A parameter name has at most {PARAMETER_LEVELS_MAX} levels.")
     if levels[0].lower().startswith(("aws", "ssm")):
-        raise InvalidName('Parameter name: can\'t be prefixed with "aws" or "ssm" (case-insensitive).')
+        raise InvalidName(_reserved(name, levels[0].lower()))
     return name
+
+
+def _reserved(name: str, first: str) -> str:
+    if not name.startswith("/"):
+        return 'Parameter name: can\'t be prefixed with "aws" or "ssm" (case-insensitive).'
+    if first.startswith("aws"):
+        return f"No access to reserved parameter name: {name}."
+    return (
+        'Parameter name: can\'t be prefixed with "ssm" (case-insensitive). If formed as a path, it can consist of '
+        "sub-paths divided by slash symbol; each sub-path can be formed as a mix of letters, numbers and the following "
+        "3 symbols .-_"
+    )
+
+
+def other_spelling(name: str) -> str | None:
+    """Return the other name of a parameter of one level: `/db` and `db` are one parameter, as they have one ARN."""
+    bare = name.removeprefix("/")
+    if "/" in bare or not bare:
+        return None
+    return bare if name != bare else "/" + bare
 
 
 def check_path(path: str) -> str:
@@ -42,7 +62,13 @@ def check_path(path: str) -> str:
         InvalidName: if it is not one.
     """
     if not path.startswith("/") or not _NAME.match(path) or "//" in path:
-        raise InvalidName("The parameter path must start with / and have no empty level.")
+        raise InvalidName(
+            "The parameter doesn't meet the parameter name requirements. The parameter name must begin with a forward "
+            'slash "/". It can\'t be prefixed with "aws" or "ssm" (case-insensitive). It must use only letters, '
+            "numbers, or the following symbols: . (period), - (hyphen), _ (underscore). Special characters are not "
+            'allowed. All sub-paths, if specified, must use the forward slash symbol "/". '
+            "Valid example: /get/parameters2-/by1./path0_."
+        )
     return path.rstrip("/")
 
 

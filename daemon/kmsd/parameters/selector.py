@@ -21,7 +21,7 @@ def parse_selector(text: str, scope: str) -> Selector:
     """Read a selector.
 
     Raises:
-        ParameterNotFound: if it is the ARN of something else.
+        ParameterNotFound: if it is the ARN of something else, or has more than one colon.
         ParameterVersionNotFound: if the part after the colon is neither a version nor a label that exists.
     """
     if text.startswith("arn:"):
@@ -32,13 +32,15 @@ def parse_selector(text: str, scope: str) -> Selector:
         bare = rest.split(":")[0]
         text = "/" + rest if "/" in bare else rest
     name, colon, chosen = text.partition(":")
+    if ":" in chosen:
+        raise ParameterNotFound(f"Parameter {text[:256]} not found.")
     if not colon:
         return Selector(name, None, None)
     if is_label(chosen):
         return Selector(name, None, ":" + chosen, chosen)
     if not chosen.isascii() or not chosen.isdigit() or len(chosen) > 18:
         raise ParameterVersionNotFound(
-            f"Systems Manager could not find version {chosen[:100]} of {name}.",
+            f"Systems Manager could not find version {chosen[:100]} of {name}. Verify the version and try again.",
             hint="versions are numbers from 1",
         )
     return Selector(name, int(chosen), ":" + chosen)

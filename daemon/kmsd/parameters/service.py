@@ -9,7 +9,7 @@ from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.paging import token_page_of
 from kmsd.parameters.filters import make_old_test, make_test
 from kmsd.parameters.labels import labels_of, require_droppable
-from kmsd.parameters.path import below, check_name, check_path
+from kmsd.parameters.path import below, check_name, check_path, other_spelling
 from kmsd.parameters.pattern import check_value
 from kmsd.parameters.policies import expiration_of, notices_due, read_policies
 from kmsd.parameters.records import ParameterFacts, facts_of
@@ -31,14 +31,14 @@ from kmsfs.errors import (
     ParameterAlreadyExists,
     ParameterNotFound,
     ParameterVersionNotFound,
-    UnsupportedParameterType,
 )
 from kmsfs.ids import parameter_arn, scope_of
 from kmsfs.quantity import PARAMETER_VERSIONS_KEPT
 
 _VERSIONS_HELD = 10_000
-_PATH_FILTERS = frozenset({"Type", "KeyId", "Label", "DataType"})
-_DESCRIBE_FILTERS = frozenset({"Name", "Type", "KeyId", "Path", "Tier", "DataType", "Label"})
+# Systems Manager API reference, "ParameterStringFilter".
+_PATH_FILTERS = frozenset({"Type", "KeyId", "Label"})
+_DESCRIBE_FILTERS = frozenset({"Name", "Type", "KeyId", "Path", "Tier", "DataType"})
 
 
 class ParameterService:
@@ -70,11 +70,12 @@ class ParameterService:
         request: shapes.PutParameterRequest = call.request
         name = check_name(request.name)
         self._require_identity(call, name)
-        present = self._facts.get((call.scope, name))
+        present = self._find(call.scope, name)
         if present is not None and _expired(present, call.now):
             self._remove(present)
             present = None
-        facts = self._next_facts(call, request, present)
+        name = present.name if present is not None else name
+        facts = self._next_facts(call, name, request, present)
         stored, key_arn = self._values.seal(call, facts, request.value)
         facts = ParameterFacts(**{**facts.row(), "key_arn": key_arn})
         drop = facts.version - PARAMETER_VERSIONS_KEPT
@@ -92,8 +93,17 @@ class ParameterService:
             bisect.insort(self._names.setdefault(facts.scope, []), name)
         return shapes.PutParameterResponse(version=facts.version, tier=facts.tier)
 
+    def _find(self, scope: str, name: str) -> ParameterFacts | None:
+        """Return a parameter by its name, or by the other spelling of a name of one level."""
+        found = self._facts.get((scope, name))
+        if found is None:
+            other = other_spelling(name)
+            if other is not None:
+                return self._facts.get((scope, other))
+        return found
+
     def _next_facts(
-        self, call: Call, request: shapes.PutParameterRequest, present: ParameterFacts | None
+        self, call: Call, name: str, request: shapes.PutParameterRequest, present: ParameterFacts | None
     ) -> ParameterFacts:
         if present is not None:
             if not self._owns(call, present):
@@ -112,11 +122,12 @@ class ParameterService:
             )
         kind = request.type or (present.type if present else None)
         if kind is None:
-            raise UnsupportedParameterType(
-                "A new parameter needs a Type: String, StringList or SecureString."
-            )
+            raise InvalidRequest("A parameter type is required when you create a parameter.")
         if not request.value:
-            raise InvalidRequest("A parameter's value is not empty.")
+            raise InvalidRequest(
+                "1 validation error detected: Value '' at 'value' failed to satisfy constraint: Member must have length "
+                "greater than or equal to 1."
+            )
         if request.key_id is not None and kind != "SecureString":
             raise InvalidRequest("KeyId is for SecureString parameters only.")
         try:
@@ -131,7 +142,11 @@ class ParameterService:
         )
         if present is None:
             self._check_room(tier)
-        pattern = request.allowed_pattern
+        # What a new version does not say again is kept.
+        description, pattern = request.description, request.allowed_pattern
+        if present is not None:
+            description = present.description if description is None else description
+            pattern = present.pattern if pattern is None else pattern
         if pattern:
             check_value(pattern, request.value)
         version = present.version + 1 if present else 1
@@ -141,8 +156,8 @@ class ParameterService:
             else None
         )
         return ParameterFacts(
-            request.name, kind, tier, version, present.owner if present else call.caller.principal, key,
-            request.description, pattern, request.data_type, call.now, call.caller.principal,
+            name, kind, tier, version, present.owner if present else call.caller.principal, key,
+            description or None, pattern or None, request.data_type, call.now, call.caller.principal,
             max(1, version - PARAMETER_VERSIONS_KEPT + 1), None, present.labels if present else {},
             present.tags if present else {tag.key: tag.value for tag in request.tags}, call.scope, policies,
         )  # fmt: skip
@@ -232,10 +247,8 @@ class ParameterService:
     def get_parameters(self, call: Call) -> shapes.GetParametersResponse:
         """GetParameters."""
         request: shapes.GetParametersRequest = call.request
-        if len(set(request.names)) != len(request.names):
-            raise InvalidRequest("The names of GetParameters must be unique.")
         found, missing = [], []
-        for text in request.names:
+        for text in dict.fromkeys(request.names):
             try:
                 if text.startswith(SECRET_PREFIX):
                     found.append(self._secret(call, text, request.with_decryption))
@@ -369,7 +382,8 @@ class ParameterService:
         """
         if not newest.oldest <= version <= newest.version:
             raise ParameterVersionNotFound(
-                f"Systems Manager could not find version {version} of {newest.name}."
+                f"Systems Manager could not find version {version} of {newest.name}. "
+                "Verify the version and try again."
             )
         return version
 
@@ -393,7 +407,7 @@ class ParameterService:
             ParameterNotFound: if there is none, or it is somebody else's.
         """
         self._require_identity(call, name)
-        facts = self._facts.get((call.scope, name))
+        facts = self._find(call.scope, name)
         if facts is None or not self._owns(call, facts) or _expired(facts, call.now):
             raise ParameterNotFound(f"Parameter {name[:256]} not found.")
         return facts

@@ -40,6 +40,9 @@ _SUFFIX_ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 VALUE_MAX_BYTES = 65_536
 TAGS_MAX = 50
 
+BATCH_MAX = 20
+"""Secrets that BatchGetSecretValue answers at once."""
+
 
 class SecretService:
     """CreateSecret to UpdateSecretVersionStage. A secret belongs to the principal who made it."""
@@ -167,6 +170,10 @@ class SecretService:
         request: shapes.BatchGetSecretValueRequest = call.request
         if (request.secret_id_list is None) == (request.filters is None):
             raise InvalidParameter("Either 'SecretIdList' or 'Filters' must be provided, but not both.")
+        if request.filters is None and request.max_results is not None:
+            raise InvalidParameter(
+                "'Filters' not specified. 'Filters' must also be specified when 'MaxResults' is provided."
+            )
         token = None
         if request.secret_id_list is not None:
             wanted = request.secret_id_list
@@ -175,7 +182,7 @@ class SecretService:
             names = [
                 secret.name for secret in self._store.visible(call) if secret.deleted is None and test(secret)
             ]
-            wanted, token = secret_page(names, request.max_results, request.next_token)
+            wanted, token = secret_page(names, request.max_results or BATCH_MAX, request.next_token)
         values, errors = [], []
         for secret_id in wanted:
             try:
@@ -247,13 +254,13 @@ class SecretService:
         """DeleteSecret."""
         request: shapes.DeleteSecretRequest = call.request
         window = request.recovery_window_in_days
-        if request.force_delete_without_recovery and window is not None:
-            raise InvalidParameter(
-                "You can't use ForceDeleteWithoutRecovery in conjunction with RecoveryWindowInDays."
-            )
         if window is not None and not 7 <= window <= 30:
             raise InvalidParameter(
                 "The RecoveryWindowInDays value must be between 7 and 30 days (inclusive)."
+            )
+        if request.force_delete_without_recovery and window is not None:
+            raise InvalidParameter(
+                "You can't use ForceDeleteWithoutRecovery in conjunction with RecoveryWindowInDays."
             )
         try:
             secret = self._store.find(call, request.secret_id, "secretsmanager:DeleteSecret")

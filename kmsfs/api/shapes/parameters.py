@@ -8,7 +8,7 @@ from kmsfs.api.operation import Shape
 from kmsfs.api.shapes.common import Seconds
 
 Name = Annotated[str, Meta(min_length=1, max_length=2048)]
-ParameterType = Literal["String", "StringList", "SecureString"]
+ParameterType = Literal["SecureString", "StringList", "String"]
 Tier = Literal["Standard", "Advanced", "Intelligent-Tiering"]
 NextToken = Annotated[str, Meta(min_length=1, max_length=4096)]
 
@@ -101,7 +101,7 @@ class StringFilter(Shape, kw_only=True):
 
     key: Annotated[str, Meta(min_length=1, max_length=132)]
     option: Annotated[str, Meta(min_length=1, max_length=10)] | None = None
-    values: Annotated[list[str], Meta(max_length=50)] = []
+    values: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=50)] = []
 
 
 class OldFilter(Shape, kw_only=True):
@@ -177,7 +177,7 @@ class DescribeParametersRequest(Shape, kw_only=True):
     filters: list[OldFilter] = []
     parameter_filters: list[StringFilter] = []
     shared: bool = False
-    max_results: Annotated[int, Meta(ge=1, le=50)] = 50
+    max_results: Annotated[int, Meta(ge=1, le=50)] = 10
     next_token: NextToken | None = None
 
 

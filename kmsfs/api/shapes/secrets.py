@@ -119,7 +119,7 @@ class BatchGetSecretValueRequest(Shape, kw_only=True):
 
     secret_id_list: Annotated[list[SecretId], Meta(min_length=1, max_length=20)] | None = None
     filters: Filters | None = None
-    max_results: Annotated[int, Meta(ge=1, le=20)] = 20
+    max_results: Annotated[int, Meta(ge=1, le=20)] | None = None
     next_token: NextToken | None = None
 
 
