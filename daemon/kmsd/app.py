@@ -33,6 +33,7 @@ from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.iam.records import GROUP, ROLE, USER
 from kmsd.iam.store import IamStore
 from kmsd.keys.crypto import CryptoService
+from kmsd.keys.dependents import DependentsService
 from kmsd.keys.importing import ImportService
 from kmsd.keys.loaded import PairStore
 from kmsd.keys.material import MaterialVault
@@ -41,6 +42,7 @@ from kmsd.keys.registry import KeyRegistry, KmsKey
 from kmsd.keys.retiring import RetirementService
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
+from kmsd.keys.usage import KeyUsage
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.realm import OpenRealm
@@ -122,6 +124,12 @@ class Daemon:
             _endpoint_url(self._door_listener),
             config.home_region,
         )
+        self._usage = KeyUsage(self._store, time.time())
+        registry.listeners.append(self._usage.forget)
+        pipeline.note_use = self._usage.note
+        dependents = DependentsService(
+            registry, self._usage, volumes.under, parameters.key_arns, secret_store.key_arns
+        )
         admin = AdminService(facts, registry, authoriser, time.time)
         batches = BatchService(pipeline, authoriser, crypto)
         sts = TokenService(self._sessions, self._iam)
@@ -136,6 +144,7 @@ class Daemon:
                     RotationService(secret_store, os.urandom),
                     *self._identities(), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
+                    dependents,
                 )
             ),
         )  # fmt: skip
@@ -236,6 +245,8 @@ class Daemon:
             self._record("DeleteExpiredKeyMaterial", key=arn)
         for arn in self._upkeep.rotate_due(time.time()):
             self._record("RotateKey", key=arn)
+        with contextlib.suppress(KmsfsError):
+            self._usage.write()
 
     def _alive(self) -> None:
         self._journal.flush()
@@ -260,6 +271,8 @@ class Daemon:
 
     def _close(self) -> None:
         self._record("DaemonStopped")
+        with contextlib.suppress(KmsfsError):
+            self._usage.write()
         self._anchor.write(self._store)
         self._journal.close()
         self._store.close()

@@ -194,6 +194,27 @@ def set_description(
     show({}, lambda: say(f"described {key}"))
 
 
+@app.command()
+def dependents(key: Key) -> None:
+    """Tell what cannot be read without a key, and when it was last used."""
+    found = call("ListKeyDependents", KeyId=key)
+    show(found, lambda: _print_dependents(found))
+
+
+def _print_dependents(found: dict[str, Any]) -> None:
+    last = found.get("KeyLastUsage")
+    facts(
+        [
+            ("volumes", " ".join(found["Volumes"]) or "none"),
+            ("parameters", found["Parameters"]),
+            ("secrets", found["Secrets"]),
+            ("grants", found["Grants"]),
+            ("aliases", " ".join(found["Aliases"]) or "none"),
+            ("last used", f"{when(last['Timestamp'])} for {last['Operation']}" if last else "not since uses are noted"),
+        ]
+    )
+
+
 @app.command("schedule-deletion")
 def schedule_deletion(
     key: Key,
@@ -201,10 +222,10 @@ def schedule_deletion(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a key after a waiting period. What it encrypted is lost then."""
-    metadata = call("DescribeKey", KeyId=key)["KeyMetadata"]
-    confirm(
-        f"Everything under {metadata['Arn']} becomes unreadable now and lost in {days} days", key, yes=yes
-    )
+    found = call("ListKeyDependents", KeyId=key)
+    if not yes:
+        _print_dependents(found)
+    confirm(f"Everything under {found['KeyId']} becomes unreadable now and lost in {days} days", key, yes=yes)
     answer = call("ScheduleKeyDeletion", KeyId=key, PendingWindowInDays=days)
     show(
         answer,

@@ -243,3 +243,32 @@ def test_a_broken_audit_log_has_a_way_out(make_daemon):
     daemon.start()
     busy = subprocess.run([*command, "--yes"], capture_output=True, text=True, check=False)
     assert busy.returncode == 12
+
+
+def test_last_use_and_dependents(fresh_daemon):
+    session = fresh_daemon.start().session()
+    call = lambda operation, **parameters: session.call(operation, parameters)  # noqa: E731
+    key, other = (call("CreateKey")["KeyMetadata"]["KeyId"] for _ in range(2))
+    assert "KeyLastUsage" not in call("GetKeyLastUsage", KeyId=key)
+    blob = call("Encrypt", KeyId=key, Plaintext=b"x")["CiphertextBlob"]
+    assert call("GetKeyLastUsage", KeyId=key)["KeyLastUsage"]["Operation"] == "Encrypt"
+    with pytest.raises(errors.InvalidCiphertext):
+        call("Decrypt", CiphertextBlob=blob, EncryptionContext={"a": "b"})
+    assert call("GetKeyLastUsage", KeyId=key)["KeyLastUsage"]["Operation"] == "Encrypt"  # only what succeeded
+    call("ReEncrypt", CiphertextBlob=blob, DestinationKeyId=other)
+    assert {call("GetKeyLastUsage", KeyId=k)["KeyLastUsage"]["Operation"] for k in (key, other)} == {"ReEncrypt"}
+    call("DecryptBatch", Items=[{"CiphertextBlob": blob}])
+    used = call("GetKeyLastUsage", KeyId=key)
+    assert used["KeyLastUsage"]["Operation"] == "Decrypt" and used["TrackingStartDate"] <= used["KeyCreationDate"]
+    call("CreateAlias", AliasName="alias/dep", TargetKeyId=key)
+    call("PutParameter", Name="/dep", Value="x", Type="SecureString", KeyId="alias/dep")
+    call("CreateSecret", Name="dep", SecretString="x", KmsKeyId=key)
+    call("OpenVolumeSession", KeyId=key, VolumeId="ab" * 16)
+    found = call("ListKeyDependents", KeyId=key)
+    assert (found["Aliases"], found["Volumes"]) == (["alias/dep"], ["ab" * 16])
+    assert (found["Parameters"], found["Secrets"], found["Grants"]) == (1, 1, 0)
+    session.close()
+    fresh_daemon.stop()
+    after = fresh_daemon.start().session()
+    assert after.call("GetKeyLastUsage", {"KeyId": key})["KeyLastUsage"]["Operation"] == "GenerateDataKey"
+    assert after.call("GetKeyLastUsage", {"KeyId": key})["TrackingStartDate"] == used["TrackingStartDate"]

@@ -224,6 +224,8 @@ def deny_table(key_id, blob, who):
         ("DisableKeyRotation", {"KeyId": key_id}),
         ("GetKeyRotationStatus", {"KeyId": key_id}),
         ("ListKeyRotations", {"KeyId": key_id}),
+        ("GetKeyLastUsage", {"KeyId": key_id}),
+        ("ListKeyDependents", {"KeyId": key_id}),
         ("TagResource", {"KeyId": key_id, "Tags": [{"TagKey": "a", "TagValue": "b"}]}),
         ("UntagResource", {"KeyId": key_id, "TagKeys": ["a"]}),
         ("ListResourceTags", {"KeyId": key_id}),

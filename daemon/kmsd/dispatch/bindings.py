@@ -10,6 +10,7 @@ from kmsd.grants.service import GrantService
 from kmsd.iam.entities import EntityService, IamService
 from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.keys.crypto import CryptoService
+from kmsd.keys.dependents import DependentsService
 from kmsd.keys.importing import ImportService
 from kmsd.keys.pairs import PairService
 from kmsd.keys.retiring import RetirementService
@@ -49,6 +50,7 @@ class Services:
     imports: ImportService
     retirement: RetirementService
     access: AccessService
+    dependents: DependentsService
 
 
 def bind_handlers(services: Services) -> dict[str, Handler]:
@@ -77,6 +79,8 @@ def _of_keys(services: Services) -> dict[str, Handler]:
         "EnableKeyRotation": services.upkeep.enable_key_rotation,
         "DisableKeyRotation": services.upkeep.disable_key_rotation,
         "GetKeyRotationStatus": services.upkeep.get_key_rotation_status,
+        "GetKeyLastUsage": services.dependents.get_key_last_usage,
+        "ListKeyDependents": services.dependents.list_key_dependents,
         "ListKeyRotations": services.upkeep.list_key_rotations,
         "GetParametersForImport": services.imports.get_parameters,
         "ImportKeyMaterial": services.imports.import_material,

@@ -34,6 +34,8 @@ class Pipeline:
         self._authoriser: Authoriser | None = None
         self._used_keys: set[str] = set()
         self.sync_wanted = False
+        self.note_use: Callable[[str, str, float, str], None] = _nowhere
+        """Told of each successful use of a key: key id, operation, time, call id."""
 
     def bind(self, authoriser: Authoriser, handlers: Mapping[str, Handler]) -> None:
         """Give every operation its handler.
@@ -80,6 +82,8 @@ class Pipeline:
         """Record one item of a batch as the operation it stands for."""
         record = self._base(call, error)
         record["op"] = operation_name
+        if error is None and call.key is not None:
+            self.note_use(call.key.key_id, operation_name, call.now, call.call_id)
         if context:
             record["ec"] = context
         self.journal.append(record)
@@ -117,6 +121,10 @@ class Pipeline:
         if error is not None and error.evidence:
             record["why"] = error.evidence
         self.journal.append(record)
+        if error is None and call.operation.cryptographic:
+            for key in (call.key, call.source):
+                if key is not None:
+                    self.note_use(key.key_id, call.operation.name, call.now, call.call_id)
         if call.operation.mutates or isinstance(error, AccessDenied):
             self.sync_wanted = True
         if call.key is not None and call.key.key_id not in self._used_keys:
@@ -146,3 +154,7 @@ class Pipeline:
 
 
 _UNKNOWN = Operation("Unknown", "kmsfs", "kmsfs:Unknown", Shape, Shape, "A name that is no operation.")
+
+
+def _nowhere(_key_id: str, _operation: str, _now: float, _call_id: str) -> None:
+    """Before the daemon is put together nobody keeps uses."""

@@ -88,6 +88,13 @@ class SecretStore:
             if self.may(call.caller, secret, "secretsmanager:DescribeSecret", call.now):
                 yield secret
 
+    def key_arns(self) -> Iterator[str]:
+        """Yield the ARN of the KMS key of each secret's newest version that has a value."""
+        for secret in self._by_arn.values():
+            arns = [version.key_arn for version in secret.versions if version.key_arn]
+            if arns:
+                yield arns[-1]
+
     def everything(self) -> list[Secret]:
         """Return all secrets, for upkeep."""
         return list(self._by_arn.values())

@@ -52,6 +52,8 @@ class Table(IntEnum):
     """Natural key: ARN. The fields of kmsd.iam.records.Entity: users, groups, roles and managed policies."""
     ACCESS_KEY = 11
     """Natural key: access key id. {id, account, user, secret, status, created}; user None: the account root."""
+    KEY_USAGE = 12
+    """Natural key: key id. {key, operation, at, call}; and one named `tracking`: {since}."""
 
 METADATA = MetaData()
 ROW = SqlTable(

@@ -69,6 +69,10 @@ class VolumeService:
                 volume.released = now
             self._volumes[volume.volume_id] = volume
 
+    def under(self, key_id: str) -> list[str]:
+        """Return the ids of the volumes under a KMS key, or on their way to it."""
+        return sorted(v.volume_id for v in self._volumes.values() if key_id in (v.key_id, v.next_key))
+
     def open_session(self, call: Call) -> shapes.OpenVolumeSessionResponse:
         """OpenVolumeSession."""
         request: shapes.OpenVolumeSessionRequest = call.request

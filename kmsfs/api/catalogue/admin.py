@@ -3,7 +3,7 @@
 from kmsfs import errors
 from kmsfs.api.operation import ENABLED, Operation, Resource
 from kmsfs.api.shapes import admin
-from kmsfs.api.shapes.keys import Empty
+from kmsfs.api.shapes.keys import Empty, KeyIdRequest
 
 _VOLUME = (
     errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied, errors.KeyDisabled, errors.KeyInvalidState,
@@ -50,6 +50,12 @@ ADMIN_OPERATIONS = (
         "Let a volume whose data keys were rewrapped belong to another KMS key.",
         resource=Resource.VOLUME, resource_field="key_id", key_states=ENABLED, mutates=True,
         audit=("key_id", "volume_id", "session", "target_key_id"), errors=_VOLUME,
+    ),
+    Operation(
+        "ListKeyDependents", "kmsfs", "kms:DescribeKey", KeyIdRequest, admin.ListKeyDependentsResponse,
+        "Tell what cannot be read without a key: volumes, parameters, secrets; and its aliases, grants and last use.",
+        resource=Resource.KEY, resource_field="key_id", audit=("key_id",),
+        errors=(errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied),
     ),
     Operation(
         "DestroyKeyMaterial", "kmsfs", "kms:ScheduleKeyDeletion", admin.DestroyKeyMaterialRequest,

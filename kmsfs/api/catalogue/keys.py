@@ -82,6 +82,11 @@ KEY_OPERATIONS = (
         errors=(*_COMMON, errors.UnsupportedOperation),
     ),
     Operation(
+        "GetKeyLastUsage", "kms", "kms:GetKeyLastUsage", keys.KeyIdRequest, keys.GetKeyLastUsageResponse,
+        "Tell when and for what a key was last used.",
+        resource=Resource.KEY, resource_field="key_id", audit=("key_id",), errors=_COMMON,
+    ),
+    Operation(
         "ListKeyRotations", "kms", "kms:ListKeyRotations", keys.ListKeyRotationsRequest,
         keys.ListKeyRotationsResponse, "List a key's past rotations.",
         resource=Resource.KEY, resource_field="key_id", audit=("key_id",),

@@ -6,6 +6,7 @@ from msgspec import Meta, field
 
 from kmsfs.api.operation import Shape
 from kmsfs.api.shapes.common import KeyIdText
+from kmsfs.api.shapes.keys import KeyLastUsage
 
 VolumeIdText = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
 
@@ -107,3 +108,15 @@ class HealVolumeRequest(Shape, kw_only=True):
     volume_id: VolumeIdText
     session: Annotated[int, Meta(ge=1)]
     healed_sessions: Annotated[list[int], Meta(min_length=1, max_length=4096)]
+
+
+class ListKeyDependentsResponse(Shape, kw_only=True):
+    """What cannot be read without a key: ids of volumes, and how many grants, parameters and secrets."""
+
+    key_id: str
+    aliases: list[str]
+    grants: int
+    volumes: list[str]
+    parameters: int
+    secrets: int
+    key_last_usage: KeyLastUsage | None = None

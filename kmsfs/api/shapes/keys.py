@@ -303,3 +303,29 @@ class ListKeyRotationsResponse(Shape, kw_only=True):
     rotations: list[Rotation]
     next_marker: str | None = None
     truncated: bool
+
+
+USED_BY = (
+    "Decrypt", "DeriveSharedSecret", "Encrypt", "GenerateDataKey", "GenerateDataKeyPair",
+    "GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "GenerateMac", "ReEncrypt", "Sign", "Verify",
+    "VerifyMac", "Encapsulate", "Decapsulate",
+)  # fmt: skip
+"""The operations that count as a key's use (AWS KMS API reference, KeyLastUsageData)."""
+
+
+class KeyLastUsage(Shape, kw_only=True):
+    """A key's last successful cryptographic operation. Both ids are that of its record in the audit log."""
+
+    operation: str
+    timestamp: Seconds
+    cloud_trail_event_id: str
+    kms_request_id: str
+
+
+class GetKeyLastUsageResponse(Shape, kw_only=True):
+    """When and for what a key was last used, since uses are noted."""
+
+    key_id: str
+    key_last_usage: KeyLastUsage | None = None
+    tracking_start_date: Seconds
+    key_creation_date: Seconds
