@@ -1,6 +1,6 @@
 """Filters of ListSecrets and BatchGetSecretValue, purely (Secrets Manager API, "Filter").
 
-Values are prefixes, of which one must match; a leading `!` negates. Names and tags compare case-sensitively,
+Values are prefixes, of which one must match, or not match where a `!` leads. Names and tags compare case-sensitively,
 descriptions and `all` do not, and look at words.
 """
 
@@ -29,13 +29,11 @@ def make_test(filters: Sequence[Filter] | None) -> Callable[[Secret], bool]:
 
 
 def _holds(one: Filter, secret: Secret) -> bool:
-    values = one.values or []
-    wanted = [value for value in values if not value.startswith("!")]
-    unwanted = [value[1:] for value in values if value.startswith("!")]
     match = _MATCHES[one.key or ""]
-    if any(match(secret, value) for value in unwanted):
-        return False
-    return not wanted or any(match(secret, value) for value in wanted)
+    return any(
+        not match(secret, value[1:]) if value.startswith("!") else match(secret, value)
+        for value in one.values or ()
+    )
 
 
 def _name(secret: Secret, value: str) -> bool:

@@ -23,23 +23,25 @@ def make_password(request: GetRandomPasswordRequest, rng: Rng) -> str:
         (string.digits, request.exclude_numbers), (PUNCTUATION, request.exclude_punctuation),
         (" ", not request.include_space),
     )  # fmt: skip
+    # A space may be in it; of the other kinds each must (Secrets Manager API, GetRandomPassword).
     kinds = [
         "".join(character for character in kind if character not in request.exclude_characters)
         for kind, excluded in offered
         if not excluded
     ]
     kinds = [kind for kind in kinds if kind]
+    required = [kind for kind in kinds if kind != " "]
     if not kinds:
         raise InvalidParameter("The excluded characters leave nothing to make a password of.")
     alphabet = "".join(kinds)
     if not request.require_each_included_type:
         return "".join(_choose(alphabet, rng) for _ in range(length))
-    if length < len(kinds):
+    if length < len(required):
         raise InvalidParameter(
-            f"Password length {length} is too short: {len(kinds)} kinds of characters are required."
+            f"Password length {length} is too short: {len(required)} kinds of characters are required."
         )
-    chosen = [_choose(kind, rng) for kind in kinds]
-    chosen += [_choose(alphabet, rng) for _ in range(length - len(kinds))]
+    chosen = [_choose(kind, rng) for kind in required]
+    chosen += [_choose(alphabet, rng) for _ in range(length - len(required))]
     for last in range(length - 1, 0, -1):
         other = _below(last + 1, rng)
         chosen[last], chosen[other] = chosen[other], chosen[last]

@@ -95,14 +95,19 @@ class SecretService:
             return shapes.SecretVersionResponse(
                 arn=present.arn, name=present.name, version_id=version.version_id
             )
+        if version is not None and mine:
+            raise SecretExists(
+                f"You can't use ClientRequestToken {token} because that value is already in use for a version of secret "
+                f"{present.arn}."
+            )
         raise SecretExists(f"The operation failed because the secret {request.name} already exists.")
 
     def put_secret_value(self, call: Call) -> shapes.PutSecretValueResponse:
         """PutSecretValue."""
         request: shapes.PutSecretValueRequest = call.request
-        secret = self._usable(call, request.secret_id, "secretsmanager:PutSecretValue")
         if request.secret_string is None and request.secret_binary is None:
             raise InvalidSecretRequest("You must provide either SecretString or SecretBinary.")
+        secret = self._usable(call, request.secret_id, "secretsmanager:PutSecretValue")
         stages = tuple(dict.fromkeys(request.version_stages or [CURRENT]))
         if secret.staged(CURRENT) is None and CURRENT not in stages:
             stages = (*stages, CURRENT)

@@ -219,7 +219,7 @@ class ListSecretsRequest(Shape, kw_only=True):
     max_results: MaxResults = 100
     next_token: NextToken | None = None
     filters: Filters | None = None
-    sort_order: Literal["asc", "desc"] = "desc"
+    sort_order: Literal["asc", "desc"] = "asc"
     sort_by: Literal["created-date", "last-accessed-date", "last-changed-date", "name"] = "created-date"
 
 
