@@ -7,25 +7,11 @@ from typing import Annotated
 import typer
 
 from kmsfs.cli.output import call, pages
+from kmsfs.client.tree import variable_name
 from kmsfs.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TERM", "TZ", "USER", "LOGNAME", "SHELL", "TMPDIR")
-
-
-def variable_name(name: str, path: str) -> str:
-    """Return the environment variable of a parameter below a path: `/app/prod/db/pass-word` gives DB_PASS_WORD.
-
-    Raises:
-        UsageError: if no variable may have that name.
-    """
-    rest = name.removeprefix(path.rstrip("/")).strip("/")
-    made = re.sub(r"[/.-]", "_", rest).upper()
-    if not _NAME.match(made):
-        raise UsageError(
-            f"{name} gives no name for a variable", hint="rename it, or read it with --var NAME=PARAMETER"
-        )
-    return made
 
 
 def execute(

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from kmsfs.cli import param
-from kmsfs.cli.execute import variable_name
 from kmsfs.cli.output import SETTINGS, call, confirm, pages, read_text_value, say, show
+from kmsfs.client.tree import variable_name
 from kmsfs.errors import KmsfsError, ParameterAlreadyExists, ParameterNotFound, UsageError
 
 app = param.app

@@ -12,7 +12,8 @@ _SERVICES = ("kms", "ssm", "secretsmanager", "sts", "iam", "kmsfs")
 _DATES = frozenset(
     {
         "CreateDate", "CreatedDate", "CreationDate", "DeletedDate", "DeletionDate", "Expiration", "LastAccessedDate", "LastChangedDate",
-        "LastModifiedDate", "LastRotatedDate", "LastUpdatedDate", "NextRotationDate", "UpdateDate",
+        "KeyCreationDate", "LastModifiedDate", "LastRotatedDate", "LastUpdatedDate", "NextRotationDate", "Timestamp",
+        "TrackingStartDate", "UpdateDate",
     }
 )  # fmt: skip
 _PAGED = {
