@@ -108,6 +108,7 @@ def test_texts_of_names_selectors_and_filters(call):
     assert "reserved parameter name: /aws/x." in refused("PutParameter", Name="/aws/x", Value="x", Type="String")
     assert "3 symbols .-_" in refused("PutParameter", Name="/ssm/x", Value="x", Type="String")
     assert refused("GetParameter", Name="/texts:1:2") == "Parameter /texts:1:2 not found."
+    assert refused("GetParameter", Name="/none:7") == "Parameter /none:7 not found."
     assert refused("GetParameter", Name="/texts:7").endswith("version 7 of /texts. Verify the version and try again.")
     filtered = lambda *filters: refused("DescribeParameters", ParameterFilters=list(filters))  # noqa: E731
     assert "[Path, Name, Type, KeyId, Tier]" in filtered({"Key": "Label", "Values": ["x"]})

@@ -134,7 +134,7 @@ class ParameterService:
             value_bytes = len(request.value.encode())
         except UnicodeEncodeError as error:
             raise InvalidRequest("The value is not Unicode text.") from error
-        check_data_type(request.data_type, request.value)
+        check_data_type(request.data_type)
         policies = request.policies if request.policies is not None else (present.policies if present else "")
         has_policies = bool(read_policies(policies, call.now))
         tier = settle_tier(
@@ -352,7 +352,11 @@ class ParameterService:
         )
 
     def _read(self, call: Call, selector: Selector, *, decrypt: bool) -> shapes.Parameter:
-        return self._parameter(call, self.visible(call, selector.name), selector, decrypt)
+        try:
+            newest = self.visible(call, selector.name)
+        except ParameterNotFound:
+            raise ParameterNotFound(f"Parameter {(selector.name + (selector.suffix or ''))[:256]} not found.") from None
+        return self._parameter(call, newest, selector, decrypt)
 
     def _parameter(
         self, call: Call, newest: ParameterFacts, selector: Selector, decrypt: bool
