@@ -91,6 +91,10 @@ def serve(
         typer.Option(help="The region in which AWS's clients see what the socket keeps; others are apart."),
     ] = HOME_REGION,
     account: Account = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(envvar="KMSD_METRICS", help="Loopback address for Prometheus, such as 127.0.0.1:9464."),
+    ] = None,
     guardrails: Annotated[
         Path | None,
         typer.Option(
@@ -115,6 +119,7 @@ def serve(
     with _state_folder(state, ephemeral=ephemeral) as folder:
         config = Config(
             folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region,
+            parse_endpoint(metrics) if metrics else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
         )  # fmt: skip
         lock_memory_and_dumps()

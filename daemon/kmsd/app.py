@@ -43,6 +43,8 @@ from kmsd.keys.retiring import RetirementService
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.keys.usage import KeyUsage
+from kmsd.metrics.counts import CallCounts
+from kmsd.metrics.exposition import MetricsService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.realm import OpenRealm
@@ -97,6 +99,8 @@ class Daemon:
         self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), os.urandom)
         self._imports = ImportService(self._registry, derive(oldest, Label.DOMAIN_IMPORT), os.urandom)
         self._door: DoorServer | None = None
+        self._scrapes: DoorServer | None = None
+        self._metrics_listener = bind_endpoint(config.metrics) if config.metrics else None
         self._door_listener = bind_endpoint(config.aws_endpoint) if config.aws_endpoint else None
         self._assemble(GrantTokens(derive(oldest, Label.DOMAIN_TOKEN)), realm)
 
@@ -130,6 +134,15 @@ class Daemon:
         dependents = DependentsService(
             registry, self._usage, volumes.under, parameters.key_arns, secret_store.key_arns
         )
+        counts = CallCounts()
+        pipeline.note_call = counts.note
+        self._metrics = MetricsService(
+            counts, registry, facts.started,
+            {
+                "parameters": parameters.count, "secrets": lambda: len(secret_store.everything()),
+                "connections": lambda: len(self._state.sessions),
+            },
+        )  # fmt: skip
         admin = AdminService(facts, registry, authoriser, time.time)
         batches = BatchService(pipeline, authoriser, crypto)
         sts = TokenService(self._sessions, self._iam)
@@ -144,7 +157,7 @@ class Daemon:
                     RotationService(secret_store, os.urandom),
                     *self._identities(), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
-                    dependents,
+                    dependents, self._metrics,
                 )
             ),
         )  # fmt: skip
@@ -188,14 +201,17 @@ class Daemon:
             self._door = DoorServer(
                 Door(self._state, self._book, self._config.home_region), self._door_listener
             )
+        if self._metrics_listener is not None:
+            self._scrapes = DoorServer(self._metrics.application(), self._metrics_listener)
         notify("READY=1\nSTATUS=serving")
         await stop.wait()
         notify("STOPPING=1")
         for task in tasks:
             task.cancel()
         server.close()
-        if self._door is not None:
-            await self._door.close()
+        for http in (self._door, self._scrapes):
+            if http is not None:
+                await http.close()
         for session in list(self._state.sessions):
             session.push(None, {"kind": "closing"})
         self._close()

@@ -25,6 +25,8 @@ class Config:
     """Loopback address and port of the HTTP door, if it is wanted."""
     home_region: str = HOME_REGION
     """The region in which the door shows what the socket keeps."""
+    metrics: tuple[str, int] | None = None
+    """Loopback address and port of the metrics, if they are wanted."""
     guardrails: Path | None = None
     """The folder of policies that nobody can loosen."""
 

@@ -19,11 +19,16 @@ def start(
         str | None,
         typer.Option(help="Serve AWS's clients too, on this loopback address, such as 127.0.0.1:4599."),
     ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Serve Prometheus's metrics on this loopback address, such as 127.0.0.1:9464.")
+    ] = None,
 ) -> None:
     """Start this user's private key daemon, making its key store on first use."""
     place = private_daemon()
     if aws_endpoint:
         os.environ["KMSD_AWS_ENDPOINT"] = aws_endpoint
+    if metrics:
+        os.environ["KMSD_METRICS"] = metrics
     if answers(place.socket):
         say(f"already running on {place.socket}")
         return
@@ -39,6 +44,13 @@ def stop_daemon() -> None:
     SETTINGS.socket = os.fspath(place.socket)
     stop(call("GetStatus")["Pid"], place.socket)
     say("stopped")
+
+
+@app.command()
+def metrics() -> None:
+    """Print what the daemon counts of itself, in Prometheus's text. Example: kmsfs daemon metrics > /var/lib/node-exporter/kmsd.prom"""
+    found = call("GetMetrics")
+    show(found, lambda: print(found["Text"], end=""))
 
 
 @app.command()

@@ -28,10 +28,10 @@ _PLACES = {
     "sysusers.d/kmsd.conf": Path("/etc/sysusers.d"), "tmpfiles.d/kmsd.conf": Path("/etc/tmpfiles.d"),
 }  # fmt: skip
 _TIMERS = ("kmsd-backup.timer", "kmsfs-rotate.timer")
-_DROP_IN = UNITS / "kmsd.service.d" / "aws-endpoint.conf"
-_ENDPOINT = """# AWS's own clients on loopback: the daemon keeps its other walls.
+_DROP_INS = UNITS / "kmsd.service.d"
+_LOOPBACK = """# {what} on loopback: the daemon keeps its other walls.
 [Service]
-Environment=KMSD_AWS_ENDPOINT={endpoint}
+Environment={variable}={endpoint}
 IPAddressAllow=localhost
 PrivateNetwork=no
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
@@ -41,6 +41,9 @@ RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 def install_service(
     aws_endpoint: Annotated[
         str | None, typer.Option(help="Serve AWS's clients too, on this loopback address.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Serve Prometheus's metrics on this loopback address.")
     ] = None,
     undo: Annotated[
         bool, typer.Option("--undo", help="Stop the service and take its files away; keys and state stay.")
@@ -55,8 +58,13 @@ def install_service(
     programs = _programs()
     for name, folder in _PLACES.items():
         _write(folder / Path(name).name, _unit(name, programs))
-    if aws_endpoint is not None:
-        _write(_DROP_IN, _ENDPOINT.format(endpoint=aws_endpoint))
+    for name, what, endpoint in (
+        ("aws-endpoint", "AWS's own clients", aws_endpoint), ("metrics", "Prometheus's metrics", metrics)
+    ):  # fmt: skip
+        if endpoint is not None:
+            variable = f"KMSD_{name.upper().replace('-', '_')}"
+            text = _LOOPBACK.format(what=what, variable=variable, endpoint=endpoint)
+            _write(_DROP_INS / f"{name}.conf", text)
     _link_helper(programs)
     _copy_manual(programs)
     _run("systemd-sysusers")
@@ -166,7 +174,8 @@ def _undo() -> None:
         (folder / Path(name).name).unlink(missing_ok=True)
     for place in _MANUAL:
         (MANUAL / place).unlink(missing_ok=True)
-    _DROP_IN.unlink(missing_ok=True)
+    for name in ("aws-endpoint", "metrics"):
+        (_DROP_INS / f"{name}.conf").unlink(missing_ok=True)
     if HELPER.is_symlink():
         HELPER.unlink()
     _run("systemctl", "daemon-reload")

@@ -16,6 +16,7 @@ from kmsd.keys.pairs import PairService
 from kmsd.keys.retiring import RetirementService
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
+from kmsd.metrics.exposition import MetricsService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.secrets.rotation import RotationService
@@ -51,6 +52,7 @@ class Services:
     retirement: RetirementService
     access: AccessService
     dependents: DependentsService
+    metrics: MetricsService
 
 
 def bind_handlers(services: Services) -> dict[str, Handler]:
@@ -222,5 +224,6 @@ def _of_the_rest(services: Services) -> dict[str, Handler]:
         "ExplainDecision": services.access.explain_decision,
         "SimulateKeyAccess": services.access.simulate_key_access,
         "ListAuthorizedPrincipals": services.access.list_authorized_principals,
+        "GetMetrics": services.metrics.get_metrics,
         "Watch": services.admin.watch,
     }

@@ -34,6 +34,8 @@ class Pipeline:
         self._authoriser: Authoriser | None = None
         self._used_keys: set[str] = set()
         self.sync_wanted = False
+        self.note_call: Callable[[str, str, float], None] = _uncounted
+        """Told of each call: operation, error code or nothing, seconds."""
         self.note_use: Callable[[str, str, float, str], None] = _nowhere
         """Told of each successful use of a key: key id, operation, time, call id."""
 
@@ -121,6 +123,7 @@ class Pipeline:
         if error is not None and error.evidence:
             record["why"] = error.evidence
         self.journal.append(record)
+        self.note_call(call.operation.name, error.code if error is not None else "", self._clock() - call.now)
         if error is None and call.operation.cryptographic:
             for key in (call.key, call.source):
                 if key is not None:
@@ -158,3 +161,7 @@ _UNKNOWN = Operation("Unknown", "kmsfs", "kmsfs:Unknown", Shape, Shape, "A name 
 
 def _nowhere(_key_id: str, _operation: str, _now: float, _call_id: str) -> None:
     """Before the daemon is put together nobody keeps uses."""
+
+
+def _uncounted(_operation: str, _code: str, _seconds: float) -> None:
+    """Before the daemon is put together nobody counts calls."""

@@ -24,7 +24,7 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     """Return (address, port) of `127.0.0.1:4599` or `[::1]:4599`.
 
     Raises:
-        UsageError: if it is not a loopback address with a port: the door speaks plain HTTP.
+        UsageError: if it is not a loopback address with a port.
     """
     host, _, port = text.rpartition(":")
     host = host.strip("[]")
@@ -34,7 +34,7 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     except ValueError as error:
         raise UsageError(f"{text!r} is no address with a port", hint="such as 127.0.0.1:4599") from error
     if not address.is_loopback or not 0 <= number < 1 << 16:
-        raise UsageError("the AWS endpoint must be on a loopback address", hint="such as 127.0.0.1:4599")
+        raise UsageError(f"{text!r} is not on loopback: plain HTTP stays on this machine", hint="such as 127.0.0.1:4599")
     return str(address), number
 
 

@@ -213,6 +213,10 @@ class ParameterService:
                 happened += [(kind, facts.arn) for _, kind in due]
         return happened
 
+    def count(self) -> int:
+        """Return how many parameters there are."""
+        return len(self._facts)
+
     def key_arns(self) -> Iterator[str]:
         """Yield the ARN of the KMS key of each SecureString's newest version."""
         return (facts.key_arn for facts in self._facts.values() if facts.key_arn is not None)

@@ -16,6 +16,10 @@ ADMIN_OPERATIONS = (
         "Tell who answers and how the caller is seen.",
     ),
     Operation(
+        "GetMetrics", "kmsfs", "kmsfs:GetMetrics", Empty, admin.GetMetricsResponse,
+        "Tell what the daemon counts of itself, in Prometheus's text.", errors=(errors.AccessDenied,),
+    ),
+    Operation(
         "Watch", "kmsfs", "kms:DescribeKey", admin.WatchRequest, admin.WatchResponse,
         "Push an event whenever one of these keys, its policy or its grants change.",
         streams=True, audit=("key_ids",), errors=(errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied),

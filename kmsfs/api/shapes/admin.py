@@ -120,3 +120,9 @@ class ListKeyDependentsResponse(Shape, kw_only=True):
     parameters: int
     secrets: int
     key_last_usage: KeyLastUsage | None = None
+
+
+class GetMetricsResponse(Shape, kw_only=True):
+    """Prometheus's text."""
+
+    text: str

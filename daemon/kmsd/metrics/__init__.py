@@ -1,0 +1,1 @@
+"""What the daemon counts of itself, in Prometheus's text."""
