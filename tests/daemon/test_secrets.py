@@ -158,6 +158,11 @@ def test_listing_filters_and_pages(endpoint):
         return {entry["Name"] for entry in secrets.list_secrets(Filters=[{"Key": key, "Values": list(values)}])["SecretList"]}
 
     assert found("name", "n3") == {"n3"} and found("name", "!n3") == {f"n{n}" for n in range(7)} - {"n3"}
+    secrets.create_secret(Name="SecretTwo"), secrets.create_secret(Name="uat/COMPANYthings", Description="Thirdsecret")
+    assert found("all", "two") == found("all", "SecretTwo") == found("all", "s t") == {"SecretTwo"}
+    assert found("all", "Ythings") == {"uat/COMPANYthings"} and not found("all", "company") | found("all", "things") | found("all", "+")
+    for extra in ("SecretTwo", "uat/COMPANYthings"):
+        secrets.delete_secret(SecretId=extra, ForceDeleteWithoutRecovery=True)
     assert found("name", "!n3", "n3") == {f"n{n}" for n in range(7)}  # one value must hold
     assert found("description", "QUI 4") == {"n4"} and found("description", "ick") == set()
     assert found("tag-key", "k1") == {"n1", "n3", "n5"} and found("tag-value", "v2", "v3") == {"n2", "n3"}

@@ -11,7 +11,8 @@ from kmsd.secrets.records import Secret
 from kmsfs.api.shapes.secrets import Filter
 from kmsfs.errors import InvalidParameter
 
-_WORDS = re.compile(r"[^a-zA-Z0-9]+")
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+|[0-9]+")
+"""AWS parts words at capitals too: SecretTwo has two, COMPANYthings is COMPAN and Ythings."""
 
 
 def make_test(filters: Sequence[Filter] | None) -> Callable[[Secret], bool]:
@@ -63,8 +64,8 @@ def _all(secret: Secret, value: str) -> bool:
 
 def _words_match(text: str, value: str) -> bool:
     """Whether every word of `value` begins a word of the text."""
-    words = [word for word in _WORDS.split(text.lower()) if word]
-    wanted = [word for word in _WORDS.split(value.lower()) if word]
+    words = [word.lower() for word in _WORD.findall(text)]
+    wanted = [word.lower() for word in _WORD.findall(value)]
     return bool(wanted) and all(any(word.startswith(part) for word in words) for part in wanted)
 
 
