@@ -108,7 +108,7 @@ class Daemon:
         config, registry, pipeline = self._config, self._registry, self._pipeline
         grants = GrantService(registry, tokens, os.urandom)
         denials = Denials()
-        authoriser = Authoriser(registry, grants, tokens, denials, self._guardrails)
+        authoriser = Authoriser(registry, grants, tokens, denials, self._guardrails, self._iam)
         loaded = PairStore()
         registry.listeners.append(loaded.forget)
         crypto = CryptoService(os.urandom, loaded)

@@ -159,6 +159,51 @@ def test_only_administrators_administer(world):
     assert refused(iam.put_user_policy, UserName=name, PolicyName="all", PolicyDocument=document(allow("*"))) == "AccessDenied"
 
 
+def test_iam_asks_about_the_entity_that_is_meant(world):
+    admin, mine = world.client("iam"), f"arn:aws:iam::{world.client('sts').get_caller_identity()['Account']}"
+    trust = document({"Effect": "Allow", "Principal": {"AWS": f"{mine}:root"}, "Action": "sts:AssumeRole"})
+    admin.create_role(RoleName="inside", Path="/app/", AssumeRolePolicyDocument=trust)
+    admin.create_role(RoleName="outside", AssumeRolePolicyDocument=trust)
+    admin.create_group(GroupName="staff"), admin.create_group(GroupName="others")
+    policy = admin.create_policy(PolicyName="read", Path="/app/", PolicyDocument=document(allow("kms:Decrypt")))["Policy"]["Arn"]
+    name, key = world.user(policy=(
+        allow(["iam:*Role*"], f"{mine}:role/app/*"), allow(["iam:*Group*"], f"{mine}:group/staff"), allow(["iam:*Policy*"], f"{mine}:policy/app/*"),
+        allow(["iam:*AccessKey*", "iam:GetUser"], mine + ":user/${aws:username}"),
+    ))  # fmt: skip
+    other, _ = world.user()
+    iam = world.client("iam", key)
+    iam.get_role(RoleName="inside"), iam.put_role_policy(RoleName="INSIDE", PolicyName="p", PolicyDocument=document(allow("kms:Decrypt")))
+    assert refused(iam.get_role, RoleName="outside") == "AccessDenied"
+    assert refused(iam.get_role, RoleName="none") == "AccessDenied"  # what is not there is not told either
+    iam.create_role(RoleName="made", Path="/app/", AssumeRolePolicyDocument=trust), iam.delete_role(RoleName="made")
+    assert refused(iam.create_role, RoleName="made", AssumeRolePolicyDocument=trust) == "AccessDenied"
+    # Adding somebody to a group is about the group; attaching a policy is about who gets it.
+    iam.add_user_to_group(GroupName="staff", UserName=other)
+    assert refused(iam.add_user_to_group, GroupName="others", UserName=name) == "AccessDenied"
+    iam.get_policy(PolicyArn=policy), iam.create_policy_version(PolicyArn=policy, PolicyDocument=document(allow("kms:Encrypt")))
+    assert refused(iam.attach_user_policy, UserName=name, PolicyArn=policy) == "AccessDenied"
+    assert refused(iam.attach_role_policy, RoleName="outside", PolicyArn=policy) == "AccessDenied"
+    assert iam.get_user()["User"]["UserName"] == name and len(iam.list_access_keys()["AccessKeyMetadata"]) == 1
+    assert refused(iam.list_access_keys, UserName=other) == refused(iam.list_roles) == refused(iam.list_users) == "AccessDenied"
+
+
+def test_a_key_policy_with_a_variable(world):
+    kms, mine = world.client("kms"), f"arn:aws:iam::{world.client('sts').get_caller_identity()['Account']}"
+    key = kms.create_key()["KeyMetadata"]["KeyId"]
+    policy = json.loads(kms.get_key_policy(KeyId=key)["Policy"])
+    own = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "kms:*crypt", "Resource": "*",
+           "Condition": {"StringEquals": {"kms:EncryptionContext:owner": "${aws:username}"}}}  # fmt: skip
+    kms.put_key_policy(KeyId=key, Policy=json.dumps({**policy, "Version": "2012-10-17", "Statement": [*policy["Statement"], own]}))
+    (ann, ann_key), (bob, bob_key) = world.user(), world.user()
+    blob = world.client("kms", ann_key).encrypt(KeyId=key, Plaintext=b"x", EncryptionContext={"owner": ann})["CiphertextBlob"]
+    assert world.client("kms", ann_key).decrypt(CiphertextBlob=blob, EncryptionContext={"owner": ann})["Plaintext"] == b"x"
+    assert refused(world.client("kms", bob_key).decrypt, CiphertextBlob=blob, EncryptionContext={"owner": ann}) == "AccessDeniedException"
+    session = world.daemon.session()
+    explained = session.call("SimulateKeyAccess", {"KeyId": key, "Action": "kms:Decrypt", "AskedContext": {"owner": ann},
+                                                   "Principal": f"{mine}:user/{bob}".replace(":aws:", ":kmsfs:")})  # fmt: skip
+    assert any("${aws:username}" in step.get("Reason", "") for step in explained["Steps"]), explained
+
+
 def test_the_table_of_issue_three(world):
     """Alice, Bob, Charlie and David on keys A, B and C: key policies and IAM together."""
     kms, root = world.client("kms"), {"AWS": "arn:aws:iam::111122223333:root"}

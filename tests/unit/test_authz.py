@@ -171,3 +171,39 @@ def test_wildcards_stay_fast_on_hostile_patterns():
     assert not matches("*a" * 200 + "b", "a" * 4000)
     assert time.perf_counter() - start < 2
     assert matches("a*c?e", "abbbcde") and not matches("a*c", "ab") and matches("*", "") and not matches("?", "")
+
+
+def test_policy_variables():
+    from kmsd.authz.decide import Question, decide_by_identity
+    from kmsd.authz.identity import Identity, compile_identity_policy
+    from kmsd.authz.principal import Caller
+
+    def allowed(resource, *statements, who="user/team/ann", version="2012-10-17", **values):
+        text = json.dumps({"Version": version, "Statement": list(statements)})
+        principal = f"arn:kmsfs:iam::111122223333:{who}"
+        caller = Caller("111122223333", 0, 0, 0, principal, frozenset({principal}), identity=Identity((compile_identity_policy("p", text),)))
+        return decide_by_identity(caller, Question("ssm:GetParameter", resource, values=values)).allowed
+
+    def one(effect="Allow", **parts):
+        return {"Effect": effect, "Action": "ssm:*", **({"Resource": "*"} if not {"Resource", "NotResource"} & parts.keys() else {}), **parts}
+
+    mine = one(Resource="a/${aws:username}/*")
+    assert allowed("a/ann/x", mine) and not allowed("a/bob/x", mine) and not allowed("a/${aws:username}/x", mine)
+    assert not allowed("a/ann/x", mine, version="2008-10-17") and allowed("a/${aws:username}/x", mine, version="2008-10-17")
+    # A role's session has no user name: an Allow says nothing then, not even by NotResource or a negated operator.
+    for parts in (mine, one(NotResource="a/${aws:username}/*"), one(Condition={"StringNotEquals": {"aws:PrincipalAccount": "${aws:username}"}})):
+        assert not allowed("b/x", parts, who="role/ops")
+    assert allowed("a/ann/x", one(Resource="*"), one("Deny", Resource="a/${aws:username}/*"), who="role/ops")
+    assert not allowed("a/ann/x", one(Resource="*"), one("Deny", Resource="a/${aws:username}/*"))
+    assert not allowed("a/ann/x", one(Resource="*"), one("Deny", NotResource="a/${aws:username}/*"), who="role/ops")
+    assert allowed("a/guest/x", one(Resource="a/${aws:username, 'guest'}/*"), who="role/ops")
+    # Wildcards are those of the policy: what is put in, and ${*}, are characters.
+    tagged = one(Resource="a/${team}")
+    assert allowed("a/x*", tagged, team="x*") and not allowed("a/xy", tagged, team="x*") and not allowed("a/xy", tagged, team="x?")
+    assert not allowed("a/xy", tagged, team=["xy", "xz"])
+    assert allowed("a/*", one(Resource="a/${*}")) and not allowed("a/b", one(Resource="a/${*}"))
+    assert allowed("a/?${$}"[:3], one(Resource="a/${?}")) and allowed("a/$", one(Resource="a/${$}"))
+    assert allowed("a/*b", one(Resource="a/*b")) and allowed("a/b", one(Resource="a/${nothing, ''}*"))
+    for operator, value, fits in (("StringEquals", "${aws:username}", True), ("StringLike", "${aws:username}*", True), ("StringEquals", "${aws:username}x", False)):
+        assert allowed("x", one(Condition={operator: {"owner": value}}), owner="ann") is fits
+    assert not allowed("x", one(Condition={"StringLike": {"owner": "${team}"}}), owner="xy", team="x*")

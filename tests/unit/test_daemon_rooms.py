@@ -274,3 +274,41 @@ def test_messages_round_trip_and_notice_every_flipped_byte(size):
     for cut in (data[:-1], data + b"\0", data[: len(data) // 2]):
         with pytest.raises(errors.InvalidCiphertext):
             open_message(cut, {"PARAMETER_ARN": "arn:x"}, lambda _blob: key)
+
+
+def test_key_usage_is_written_in_portions_kept_on_failure_and_forgotten_with_its_key():
+    import contextlib
+    from types import SimpleNamespace
+
+    from kmsd.keys.usage import KeyUsage
+
+    class Store:
+        def __init__(self):
+            self.rows, self.full, self.writes = {}, False, []
+
+        def scan(self, _table):
+            return list(self.rows.values())
+
+        @contextlib.contextmanager
+        def transaction(self):
+            if self.full:
+                raise errors.StorageError("full")
+            before = len(self.rows)
+            yield SimpleNamespace(put=lambda _table, key, row: self.rows.__setitem__(key, row), delete=lambda _table, key: self.rows.pop(key))
+            self.writes.append(len(self.rows) - before)
+
+    store = Store()
+    usage = KeyUsage(store, 5.0)
+    for number in range(1500):
+        usage.note(f"k{number}", "Sign", 6.0 + number, "call")
+    usage.note("other", "DescribeKey", 7.0, "call")
+    store.full = True
+    with pytest.raises(errors.StorageError):
+        usage.write()
+    store.full = False
+    usage.write(), usage.write(), usage.write()
+    assert store.writes == [1, 1000, 500] and "other" not in store.rows
+    usage.forget(SimpleNamespace(key_id="k0"), "disabled")
+    usage.forget(SimpleNamespace(key_id="k1"), "deleted")
+    again = KeyUsage(store, 99.0)
+    assert again.since == 5.0 and again.of(SimpleNamespace(key_id="k0")).at == 6.0 and again.of(SimpleNamespace(key_id="k1")) is None

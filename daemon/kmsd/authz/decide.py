@@ -34,6 +34,8 @@ class Question:
             "aws:CurrentTime": str(self.now),
             "aws:EpochTime": str(self.now),
         }
+        if ":user/" in caller.principal:
+            values["aws:username"] = caller.principal.rpartition("/")[2]
         if self.via is not None:
             values["kms:ViaService"] = self.via
         if self.context:

@@ -109,7 +109,11 @@ def _against(statement: Statement, question: Question, values: RequestValues) ->
         return f"it does not speak of {question.action}"
     if not replace(statement, conditions=()).speaks_of(question.action, question.key_arn, values):
         return f"it does not speak of {question.key_arn}"
-    return next(_unmet(condition, values) for condition in statement.conditions if not condition.holds(values))
+    for condition in statement.conditions:
+        alone = replace(statement, resources=("*",), not_resources=False, conditions=(condition,))
+        if not alone.speaks_of(question.action, question.key_arn, values):
+            return _unmet(condition, values)
+    return "it has a policy variable that the call has no value for"
 
 
 def _unmet(condition: Condition, values: RequestValues) -> str:

@@ -104,5 +104,8 @@ def compile_identity_policy(name: str, text: str) -> IdentityPolicy:
     statements = [statements] if isinstance(statements, dict) else statements
     if not isinstance(statements, list) or not statements:
         raise MalformedPolicy("Syntax errors in policy.")
-    compiled = tuple(compile_statement(statement, None, IDENTITY_ELEMENTS) for statement in statements)
+    version = document["Version"]
+    compiled = tuple(
+        compile_statement(statement, None, IDENTITY_ELEMENTS, version=version) for statement in statements
+    )
     return IdentityPolicy(name, text, compiled)

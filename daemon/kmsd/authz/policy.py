@@ -84,7 +84,10 @@ def compile_policy(text: str, service: str = "kms") -> KeyPolicy:
     statements = [statements] if isinstance(statements, dict) else statements
     if not isinstance(statements, list) or not statements or len(statements) > _MAX_STATEMENTS:
         raise MalformedPolicy("The policy needs statements.")
-    compiled = tuple(compile_statement(statement, service, RESOURCE_ELEMENTS) for statement in statements)
+    version = document.get("Version")
+    compiled = tuple(
+        compile_statement(statement, service, RESOURCE_ELEMENTS, version=version) for statement in statements
+    )
     named = [statement.sid for statement in compiled if statement.sid]
     if len(named) != len(set(named)):
         raise MalformedPolicy("Statement ids (Sid) must be unique.")

@@ -1,10 +1,11 @@
 """One statement of a policy: its parts, and what it speaks of (IAM user guide, "IAM JSON policy elements reference"). Pure."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kmsd.authz.conditions import Condition, RequestValues, parse_conditions
+from kmsd.authz.variables import Unresolved, has_variables, literal, resolve
 from kmsd.authz.wildcard import matches
 from kmsfs.errors import InvalidArn, MalformedPolicy
 from kmsfs.ids import check_principal
@@ -34,6 +35,8 @@ class Statement:
     resources: tuple[str, ...]
     not_resources: bool
     conditions: tuple[Condition, ...]
+    variables: bool = False
+    """Whether resources or conditions have policy variables."""
 
     def names(self, caller: "Caller") -> bool:
         """Tell whether the statement is about this caller."""
@@ -45,9 +48,29 @@ class Statement:
         acted = action in self.exact_actions or _any_matches(self.action_patterns, action)
         if acted == self.not_actions:
             return False
+        if self.variables:
+            return self._speaks_with_variables(resource, request)
         if _any_matches(self.resources, resource) == self.not_resources:
             return False
         return not self.conditions or all(condition.holds(request) for condition in self.conditions)
+
+
+    def _speaks_with_variables(self, resource: str, request: RequestValues) -> bool:
+        try:
+            resources = resolve(self.resources, request, strict=self.allow)
+            conditions = [
+                replace(condition, values=resolve(condition.values, request, strict=self.allow))
+                for condition in self.conditions
+            ]
+        except Unresolved:
+            return False
+        plain = {
+            key: literal(value) if isinstance(value, str) else [literal(item) for item in value]
+            for key, value in request.items()
+        }
+        if _any_matches(resources, literal(resource)) == self.not_resources:
+            return False
+        return all(condition.holds(plain) for condition in conditions)
 
 
 def _any_matches(patterns: tuple[str, ...], text: str) -> bool:
@@ -69,8 +92,12 @@ def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def compile_statement(raw: object, service: str | None, elements: frozenset[str]) -> Statement:
+def compile_statement(
+    raw: object, service: str | None, elements: frozenset[str], *, version: str | None
+) -> Statement:
     """Return a compiled statement: of a resource of `service`, or of an identity where that is None.
+
+    Policy variables count if the `version` of the policy is 2012-10-17.
 
     Raises:
         MalformedPolicy: if it is none.
@@ -100,6 +127,8 @@ def compile_statement(raw: object, service: str | None, elements: frozenset[str]
             raise MalformedPolicy(f"{action[:64]!r} is not an action of {service or 'a service'}.")
     if not_principals and effect == "Allow":
         raise MalformedPolicy("NotPrincipal is for Deny statements.")
+    conditions = parse_conditions(raw["Condition"]) if "Condition" in raw else ()
+    texts = (*resources, *(value for condition in conditions for value in condition.values))
     return Statement(
         sid,
         effect == "Allow",
@@ -111,7 +140,8 @@ def compile_statement(raw: object, service: str | None, elements: frozenset[str]
         not_actions,
         resources,
         not_resources,
-        parse_conditions(raw["Condition"]) if "Condition" in raw else (),
+        conditions,
+        version == "2012-10-17" and has_variables(texts),
     )
 
 

@@ -9,13 +9,15 @@ from kmsd.authz.guardrails import Guardrails
 from kmsd.dispatch.call import Call
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
+from kmsd.iam.resources import resource_of
+from kmsd.iam.store import IamStore
 from kmsd.keys.lifecycle import check_state, check_usage
 from kmsd.keys.registry import KeyRegistry, KmsKey
 from kmsfs.api.keyspecs import SYMMETRIC
 from kmsfs.api.operation import Resource
 from kmsfs.errors import AccessDenied, AliasNotFound, IncorrectKey, InvalidCiphertext, ShapeError
 from kmsfs.formats.blob import BlobType, parse_blob
-from kmsfs.ids import alias_arn, check_alias, root_principal
+from kmsfs.ids import alias_arn, check_alias
 
 VOLUME_PURPOSE = "volume-root"
 _OTHER_GRANTS = 20
@@ -32,7 +34,9 @@ class Authoriser:
         tokens: GrantTokens,
         denials: Denials,
         guardrails: Guardrails,
+        iam: IamStore,
     ) -> None:
+        self._iam = iam
         self._denials = denials
         self._guardrails = guardrails
         self._registry = registry
@@ -109,10 +113,7 @@ class Authoriser:
 
     def _on_account(self, call: Call) -> None:
         """The account's identities are its root's, its administrators' and theirs whom IAM lets."""
-        name = getattr(call.request, "user_name", None) or ""
-        own = "/" + name if name else ""
-        account = root_principal(call.caller.account).removesuffix(":root")
-        self._require_identity(call, f"{account}:user{own}" if own else "*")
+        self._require_identity(call, resource_of(call.request, call.caller, self._iam))
 
     def _require_identity(self, call: Call, resource: str) -> None:
         question = Question(call.operation.action, resource, now=call.now, via=call.via)

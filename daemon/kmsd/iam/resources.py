@@ -1,0 +1,37 @@
+"""The ARN that an operation of IAM acts on (Service Authorization Reference, "Actions, resources, and condition keys for IAM")."""
+
+from typing import Any
+
+from kmsd.authz.principal import Caller
+from kmsd.iam.records import GROUP, POLICY, ROLE, USER
+from kmsd.iam.store import IamStore
+from kmsfs.ids import iam_arn
+
+EVERYTHING = "*"
+"""What lists act on: a statement about one entity does not allow them."""
+_NAMED = (("group_name", GROUP), ("role_name", ROLE), ("user_name", USER))
+
+
+def resource_of(request: Any, caller: Caller, store: IamStore) -> str:
+    """Return the ARN that a statement must match for a request, or EVERYTHING.
+
+    An entity that is there has its own path; one to be made has that of the request. Who names no user means himself.
+    """
+    for field, kind in _NAMED:
+        name = getattr(request, field, None)
+        if name:
+            return _arn(store, caller.account, kind, name, getattr(request, "path", "/"))
+    for field in ("policy_arn", "policy_source_arn"):
+        arn: str | None = getattr(request, field, None)
+        if arn:
+            return arn
+    name = getattr(request, "policy_name", None)
+    if name:
+        return _arn(store, caller.account, POLICY, name, getattr(request, "path", "/"))
+    own = store.of_arn(caller.principal) if hasattr(request, "user_name") else None
+    return own.arn if own is not None and own.kind == USER else EVERYTHING
+
+
+def _arn(store: IamStore, account: str, kind: str, name: str, path: str) -> str:
+    found = store.get(account, kind, name)
+    return found.arn if found is not None else iam_arn(account, kind, path, name)
