@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from kmsfs.cli.output import call, confirm, facts, pages, read_text_value, read_value, say, show, table, when
+from kmsfs.cli.output import (
+    SETTINGS,
+    call,
+    confirm,
+    facts,
+    pages,
+    read_text_value,
+    read_value,
+    say,
+    show,
+    table,
+    when,
+)
 from kmsfs.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="KMS keys: they never leave the daemon.")
@@ -223,7 +235,7 @@ def schedule_deletion(
 ) -> None:
     """Delete a key after a waiting period. What it encrypted is lost then."""
     found = call("ListKeyDependents", KeyId=key)
-    if not yes:
+    if not (yes or SETTINGS.as_json):
         _print_dependents(found)
     confirm(f"Everything under {found['KeyId']} becomes unreadable now and lost in {days} days", key, yes=yes)
     answer = call("ScheduleKeyDeletion", KeyId=key, PendingWindowInDays=days)
