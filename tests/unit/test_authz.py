@@ -207,3 +207,34 @@ def test_policy_variables():
     for operator, value, fits in (("StringEquals", "${aws:username}", True), ("StringLike", "${aws:username}*", True), ("StringEquals", "${aws:username}x", False)):
         assert allowed("x", one(Condition={operator: {"owner": value}}), owner="ann") is fits
     assert not allowed("x", one(Condition={"StringLike": {"owner": "${team}"}}), owner="xy", team="x*")
+
+
+def test_the_case_of_actions_and_condition_keys_does_not_count():
+    caller = make_caller("111122223333", 1, 1, 0, ())
+    key = "arn:kmsfs:kms:local:111122223333:key/x"
+    everything = {"Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*"}
+
+    def allowed(context=None, via=None, **deny):
+        policy = compile_policy(json.dumps({"Statement": [everything, {"Effect": "Deny", "Principal": "*", "Resource": "*", **deny}]}))
+        return decide(caller, Question("kms:Decrypt", key, context or {}, via), policy, ()).allowed
+
+    for action in ("kms:decrypt", "kms:DECRYPT", "kms:dec*", "kms:*RYPT"):
+        assert not allowed(Action=action)
+    assert allowed(Action="kms:encrypt")
+    condition = lambda name, value: {"Action": "kms:*", "Condition": {"StringEquals": {name: value}}}  # noqa: E731
+    assert not allowed(via="ssm", **condition("KMS:viaservice", "ssm")) and allowed(via="ssm", **condition("kms:viaservice", "SSM"))
+    assert not allowed({"Team": "x"}, **condition("kms:encryptioncontext:Team", "x")) and allowed({"Team": "x"}, **condition("kms:EncryptionContext:team", "x"))
+
+
+def test_every_key_of_a_request_is_known_by_its_spelling():
+    from pathlib import Path
+    import re
+
+    from kmsd.authz.conditions import REQUEST_KEYS, spelling_of
+
+    assert all(spelling_of(key.upper()) == key for key in REQUEST_KEYS)
+    root = Path(__file__).parents[2] / "daemon/kmsd"
+    # Where requests are given their keys.
+    texts = [(root / name).read_text() for name in ("authz/decide.py", "dispatch/authorise.py", "sts/service.py")]
+    given = {key for text in texts for key in re.findall(r'["\[{]((?:kms|aws|sts):[A-Za-z]+|kmsfs:[A-Z][A-Za-z]+)"(?:\]|:)', text)}
+    assert given == set(REQUEST_KEYS)

@@ -16,6 +16,25 @@ RequestValues = Mapping[str, str | list[str]]
 """Condition keys of a request; a list is a multivalued key."""
 
 _Test = Callable[[str, str], bool]
+_CONTEXT = "kms:EncryptionContext:"
+REQUEST_KEYS = (
+    "aws:CurrentTime", "aws:EpochTime", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:username",
+    "kms:BypassPolicyLockoutSafetyCheck", "kms:CallerAccount", "kms:EncryptionContextKeys", "kms:GrantConstraintType",
+    "kms:GrantOperations", "kms:GranteePrincipal", "kms:RetiringPrincipal", "kms:ScheduleKeyDeletionPendingWindowInDays",
+    "kms:ViaService", "kmsfs:VolumeId", "sts:ExternalId", "sts:RoleSessionName",
+)  # fmt: skip
+"""All keys that a request may have, but those of its encryption context."""
+_SPELLINGS = {key.casefold(): key for key in REQUEST_KEYS}
+
+
+def spelling_of(key: str) -> str:
+    """Return a condition key as requests spell it: case does not count, but in an encryption context's own keys.
+
+    Source: IAM user guide, "IAM JSON policy elements: Condition"; KMS developer guide, "kms:EncryptionContext:context-key".
+    """
+    if key.casefold().startswith(_CONTEXT.casefold()):
+        return _CONTEXT + key[len(_CONTEXT) :]
+    return _SPELLINGS.get(key.casefold(), key)
 
 
 def _number(text: str) -> float:
@@ -124,7 +143,7 @@ def parse_conditions(block: object) -> tuple[Condition, ...]:
         if not isinstance(keys, dict) or not keys:
             raise MalformedPolicy(f"condition operator {operator} needs an object of keys")
         found += [
-            Condition(base, key, _values(key, raw), qualifier, base != rest) for key, raw in keys.items()
+            Condition(base, spelling_of(key), _values(key, raw), qualifier, base != rest) for key, raw in keys.items()
         ]
     return tuple(found)
 

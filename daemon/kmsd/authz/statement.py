@@ -30,6 +30,7 @@ class Statement:
     everyone: bool
     not_principals: bool
     exact_actions: frozenset[str]
+    """In lower case: the case of actions does not count (IAM user guide, "IAM JSON policy elements: Action")."""
     action_patterns: tuple[str, ...]
     not_actions: bool
     resources: tuple[str, ...]
@@ -45,7 +46,8 @@ class Statement:
 
     def speaks_of(self, action: str, resource: str, request: RequestValues) -> bool:
         """Tell whether the statement is about this action on this resource, under its conditions."""
-        acted = action in self.exact_actions or _any_matches(self.action_patterns, action)
+        lowered = action.lower()
+        acted = lowered in self.exact_actions or _any_matches(self.action_patterns, lowered)
         if acted == self.not_actions:
             return False
         if self.variables:
@@ -135,8 +137,8 @@ def compile_statement(
         names,
         everyone,
         not_principals,
-        frozenset(action for action in actions if not {"*", "?"} & set(action)),
-        tuple(action for action in actions if {"*", "?"} & set(action)),
+        frozenset(action.lower() for action in actions if not {"*", "?"} & set(action)),
+        tuple(action.lower() for action in actions if {"*", "?"} & set(action)),
         not_actions,
         resources,
         not_resources,

@@ -8,6 +8,8 @@ Allow with one does not apply here at all, so that NotResource and negated opera
 import re
 from collections.abc import Mapping
 
+from kmsd.authz.conditions import spelling_of
+
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 _DEFAULTED = re.compile(r"(?P<key>[^,]+?)\s*(?:,\s*'(?P<default>[^']*)')?\Z")
 _SIGNS = ("*", "?", "$")
@@ -54,7 +56,7 @@ def _value(name: str, values: Values) -> str:
     if name in _SIGNS:
         return literal(name)
     found = _DEFAULTED.match(name.strip())
-    held = values.get(found["key"]) if found else None
+    held = values.get(spelling_of(found["key"])) if found else None
     if isinstance(held, str):
         return literal(held)
     if found and found["default"] is not None:
