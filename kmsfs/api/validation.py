@@ -57,7 +57,7 @@ def _explain(operation: Operation, parameters: dict[str, Any], text: str) -> Sha
         path = path[: path.rindex("[")]
         value = [value]
         constraint = _item_constraint(operation.request, path) or f"Member must satisfy constraint: [{constraint}]"
-    if top not in operation.secret and not isinstance(value, (bytes, dict)):
+    if top not in (*operation.secret, "GrantTokens") and _is_text(value):
         shown = f"Value '{_shown(value)[:256]}'"
     return ShapeError(
         f"1 validation error detected: {shown} at '{_member(path.lstrip('.'))}' failed to satisfy constraint: "
@@ -78,8 +78,14 @@ def _constraint(reason: str) -> str | None:
     return None
 
 
+def _is_text(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    return not isinstance(value, (bytes, dict))
+
+
 def _shown(value: Any) -> str:
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
 
 
 def _item_constraint(shape: Any, path: str) -> str | None:

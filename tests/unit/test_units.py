@@ -61,3 +61,24 @@ def test_an_algorithm_that_the_library_lacks_is_named(monkeypatch):
     monkeypatch.setitem(asymmetric._OTHERS, "ML_DSA_44", Lacking)
     with pytest.raises(errors.UnsupportedOperation, match="ML_DSA_44"):
         asymmetric.generate_private("ML_DSA_44")
+
+
+def test_lists_are_told_in_constraints_but_never_what_may_be_secret():
+    from kmsfs.api.registry import find
+    from kmsfs.api.validation import decode
+    from kmsfs.errors import ShapeError
+
+    def text(operation, **parameters):
+        with pytest.raises(ShapeError) as caught:
+            decode(find(operation), parameters)
+        return caught.value.detail
+
+    assert "Value '[a, b, c, d, e, f, g, h, i, j, k]' at 'names'" in text("GetParameters", Names=list("abcdefghijk"))
+    for operation, parameters in (
+        ("Encrypt", {"KeyId": "k", "Plaintext": b"x", "GrantTokens": ["hunter2"] * 11}),
+        ("DescribeKey", {"KeyId": "k", "GrantTokens": ["hunter2"] * 11}),
+        ("PutSecretValue", {"SecretId": "s", "SecretString": "hunter2" * 10_000}),
+        ("DecryptBatch", {"Items": [{"CiphertextBlob": b"hunter2"}] * 100_000}),
+        ("TagResource", {"KeyId": "k", "Tags": [{"TagKey": "hunter2", "TagValue": "hunter2"}] * 51}),
+    ):
+        assert "hunter2" not in text(operation, **parameters), operation
