@@ -187,6 +187,44 @@ def test_iam_asks_about_the_entity_that_is_meant(world):
     assert refused(iam.list_access_keys, UserName=other) == refused(iam.list_roles) == refused(iam.list_users) == "AccessDenied"
 
 
+def test_tags_specs_algorithms_and_aliases_are_condition_keys(world):
+    admin = world.client("kms")
+    root = f"arn:aws:iam::{world.client('sts').get_caller_identity()['Account']}:root"
+    whole = document({"Effect": "Allow", "Principal": {"AWS": root}, "Action": "kms:*", "Resource": "*"})
+
+    def made(team, **more):
+        return admin.create_key(Policy=whole, Tags=[{"TagKey": "team", "TagValue": team}], **more)["KeyMetadata"]["KeyId"]
+
+    blue, red = made("blue"), made("red")
+    signer = made("blue", KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")
+    admin.create_alias(AliasName=f"alias/{uuid.uuid4().hex[:8]}-blue", TargetKeyId=red)
+    alias = next(a["AliasName"] for a in admin.list_aliases(KeyId=red)["Aliases"])
+
+    def when(actions, **condition):
+        return allow(actions, Condition={"StringEquals": condition})
+
+    _, key = world.user(policy=(
+        when("kms:Encrypt", **{"aws:ResourceTag/team": "blue", "kms:KeySpec": "SYMMETRIC_DEFAULT", "kms:EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}),
+        when("kms:GenerateDataKey", **{"kms:RequestAlias": alias}), when("kms:Sign", **{"kms:SigningAlgorithm": "RSASSA_PSS_SHA_256"}),
+        when("kms:CreateKey", **{"aws:RequestTag/team": "blue", "kms:keyspec": "HMAC_256"}), when("kms:TagResource", **{"aws:RequestTag/team": "blue"}),
+    ))  # fmt: skip
+    kms = world.client("kms", key)
+    kms.encrypt(KeyId=blue, Plaintext=b"x")
+    assert refused(kms.encrypt, KeyId=red, Plaintext=b"x") == "AccessDeniedException"
+    admin.tag_resource(KeyId=blue, Tags=[{"TagKey": "team", "TagValue": "red"}])
+    assert refused(kms.encrypt, KeyId=blue, Plaintext=b"x") == "AccessDeniedException"
+    kms.generate_data_key(KeyId=alias, KeySpec="AES_256")
+    assert refused(kms.generate_data_key, KeyId=red, KeySpec="AES_256") == "AccessDeniedException"
+    kms.sign(KeyId=signer, Message=b"x", SigningAlgorithm="RSASSA_PSS_SHA_256")
+    assert refused(kms.sign, KeyId=signer, Message=b"x", SigningAlgorithm="RSASSA_PSS_SHA_384") == "AccessDeniedException"
+    hmac = {"KeySpec": "HMAC_256", "KeyUsage": "GENERATE_VERIFY_MAC"}
+    mine = kms.create_key(Tags=[{"TagKey": "team", "TagValue": "blue"}], **hmac)["KeyMetadata"]["KeyId"]
+    assert refused(kms.create_key, Tags=[{"TagKey": "team", "TagValue": "red"}], **hmac) == refused(kms.create_key, **hmac) == "AccessDeniedException"
+    assert refused(kms.create_key, Tags=[{"TagKey": "team", "TagValue": "blue"}]) == "AccessDeniedException"
+    kms.tag_resource(KeyId=mine, Tags=[{"TagKey": "team", "TagValue": "blue"}])
+    assert refused(kms.tag_resource, KeyId=mine, Tags=[{"TagKey": "team", "TagValue": "red"}]) == "AccessDeniedException"
+
+
 def test_a_key_policy_with_a_variable(world):
     kms, mine = world.client("kms"), f"arn:aws:iam::{world.client('sts').get_caller_identity()['Account']}"
     key = kms.create_key()["KeyMetadata"]["KeyId"]

@@ -235,6 +235,7 @@ def test_every_key_of_a_request_is_known_by_its_spelling():
     assert all(spelling_of(key.upper()) == key for key in REQUEST_KEYS)
     root = Path(__file__).parents[2] / "daemon/kmsd"
     # Where requests are given their keys.
-    texts = [(root / name).read_text() for name in ("authz/decide.py", "dispatch/authorise.py", "sts/service.py")]
-    given = {key for text in texts for key in re.findall(r'["\[{]((?:kms|aws|sts):[A-Za-z]+|kmsfs:[A-Z][A-Za-z]+)"(?:\]|:)', text)}
+    files = ("authz/decide.py", "dispatch/conditionkeys.py", "dispatch/authorise.py", "keys/registry.py", "sts/service.py")
+    texts = [(root / name).read_text() for name in files]
+    given = {key for text in texts for key in re.findall(r'["\[{]((?:kms|aws|sts):[A-Za-z]+|kmsfs:[A-Z][A-Za-z]+)"(?:\)|\]|:)', text)}
     assert given == set(REQUEST_KEYS)

@@ -97,7 +97,8 @@ class AccessService:
         return shapes.ListAuthorizedPrincipalsResponse(principals=found)
 
     def _question(self, call: Call, action: str, context: dict[str, str], via: str | None) -> Question:
-        return Question(action, call.the_key.arn, context, via, call.now)
+        key = call.the_key
+        return Question(action, key.arn, context, via, call.now, key.condition_values())
 
     def _candidates(self, call: Call, key: KmsKey) -> Iterator[str]:
         """Every name that a policy, a grant, IAM or the daemon's own settings know, once."""

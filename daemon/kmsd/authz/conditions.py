@@ -16,24 +16,27 @@ RequestValues = Mapping[str, str | list[str]]
 """Condition keys of a request; a list is a multivalued key."""
 
 _Test = Callable[[str, str], bool]
-_CONTEXT = "kms:EncryptionContext:"
+_OPEN_ENDED = ("kms:EncryptionContext:", "aws:ResourceTag/", "aws:RequestTag/")
 REQUEST_KEYS = (
-    "aws:CurrentTime", "aws:EpochTime", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:username",
-    "kms:BypassPolicyLockoutSafetyCheck", "kms:CallerAccount", "kms:EncryptionContextKeys", "kms:GrantConstraintType",
-    "kms:GrantOperations", "kms:GranteePrincipal", "kms:RetiringPrincipal", "kms:ScheduleKeyDeletionPendingWindowInDays",
-    "kms:ViaService", "kmsfs:VolumeId", "sts:ExternalId", "sts:RoleSessionName",
+    "aws:CurrentTime", "aws:EpochTime", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:TagKeys", "aws:username",
+    "kms:BypassPolicyLockoutSafetyCheck", "kms:CallerAccount", "kms:EncryptionAlgorithm", "kms:EncryptionContextKeys",
+    "kms:GrantConstraintType", "kms:GrantOperations", "kms:GranteePrincipal", "kms:KeyOrigin", "kms:KeySpec", "kms:KeyUsage",
+    "kms:MacAlgorithm", "kms:MessageType", "kms:RequestAlias", "kms:RetiringPrincipal",
+    "kms:ScheduleKeyDeletionPendingWindowInDays", "kms:SigningAlgorithm", "kms:ViaService", "kms:WrappingAlgorithm",
+    "kmsfs:VolumeId", "sts:ExternalId", "sts:RoleSessionName",
 )  # fmt: skip
-"""All keys that a request may have, but those of its encryption context."""
+"""All keys that a request may have, but those that end in a name of the caller's own: contexts and tags."""
 _SPELLINGS = {key.casefold(): key for key in REQUEST_KEYS}
 
 
 def spelling_of(key: str) -> str:
-    """Return a condition key as requests spell it: case does not count, but in an encryption context's own keys.
+    """Return a condition key as requests spell it: case does not count, but in the names of contexts and tags.
 
     Source: IAM user guide, "IAM JSON policy elements: Condition"; KMS developer guide, "kms:EncryptionContext:context-key".
     """
-    if key.casefold().startswith(_CONTEXT.casefold()):
-        return _CONTEXT + key[len(_CONTEXT) :]
+    for prefix in _OPEN_ENDED:
+        if key.casefold().startswith(prefix.casefold()):
+            return prefix + key[len(prefix) :]
     return _SPELLINGS.get(key.casefold(), key)
 
 

@@ -7,6 +7,7 @@ from kmsd.access.denials import Denial, Denials
 from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.authz.guardrails import Guardrails
 from kmsd.dispatch.call import Call
+from kmsd.dispatch.conditionkeys import values_of_call, values_of_management
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
 from kmsd.iam.resources import resource_of
@@ -82,7 +83,11 @@ class Authoriser:
         Raises:
             AccessDenied: if the answer is no; the reason goes to the audit record only.
         """
-        question = Question(action, key.arn, context, call.via, call.now, values or {})
+        about = key.condition_values()
+        about.update(values_of_call(call))
+        if values:
+            about.update(values)
+        question = Question(action, key.arn, context, call.via, call.now, about)
         decision = self._guardrails.decide(call.caller, question) or decide(
             call.caller, question, key.policy, key.grants_for(call.caller)
         )
@@ -101,7 +106,7 @@ class Authoriser:
     def _on_nothing(self, call: Call) -> None:
         """What acts on nothing yet is for every local user; who comes through IAM needs its consent."""
         caller = call.caller
-        denied = self._guardrails.decide(caller, Question(call.operation.action, "*", via=call.via, now=call.now))
+        denied = self._guardrails.decide(caller, Question(call.operation.action, "*", via=call.via, now=call.now, values=values_of_management(call)))
         if denied is not None:
             call.decided_by = denied.by
             raise AccessDenied(
@@ -116,7 +121,7 @@ class Authoriser:
         self._require_identity(call, resource_of(call.request, call.caller, self._iam))
 
     def _require_identity(self, call: Call, resource: str) -> None:
-        question = Question(call.operation.action, resource, now=call.now, via=call.via)
+        question = Question(call.operation.action, resource, now=call.now, via=call.via, values=values_of_management(call))
         decision = decide_by_identity(call.caller, question)
         call.decided_by = decision.by
         if not decision.allowed:
@@ -132,7 +137,7 @@ class Authoriser:
         contexts = getattr(request, "encryption_contexts", None)
         if contexts is None:
             context = getattr(request, "encryption_context", None)
-            values = None if call.operation.cryptographic else _values(call)
+            values = None if call.operation.cryptographic else values_of_management(call)
             self.require(call, key, call.operation.action, context or {}, values)
         else:
             for context in contexts:
@@ -202,8 +207,10 @@ class Authoriser:
             )
         destination = self._registry.find(request.destination_key_id, call.scope)
         call.source, call.key = source, destination
-        self.require(call, source, "kms:ReEncryptFrom", request.source_encryption_context)
-        self.require(call, destination, "kms:ReEncryptTo", request.destination_encryption_context)
+        algorithms = (request.source_encryption_algorithm, request.destination_encryption_algorithm)
+        before, after = ({"kms:EncryptionAlgorithm": algorithm} for algorithm in algorithms)
+        self.require(call, source, "kms:ReEncryptFrom", request.source_encryption_context, before)
+        self.require(call, destination, "kms:ReEncryptTo", request.destination_encryption_context, after)
         self._check_key(call, source)
         self._check_key(call, destination)
 
@@ -234,26 +241,3 @@ class Authoriser:
             call.decided_by = f"grant:{grant_id}"
             return
         self.require(call, key, call.operation.action, {})
-
-
-def _values(call: Call) -> dict[str, Any]:
-    """Condition keys that only some management operations have."""
-    request = call.request
-    if call.operation.name == "CreateGrant":
-        values: dict[str, Any] = {
-            "kms:GrantOperations": list(request.operations),
-            "kms:GranteePrincipal": request.grantee_principal,
-        }
-        if request.retiring_principal is not None:
-            values["kms:RetiringPrincipal"] = request.retiring_principal
-        if request.constraints is not None:
-            equals = request.constraints.encryption_context_equals is not None
-            values["kms:GrantConstraintType"] = (
-                "EncryptionContextEquals" if equals else "EncryptionContextSubset"
-            )
-        return values
-    if call.operation.name == "PutKeyPolicy":
-        return {"kms:BypassPolicyLockoutSafetyCheck": str(request.bypass_policy_lockout_safety_check).lower()}
-    if call.operation.name == "ScheduleKeyDeletion":
-        return {"kms:ScheduleKeyDeletionPendingWindowInDays": str(request.pending_window_in_days)}
-    return {}

@@ -58,6 +58,15 @@ class KmsKey:
         """Tell whether imported material's time is over."""
         return self.valid_to is not None and self.valid_to <= now
 
+    def condition_values(self) -> dict[str, str | list[str]]:
+        """The condition keys that are the key's own (KMS developer guide, "Condition keys for AWS KMS"; tags: ABAC)."""
+        values: dict[str, str | list[str]] = {
+            "kms:KeyOrigin": self.origin, "kms:KeySpec": self.spec, "kms:KeyUsage": self.usage,
+        }  # fmt: skip
+        for name, value in self.tags.items():
+            values[f"aws:ResourceTag/{name}"] = value
+        return values
+
     def row(self) -> dict[str, Any]:
         """The sealed row of this key."""
         return {

@@ -33,7 +33,7 @@ ALIASES_PER_KEY_MAX = 50
 
 def may(caller: Caller, action: str, key: KmsKey, now: float) -> bool:
     """Tell whether the caller may do something that carries no encryption context with a key."""
-    question = Question(action, key.arn, now=now)
+    question = Question(action, key.arn, now=now, values=key.condition_values())
     return decide(caller, question, key.policy, key.grants_for(caller)).allowed
 
 
