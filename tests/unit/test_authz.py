@@ -239,3 +239,28 @@ def test_every_key_of_a_request_is_known_by_its_spelling():
     texts = [(root / name).read_text() for name in files]
     given = {key for text in texts for key in re.findall(r'["\[{]((?:kms|aws|sts):[A-Za-z]+|kmsfs:[A-Z][A-Za-z]+)"(?:\)|\]|:)', text)}
     assert given == set(REQUEST_KEYS)
+
+
+def test_who_names_no_user_means_himself_but_not_where_that_is_the_account_root():
+    from types import SimpleNamespace
+
+    from kmsd.authz.principal import Caller
+    from kmsd.iam.records import USER
+    from kmsd.iam.resources import EVERYTHING, resource_of
+    from kmsfs.api.shapes import iam
+
+    ann = "arn:kmsfs:iam::111122223333:user/team/ann"
+    store = SimpleNamespace(
+        of_arn=lambda arn: SimpleNamespace(arn=arn, kind=USER) if arn == ann else None,
+        get=lambda _account, kind, name: SimpleNamespace(arn=ann) if (kind, name.lower()) == (USER, "ann") else None,
+    )  # fmt: skip
+
+    def of(request, principal=ann, himself=True):
+        caller = Caller("111122223333", 0, 0, 0, principal, frozenset({principal}))
+        return resource_of(request, caller, store, himself=himself)
+
+    assert of(iam.GetUserRequest()) == of(iam.GetUserRequest(user_name="ANN")) == ann
+    assert of(iam.GetUserRequest(), "arn:kmsfs:sts::111122223333:assumed-role/ops/s") == EVERYTHING
+    put = iam.PutAccessKeyRequest(access_key_id="AKIAIOSFODNN7EXAMPLE", secret_access_key="x" * 40)
+    assert of(put, himself=False) == EVERYTHING
+    assert of(iam.GetUserRequest(user_name="new")) == "arn:kmsfs:iam::111122223333:user/new"

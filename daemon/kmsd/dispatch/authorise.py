@@ -118,7 +118,8 @@ class Authoriser:
 
     def _on_account(self, call: Call) -> None:
         """The account's identities are its root's, its administrators' and theirs whom IAM lets."""
-        self._require_identity(call, resource_of(call.request, call.caller, self._iam))
+        himself = call.operation.service == "iam"
+        self._require_identity(call, resource_of(call.request, call.caller, self._iam, himself=himself))
 
     def _require_identity(self, call: Call, resource: str) -> None:
         question = Question(call.operation.action, resource, now=call.now, via=call.via, values=values_of_management(call))

@@ -12,10 +12,11 @@ EVERYTHING = "*"
 _NAMED = (("group_name", GROUP), ("role_name", ROLE), ("user_name", USER))
 
 
-def resource_of(request: Any, caller: Caller, store: IamStore) -> str:
+def resource_of(request: Any, caller: Caller, store: IamStore, *, himself: bool) -> str:
     """Return the ARN that a statement must match for a request, or EVERYTHING.
 
-    An entity that is there has its own path; one to be made has that of the request. Who names no user means himself.
+    An entity that is there has its own path; one to be made has that of the request. Who names no user means `himself`
+    in IAM's operations; in PutAccessKey he means the account root.
     """
     for field, kind in _NAMED:
         name = getattr(request, field, None)
@@ -28,7 +29,7 @@ def resource_of(request: Any, caller: Caller, store: IamStore) -> str:
     name = getattr(request, "policy_name", None)
     if name:
         return _arn(store, caller.account, POLICY, name, getattr(request, "path", "/"))
-    own = store.of_arn(caller.principal) if hasattr(request, "user_name") else None
+    own = store.of_arn(caller.principal) if himself and hasattr(request, "user_name") else None
     return own.arn if own is not None and own.kind == USER else EVERYTHING
 
 
