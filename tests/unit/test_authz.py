@@ -264,3 +264,28 @@ def test_who_names_no_user_means_himself_but_not_where_that_is_the_account_root(
     put = iam.PutAccessKeyRequest(access_key_id="AKIAIOSFODNN7EXAMPLE", secret_access_key="x" * 40)
     assert of(put, himself=False) == EVERYTHING
     assert of(iam.GetUserRequest(user_name="new")) == "arn:kmsfs:iam::111122223333:user/new"
+
+
+def test_variables_in_resources_count_without_any_condition_too():
+    from kmsd.authz.guardrails import Guardrails, compile_guardrail
+
+    caller = make_caller("111122223333", 1, 1, 0, ())
+    question = Question("kms:Decrypt", "arn:kmsfs:kms:local:111122223333:key/x")
+    deny = {"Effect": "Deny", "Principal": "*", "Action": "kms:*", "Resource": "arn:kmsfs:kms:local:${aws:PrincipalAccount}:key/*"}
+    allow = {"Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*"}
+    policy = compile_policy(json.dumps({"Version": "2012-10-17", "Statement": [allow, deny]}))
+    assert not decide(caller, question, policy, ()).allowed
+    only = {**allow, "Resource": deny["Resource"]}
+    assert decide(caller, question, compile_policy(json.dumps({"Version": "2012-10-17", "Statement": [only]})), ()).allowed
+    guardrail = compile_guardrail("g", json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
+    assert Guardrails({"g": guardrail}).decide(caller, question) is not None
+
+
+def test_a_policy_says_whether_it_asks_of_the_request():
+    def asks(**parts):
+        statement = {"Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*", **parts}
+        return compile_policy(json.dumps({"Version": "2012-10-17", "Statement": [statement]})).asks_of_the_request
+
+    condition = lambda name: {"Condition": {"StringEquals": {name: "x"}}}  # noqa: E731
+    assert not asks() and not asks(**condition("KMS:viaService")) and not asks(**condition("kms:encryptioncontext:a"))
+    assert asks(**condition("aws:ResourceTag/a")) and asks(**condition("kms:GrantOperations")) and asks(Resource="${aws:username}")

@@ -26,6 +26,13 @@ REQUEST_KEYS = (
     "kmsfs:VolumeId", "sts:ExternalId", "sts:RoleSessionName",
 )  # fmt: skip
 """All keys that a request may have, but those that end in a name of the caller's own: contexts and tags."""
+ALWAYS_THERE = frozenset(
+    {
+        "aws:CurrentTime", "aws:EpochTime", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:username", "kms:CallerAccount",
+        "kms:EncryptionContextKeys", "kms:ViaService", "kmsfs:VolumeId",
+    }
+)  # fmt: skip
+"""The keys that every question has, as contexts are; the others are looked up where a policy asks for them."""
 _SPELLINGS = {key.casefold(): key for key in REQUEST_KEYS}
 
 

@@ -103,7 +103,7 @@ def decide_by_identity(caller: Caller, question: Question) -> Decision:
 
 
 class _Values:
-    """The condition keys of a call, made when the first statement with conditions asks for them."""
+    """The condition keys of a call, made when the first statement with conditions or variables asks for them."""
 
     def __init__(self, question: Question, caller: Caller) -> None:
         self._question = question
@@ -129,7 +129,7 @@ def _of_resource(
             continue
         if statement.allow and (direct or (delegated and not named)):
             continue
-        request = values.get() if statement.conditions else _NOTHING
+        request = values.get() if statement.conditions or statement.variables else _NOTHING
         if statement.speaks_of(question.action, question.key_arn, request):
             name = statement.sid or str(index)
             if not statement.allow:

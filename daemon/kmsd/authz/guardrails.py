@@ -35,7 +35,8 @@ class Guardrails:
         """Return a denial, or None where no guardrail speaks of the call."""
         for name, policy in self.policies.items():
             for index, statement in enumerate(policy.statements):
-                values = question.request_values(caller) if statement.conditions else {}
+                asks = statement.conditions or statement.variables
+                values = question.request_values(caller) if asks else {}
                 if statement.names(caller) and statement.speaks_of(question.action, question.key_arn, values):
                     return Decision(allowed=False, by=f"guardrail:{name}:{statement.sid or index}")
         return None

@@ -18,6 +18,8 @@ class KeyPolicy:
 
     text: str
     statements: tuple[Statement, ...]
+    asks_of_the_request: bool = False
+    """Whether a statement needs condition keys that not every question has."""
 
 
 def default_policy(creator: str) -> str:
@@ -91,4 +93,4 @@ def compile_policy(text: str, service: str = "kms") -> KeyPolicy:
     named = [statement.sid for statement in compiled if statement.sid]
     if len(named) != len(set(named)):
         raise MalformedPolicy("Statement ids (Sid) must be unique.")
-    return KeyPolicy(text, compiled)
+    return KeyPolicy(text, compiled, any(statement.asks_of_the_request for statement in compiled))

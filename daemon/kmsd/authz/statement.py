@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kmsd.authz.conditions import Condition, RequestValues, parse_conditions
+from kmsd.authz.conditions import ALWAYS_THERE, Condition, RequestValues, parse_conditions
 from kmsd.authz.variables import Unresolved, has_variables, literal, resolve
 from kmsd.authz.wildcard import matches
 from kmsfs.errors import InvalidArn, MalformedPolicy
@@ -38,6 +38,14 @@ class Statement:
     conditions: tuple[Condition, ...]
     variables: bool = False
     """Whether resources or conditions have policy variables."""
+
+    @property
+    def asks_of_the_request(self) -> bool:
+        """Whether it needs condition keys that not every question has."""
+        return self.variables or any(
+            condition.key not in ALWAYS_THERE and not condition.key.startswith("kms:EncryptionContext:")
+            for condition in self.conditions
+        )
 
     def names(self, caller: "Caller") -> bool:
         """Tell whether the statement is about this caller."""

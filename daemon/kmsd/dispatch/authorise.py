@@ -83,10 +83,9 @@ class Authoriser:
         Raises:
             AccessDenied: if the answer is no; the reason goes to the audit record only.
         """
-        about = key.condition_values()
-        about.update(values_of_call(call))
-        if values:
-            about.update(values)
+        about = values or {}
+        if key.policy.asks_of_the_request or call.caller.identity is not None or self._guardrails.policies:
+            about = {**key.condition_values(), **values_of_call(call), **about}
         question = Question(action, key.arn, context, call.via, call.now, about)
         decision = self._guardrails.decide(call.caller, question) or decide(
             call.caller, question, key.policy, key.grants_for(call.caller)

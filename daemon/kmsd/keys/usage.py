@@ -30,7 +30,7 @@ class KeyUsage:
 
     def __init__(self, store: SealedStore, now: float) -> None:
         self._store = store
-        self._last: dict[str, LastUse] = {}
+        self._last: dict[str, tuple[str, float, str]] = {}
         self._unwritten: dict[str, None] = {}
         """Keys in the order in which their rows became old."""
         since = None
@@ -38,7 +38,7 @@ class KeyUsage:
             if "since" in row:
                 since = row["since"]
             else:
-                self._last[row["key"]] = LastUse(row["operation"], row["at"], row["call"])
+                self._last[row["key"]] = row["operation"], row["at"], row["call"]
         if since is None:
             since = now
             with store.transaction() as work:
@@ -49,12 +49,14 @@ class KeyUsage:
     def note(self, key_id: str, operation: str, now: float, call_id: str) -> None:
         """Remember a use, if the operation is one that AWS counts."""
         if operation in USED_BY:
-            self._last[key_id] = LastUse(operation, now, call_id)
+            # This runs on every call: a tuple costs a tenth of what an object does.
+            self._last[key_id] = operation, now, call_id
             self._unwritten[key_id] = None
 
     def of(self, key: KmsKey) -> LastUse | None:
         """Return a key's last use, None if there was none since `since`."""
-        return self._last.get(key.key_id)
+        last = self._last.get(key.key_id)
+        return LastUse(*last) if last is not None else None
 
     def write(self) -> None:
         """Store what was noted, the oldest first, at most a thousand keys at once.
@@ -67,8 +69,8 @@ class KeyUsage:
             return
         with self._store.transaction() as work:
             for key_id in due:
-                last = self._last[key_id]
-                row = {"key": key_id, "operation": last.operation, "at": last.at, "call": last.call_id}
+                operation, at, call_id = self._last[key_id]
+                row = {"key": key_id, "operation": operation, "at": at, "call": call_id}
                 work.put(Table.KEY_USAGE, key_id, row)
         for key_id in due:
             del self._unwritten[key_id]
