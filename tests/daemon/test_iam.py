@@ -205,6 +205,7 @@ def test_tags_specs_algorithms_and_aliases_are_condition_keys(world):
 
     _, key = world.user(policy=(
         when("kms:Encrypt", **{"aws:ResourceTag/team": "blue", "kms:KeySpec": "SYMMETRIC_DEFAULT", "kms:EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}),
+        when(["kms:ReEncryptFrom", "kms:ReEncryptTo"], **{"kms:EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}),
         when("kms:GenerateDataKey", **{"kms:RequestAlias": alias}), when("kms:Sign", **{"kms:SigningAlgorithm": "RSASSA_PSS_SHA_256"}),
         when("kms:CreateKey", **{"aws:RequestTag/team": "blue", "kms:keyspec": "HMAC_256"}), when("kms:TagResource", **{"aws:RequestTag/team": "blue"}),
     ))  # fmt: skip
@@ -213,6 +214,9 @@ def test_tags_specs_algorithms_and_aliases_are_condition_keys(world):
     assert refused(kms.encrypt, KeyId=red, Plaintext=b"x") == "AccessDeniedException"
     admin.tag_resource(KeyId=blue, Tags=[{"TagKey": "team", "TagValue": "red"}])
     assert refused(kms.encrypt, KeyId=blue, Plaintext=b"x") == "AccessDeniedException"
+    # ReEncrypt has an algorithm for either side.
+    blob = admin.encrypt(KeyId=red, Plaintext=b"x")["CiphertextBlob"]
+    kms.re_encrypt(CiphertextBlob=blob, DestinationKeyId=red)
     kms.generate_data_key(KeyId=alias, KeySpec="AES_256")
     assert refused(kms.generate_data_key, KeyId=red, KeySpec="AES_256") == "AccessDeniedException"
     kms.sign(KeyId=signer, Message=b"x", SigningAlgorithm="RSASSA_PSS_SHA_256")

@@ -129,7 +129,7 @@ def _of_resource(
             continue
         if statement.allow and (direct or (delegated and not named)):
             continue
-        request = values.get() if statement.conditions or statement.variables else _NOTHING
+        request = values.get() if statement.asks_for_values else _NOTHING
         if statement.speaks_of(question.action, question.key_arn, request):
             name = statement.sid or str(index)
             if not statement.allow:

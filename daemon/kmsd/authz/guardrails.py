@@ -35,8 +35,7 @@ class Guardrails:
         """Return a denial, or None where no guardrail speaks of the call."""
         for name, policy in self.policies.items():
             for index, statement in enumerate(policy.statements):
-                asks = statement.conditions or statement.variables
-                values = question.request_values(caller) if asks else {}
+                values = question.request_values(caller) if statement.asks_for_values else {}
                 if statement.names(caller) and statement.speaks_of(question.action, question.key_arn, values):
                     return Decision(allowed=False, by=f"guardrail:{name}:{statement.sid or index}")
         return None

@@ -40,6 +40,11 @@ class Statement:
     """Whether resources or conditions have policy variables."""
 
     @property
+    def asks_for_values(self) -> bool:
+        """Whether it needs the call's condition keys at all."""
+        return self.variables or bool(self.conditions)
+
+    @property
     def asks_of_the_request(self) -> bool:
         """Whether it needs condition keys that not every question has."""
         return self.variables or any(

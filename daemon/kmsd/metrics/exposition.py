@@ -25,6 +25,7 @@ class _Counted(Collector):
         self._sizes = sizes
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the numbers of this moment, for the library."""
         calls = CounterMetricFamily("kmsd_calls", "Calls by operation and error code.", labels=("operation", "code"))
         seconds = CounterMetricFamily("kmsd_call_seconds", "Time spent in calls.", labels=("operation",), unit="seconds")
         spent: defaultdict[str, float] = defaultdict(float)
