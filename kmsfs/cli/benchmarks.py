@@ -19,8 +19,10 @@ _ROUND_SECONDS = 0.3
 _CALLS = 3000
 
 
-def run_benchmarks(what: str, peers: list[str], rounds: int, folder: Path, quiet: bool) -> dict[str, Any]:
-    """Run the named part, or all; return tables by name.
+def run_benchmarks(
+    what: str, peers: list[str], rounds: int, folder: Path, *, low_latency: bool, quiet: bool
+) -> dict[str, Any]:
+    """Run the named part, or all; return tables by name. `low_latency` is that of `kmsfs mount`.
 
     Raises:
         UsageError: if there is no such part.
@@ -30,7 +32,7 @@ def run_benchmarks(what: str, peers: list[str], rounds: int, folder: Path, quiet
     parts: dict[str, Callable[[Callable[[str], None]], dict[str, Any]]] = {
         "aead": lambda tell: _bench_aead(rounds, tell),
         "kms": lambda tell: _bench_kms(rounds, tell),
-        "mount": lambda tell: bench_mount(peers, rounds, folder, tell),
+        "mount": lambda tell: bench_mount(peers, rounds, folder, tell, low_latency=low_latency),
     }
     chosen = list(parts) if what == "all" else [what]
     if not set(chosen) <= set(parts):

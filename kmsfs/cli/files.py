@@ -39,6 +39,10 @@ def mount(
     ] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Change nothing.")] = False,
     recover: Annotated[bool, typer.Option("--recover", help="Accept files with one damaged header.")] = False,
+    low_latency: Annotated[
+        bool,
+        typer.Option(help="As root: keep idle processors awake while requests come. Faster, for power."),
+    ] = True,
 ) -> None:
     """Mount an encrypted directory; makes it on first use. Example: kmsfs mount ~/cipher ~/plain"""
     from kmsfs.mount.run import MountRequest, check_places, run_mount
@@ -46,8 +50,9 @@ def mount(
     if transport not in TRANSPORTS:
         raise UsageError(f"no transport {transport!r}", hint=f"one of {', '.join(TRANSPORTS)}")
     request = MountRequest(
-        cipher_dir.absolute(), mountpoint.absolute(), key, transport, allow_other, read_only, recover
-    )
+        cipher_dir.absolute(), mountpoint.absolute(), key, transport, allow_other, read_only, recover,
+        low_latency,
+    )  # fmt: skip
     check_places(request)
     talk = session()
     if foreground:
@@ -272,13 +277,15 @@ def bench(
     peers: Annotated[str, typer.Option(help="Peers for `mount`, by comma: gocryptfs,securefs,encfs.")] = "",
     rounds: Annotated[int, typer.Option(help="Alternating rounds; medians are printed.")] = 3,
     folder: Annotated[Path, typer.Option(help="Where `mount` works; a tmpfs is best.")] = Path("/dev/shm"),  # noqa: S108
+    low_latency: Annotated[bool, typer.Option(help="How `mount` mounts kmsfs: see `kmsfs mount`.")] = True,
 ) -> None:
     """Measure this machine: the AES-GCM core, the key service, the mount beside its peers."""
     from kmsfs.cli.benchmarks import run_benchmarks
 
     results = run_benchmarks(
-        what, [name for name in peers.split(",") if name], rounds, folder, SETTINGS.quiet
-    )
+        what, [name for name in peers.split(",") if name], rounds, folder,
+        low_latency=low_latency, quiet=SETTINGS.quiet,
+    )  # fmt: skip
     show(results, lambda: _print_results(results))
 
 

@@ -29,8 +29,10 @@ Workload = Callable[[Path, Remount], float]
 class Target:
     """A file system under test, mounted in a folder of its own."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, options: tuple[str, ...] = ()) -> None:
+        """Make it in `folder`; `options` are those of `kmsfs mount`."""
         self.name = name
+        self._options = options
         self.cipher = folder / f"{name}.cipher"
         self.plain = folder / f"{name}.plain"
         self.cipher.mkdir()
@@ -49,7 +51,7 @@ class Target:
         """
         cipher, plain = os.fspath(self.cipher), os.fspath(self.plain)
         if self.name == "kmsfs":
-            _run([sys.executable, "-m", "kmsfs.cli", "--quiet", "mount", cipher, plain])
+            _run([sys.executable, "-m", "kmsfs.cli", "--quiet", "mount", *self._options, cipher, plain])
         elif self.name == "gocryptfs":
             _run(["gocryptfs", "-q", "-extpass", "echo bench", cipher, plain])
         elif self.name == "securefs":
@@ -82,7 +84,9 @@ class Target:
         return self.cipher if self.name == "bare" else self.plain
 
 
-def bench_mount(peers: list[str], rounds: int, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+def bench_mount(
+    peers: list[str], rounds: int, folder: Path, tell: Callable[[str], None], *, low_latency: bool = True
+) -> dict[str, Any]:
     """Return the table of all workloads; rates, higher is better.
 
     Raises:
@@ -98,7 +102,7 @@ def bench_mount(peers: list[str], rounds: int, folder: Path, tell: Callable[[str
     for number in range(rounds):
         for name in names:
             with _place(folder) as place:
-                target = Target(name, place)
+                target = Target(name, place, () if low_latency else ("--no-low-latency",))
                 target.mount()
                 try:
                     _run_all(target, results, tell, f"{name}, round {number + 1}")

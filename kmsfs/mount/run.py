@@ -31,6 +31,7 @@ from kmsfs.mount.hardening import forbid_dumps
 from kmsfs.mount.kernel.attach import MountOptions, attach, detach
 from kmsfs.mount.kernel.notify import KernelNotifier
 from kmsfs.mount.kernel.session import KernelSession
+from kmsfs.mount.kernel.wakeups import DEVICE, WakeUps
 from kmsfs.mount.kernel.wire import MAX_WRITE
 from kmsfs.mount.keypool import PoolFiller
 from kmsfs.mount.vfs import VfsOptions
@@ -62,6 +63,7 @@ class MountRequest:
     allow_other: bool = False
     read_only: bool = False
     recover: bool = False
+    low_latency: bool = True
 
 
 def check_places(request: MountRequest) -> None:
@@ -193,7 +195,8 @@ class RunningMount:
             signal.signal(number, self._stop_from_signal)
         self._notifier = KernelNotifier(descriptor)
         guarded = options.allow_other or os.geteuid() != 0
-        kernel = KernelSession(self.vfs, descriptor, check_permissions=guarded)
+        wake_ups = WakeUps(DEVICE if self._request.low_latency else None)
+        kernel = KernelSession(self.vfs, descriptor, wake_ups, check_permissions=guarded)
         watcher = CipherWatcher(self.vfs, self._notifier, kernel.lifetimes)
         kernel.watch_directories(watcher.add)
         self.vfs.forget_directory = watcher.forget
@@ -209,6 +212,7 @@ class RunningMount:
         try:
             kernel.serve()
         finally:
+            wake_ups.close()
             watcher.close()
             os.close(descriptor)
 

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import select
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from kmsfs.mount.attributes import Changes, Requester, Stat
 from kmsfs.mount.durability import Vfs
 from kmsfs.mount.errno_map import errno_of
 from kmsfs.mount.kernel import wire
+from kmsfs.mount.kernel.wakeups import WakeUps
 from kmsfs.mount.kernel.wire import InitFlag, Opcode
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs_dirs import Entry
@@ -50,10 +50,13 @@ class _Listing:
 class KernelSession:
     """Serves one mounted descriptor until it is unmounted."""
 
-    def __init__(self, vfs: Vfs, descriptor: int, *, check_permissions: bool = True) -> None:
+    def __init__(
+        self, vfs: Vfs, descriptor: int, wake_ups: WakeUps, *, check_permissions: bool = True
+    ) -> None:
         """Serve `descriptor`; `check_permissions` where others may enter: the kernel then enforces ACLs too."""
         self.vfs = vfs
         self.descriptor = descriptor
+        self._wake_ups = wake_ups
         self.lifetimes = Lifetimes()
         self.requests = 0
         self._wanted = int(_WANTED | (InitFlag.POSIX_ACL if check_permissions else 0))
@@ -111,7 +114,7 @@ class KernelSession:
         buffer = bytearray(wire.BUFFER_BYTES)
         view = memoryview(buffer)
         buffers = [buffer]
-        descriptor, dispatch = self.descriptor, self.dispatch
+        descriptor, dispatch, wake_ups = self.descriptor, self.dispatch, self._wake_ups
         os.set_blocking(descriptor, False)
         spin_until = 0
         while True:
@@ -123,7 +126,7 @@ class KernelSession:
                     and time.perf_counter_ns() > spin_until
                     and not self._quiet_step()
                 ):
-                    select.select([descriptor], [], [])
+                    wake_ups.wait(descriptor)
                 continue
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINTR):
@@ -134,6 +137,7 @@ class KernelSession:
             if not length:
                 return
             self.requests += 1
+            wake_ups.served()
             dispatch(view[:length])
             spin_until = time.perf_counter_ns() + _SPIN_NS
 
