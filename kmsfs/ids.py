@@ -10,12 +10,15 @@ import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kmsfs.errors import InvalidAliasCharacters, InvalidArn, KeyNotFound, ReservedAlias
 
 PARTITION = "kmsfs"
 REGION = "local"
 MULTI_REGION = "mrk-"
+_REMEMBERED = 4096
+"""Identifiers are few and come again and again: this many of each kind are not read twice."""
 
 _ALIAS = re.compile(r"alias/[a-zA-Z0-9/_-]{1,250}\Z")
 _NAMED = r"(?:[\w+=,.@-]{1,64}/){0,8}[\w+=,.@-]{1,128}"
@@ -59,6 +62,7 @@ def alias_arn(scope: str, alias: str) -> str:
     return f"arn:{PARTITION}:kms:{scope}:{alias}"
 
 
+@lru_cache(_REMEMBERED)
 def parameter_arn(scope: str, name: str) -> str:
     """Return the ARN of a parameter; the leading slash of a path is merged, as Systems Manager does."""
     return f"arn:{PARTITION}:ssm:{scope}:parameter/{name.lstrip('/')}"
@@ -143,6 +147,7 @@ def multi_region_id(made: uuid.UUID) -> str:
     return MULTI_REGION + made.hex
 
 
+@lru_cache(_REMEMBERED)
 def owner_of(key_id: str) -> bytes:
     """Return the 16 bytes by which ciphertext names a key."""
     return uuid.UUID(key_id.removeprefix(MULTI_REGION)).bytes
@@ -157,6 +162,7 @@ class KeyReference:
     alias: bool
 
 
+@lru_cache(_REMEMBERED)
 def parse_key_reference(text: str, scope: str) -> KeyReference:
     """Read a KeyId parameter: id, key ARN, `alias/NAME` or alias ARN.
 

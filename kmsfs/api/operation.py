@@ -22,6 +22,8 @@ class KeyState(Enum):
     PENDING_DELETION = "PendingDeletion"
     PENDING_IMPORT = "PendingImport"
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and every call looks states and resources up.
+
 
 class Resource(Enum):
     """What an operation acts on, which decides how it is authorised."""
@@ -46,6 +48,8 @@ class Resource(Enum):
     """The account's users, groups, roles and policies."""
     SECRET = "secret"  # noqa: S105  (a kind of resource)
     """A secret, by its owner or its policy."""
+
+    __hash__ = object.__hash__
 
 
 ANY_STATE = frozenset(KeyState)

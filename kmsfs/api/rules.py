@@ -7,7 +7,7 @@ from kmsfs.api.shapes.crypto import GenerateDataKeyRequest, GenerateRandomReques
 from kmsfs.api.shapes.grants import CreateGrantRequest, RetireGrantRequest
 from kmsfs.api.shapes.keys import CreateKeyRequest, TagResourceRequest
 from kmsfs.errors import InvalidTag, ShapeError, UnsupportedOperation
-from kmsfs.formats.context import canonical
+from kmsfs.formats.context import check_limits
 
 
 def one_key_size(request: GenerateDataKeyRequest) -> None:
@@ -30,7 +30,7 @@ def contexts_fit(*fields: str) -> Any:
             value = getattr(request, name)
             for context in value if isinstance(value, list) else (value,):
                 if context:
-                    canonical(context)
+                    check_limits(context)
 
     return rule
 
@@ -45,7 +45,7 @@ def one_grant_constraint(request: CreateGrantRequest) -> None:
         raise ShapeError("A grant has EncryptionContextEquals or EncryptionContextSubset, not both.")
     for context in both:
         if context:
-            canonical(context)
+            check_limits(context)
 
 
 def token_or_id(request: RetireGrantRequest) -> None:

@@ -102,7 +102,7 @@ def _mount(cipher_dir: Path, mountpoint: Path, *options: str) -> None:
     shared = ["--quiet", *(() if SETTINGS.autostart else ("--no-autostart",))]
     if SETTINGS.socket:
         shared += ["--socket", SETTINGS.socket]
-    command = [sys.executable, "-m", "kmsfs.cli", *shared, "mount", *options]
+    command = [sys.executable, "-P", "-m", "kmsfs.cli", *shared, "mount", *options]
     done = subprocess.run([*command, os.fspath(cipher_dir), os.fspath(mountpoint)], check=False)
     if done.returncode:
         raise StorageError(f"{cipher_dir} cannot be mounted")

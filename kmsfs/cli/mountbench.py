@@ -51,7 +51,7 @@ class Target:
         """
         cipher, plain = os.fspath(self.cipher), os.fspath(self.plain)
         if self.name == "kmsfs":
-            _run([sys.executable, "-m", "kmsfs.cli", "--quiet", "mount", *self._options, cipher, plain])
+            _run([sys.executable, "-P", "-m", "kmsfs.cli", "--quiet", "mount", *self._options, cipher, plain])
         elif self.name == "gocryptfs":
             _run(["gocryptfs", "-q", "-extpass", "echo bench", cipher, plain])
         elif self.name == "securefs":
@@ -68,7 +68,7 @@ class Target:
         if self.name == "bare":
             return
         if self.name == "kmsfs":
-            _run([sys.executable, "-m", "kmsfs.cli", "--quiet", "umount", os.fspath(self.plain)])
+            _run([sys.executable, "-P", "-m", "kmsfs.cli", "--quiet", "umount", os.fspath(self.plain)])
             return
         command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
         for _ in range(50):

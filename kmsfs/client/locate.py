@@ -146,7 +146,7 @@ def _serving_elsewhere(place: PrivateDaemon) -> str | None:
 
 def _initialise(place: PrivateDaemon) -> None:
     made = subprocess.run(
-        [sys.executable, "-m", "kmsd", "init", "--state", os.fspath(place.state), "--json"],
+        [sys.executable, "-P", "-m", "kmsd", "init", "--state", os.fspath(place.state), "--json"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if made.returncode:
@@ -159,7 +159,7 @@ def _initialise(place: PrivateDaemon) -> None:
 
 def _spawn(place: PrivateDaemon) -> None:
     command = [
-        sys.executable, "-m", "kmsd", "serve", "--private",
+        sys.executable, "-P", "-m", "kmsd", "serve", "--private",
         "--state", os.fspath(place.state), "--socket", os.fspath(place.socket),
     ]  # fmt: skip
     with place.log.open("ab") as log:

@@ -62,10 +62,19 @@ class Transport:
             context_uid=context_uid,
         )
         try:
-            self._socket.sendall(frame)
+            self._send_whole(frame)
         except OSError as error:
             raise DaemonUnreachable(f"the key daemon on {self.path} went away") from error
         return self._next_id
+
+    def _send_whole(self, frame: bytes) -> None:
+        """Send at once where the socket has room, as it nearly always has; a socket with a timeout would be polled first."""
+        try:
+            sent = os.write(self._socket.fileno(), frame)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(frame):
+            self._socket.sendall(memoryview(frame)[sent:])
 
     def receive(self, timeout: float | None = None) -> dict[str, Any]:
         """Return the next answer or event.

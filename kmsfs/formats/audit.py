@@ -8,24 +8,27 @@ from kmsfs.errors import AuditChainBroken
 
 GENESIS = "0" * 64
 _ENCODER = msgspec.json.Encoder(order="sorted")
+_HOLE = msgspec.Raw(b"\0")
+_MARKED = b'"mac":\0'
 
 
-def encode_unsealed(record: dict[str, Any]) -> bytes:
-    """Return the canonical JSON of a record without its `mac`: what the chain hashes after one zero byte."""
-    return _ENCODER.encode(record)
+def split(record: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Return the canonical JSON of a record, cut where its `mac` goes; both parts together are what the chain hashes.
 
-
-def encode_line(record: dict[str, Any], unsealed: bytes, mac: bytes) -> bytes:
-    """Return the line to store, newline included; `mac` is 16 bytes, `unsealed` what `encode_unsealed` gave.
-
-    The field is put at its sorted place in the bytes that are there already: encoding twice would cost more.
+    `record` gets a field `mac`. A zero byte marks the place: JSON has none, as texts have it escaped.
     """
-    before = _ENCODER.encode({name: value for name, value in record.items() if name < "mac"})
-    cut = len(before) - 1
-    comma = b"," if cut > 1 else b""
-    after = b"," if len(unsealed) > cut + 1 and cut == 1 else b""
-    field = b'%s"mac":"%s"%s' % (comma, mac.hex().encode(), after)
-    return unsealed[:cut] + field + unsealed[cut:] + b"\n"
+    record["mac"] = _HOLE
+    before, _, after = _ENCODER.encode(record).partition(_MARKED)
+    # One comma belongs to the field: the one before it, or where it is the first, the one after.
+    return (before[:-1], after) if before[-1:] == b"," else (before, after.removeprefix(b","))
+
+
+def join(before: bytes, after: bytes, mac: bytes) -> bytes:
+    """Return the line to store, newline included, of what `split` gave; `mac` is 16 bytes."""
+    first = before == b"{"
+    left = b"" if first else b","
+    right = b"," if first and after != b"}" else b""
+    return b'%s%s"mac":"%s"%s%s\n' % (before, left, mac.hex().encode(), right, after)
 
 
 def parse_line(line: bytes) -> tuple[dict[str, Any], bytes, bytes]:
@@ -37,11 +40,12 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], bytes, bytes]:
     try:
         record = msgspec.json.decode(line)
         mac = bytes.fromhex(record.pop("mac"))
-        unsealed = encode_unsealed(record)
-        if encode_line(record, unsealed, mac) != line:
+        before, after = split(record)
+        if join(before, after, mac) != line:
             raise AuditChainBroken("an audit line is not canonical")
         if type(record["seq"]) is not int or type(record["prev"]) is not str:
             raise AuditChainBroken("an audit line lacks its chain fields")
     except (msgspec.DecodeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise AuditChainBroken("an audit line is not a record") from error
-    return record, unsealed, mac
+    del record["mac"]
+    return record, before + after, mac

@@ -2,9 +2,10 @@
 
 import struct
 import uuid
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+
+import msgspec
 
 from kmsfs.errors import InvalidCiphertext
 from kmsfs.quantity import KMS_PLAINTEXT_MAX_BYTES
@@ -29,8 +30,10 @@ class BlobType(IntEnum):
     WRAPPED_MATERIAL = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+_TYPES = {int(kind): kind for kind in BlobType}
+
+
+class Blob(msgspec.Struct, frozen=True):
     """A parsed blob: `head` names the key, `body` is salt ‖ nonce ‖ commitment ‖ ciphertext ‖ tag."""
 
     kind: BlobType
@@ -59,6 +62,6 @@ def parse_blob(data: bytes) -> Blob:
     if not OVERHEAD_BYTES <= len(data) <= MAX_BLOB_BYTES:
         raise InvalidCiphertext(evidence="blob length")
     version, kind, suite, flags, owner, term = _HEAD.unpack_from(data)
-    if version != BLOB_VERSION or flags or suite != BlobSuite.KBKDF_AES_256_GCM_COMMIT or kind not in (1, 2):
+    if version != BLOB_VERSION or flags or suite != BlobSuite.KBKDF_AES_256_GCM_COMMIT or kind not in _TYPES:
         raise InvalidCiphertext(evidence="blob head")
-    return Blob(BlobType(kind), owner, term, data[:HEAD_BYTES], data[HEAD_BYTES:])
+    return Blob(_TYPES[kind], owner, term, data[:HEAD_BYTES], data[HEAD_BYTES:])

@@ -32,6 +32,17 @@ def canonical(context: dict[str, str]) -> bytes:
     return b"".join(parts)
 
 
+def check_limits(context: dict[str, str]) -> None:
+    """Check a context as `canonical` does, without making its bytes where it is plainly small.
+
+    Raises:
+        ShapeError: as `canonical`.
+    """
+    text = "".join([*context, *context.values()])
+    if len(context) > CONTEXT_MAX_PAIRS or not text.isascii() or 2 + 4 * len(context) + len(text) > CONTEXT_MAX_BYTES:
+        canonical(context)
+
+
 def parse_canonical(data: bytes) -> dict[str, str]:
     """Read canonical bytes back; `canonical(parse_canonical(x)) == x` for every accepted x.
 

@@ -5,11 +5,12 @@ the audit log only). Answer: {"v": 1, "id": n, "r": {...}} or {"v": 1, "id": n, 
 {"v": 1, "id": n of the Watch request, "ev": {...}}.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from kmsfs.errors import BadFrame, FrameTooLarge, InvalidRequest, VersionMismatch
-from kmsfs.formats.packing import pack, unpack
+from kmsfs.formats.packing import pack, pack_builtins, unpack
 from kmsfs.quantity import MAX_BATCH_FRAME_BYTES, MAX_FRAME_BYTES
 
 PROTOCOL_VERSION = 1
@@ -19,8 +20,7 @@ _REQUEST_FIELDS = frozenset({"v", "id", "op", "p", "dl", "uid"})
 _MAX_REQUEST_ID = 1 << 53
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """A decoded request frame."""
 
     request_id: int
@@ -115,8 +115,8 @@ def decode_request(body: bytes | memoryview) -> Request:
 
 
 def encode_result(request_id: int, result: Any) -> bytes:
-    """Return a success answer, length included."""
-    return with_length(pack({"v": PROTOCOL_VERSION, "id": request_id, "r": result}))
+    """Return a success answer, length included; `result` is what `msgspec.to_builtins` made."""
+    return with_length(pack_builtins({"v": PROTOCOL_VERSION, "id": request_id, "r": result}))
 
 
 def encode_error(request_id: int, code: str, message: str, hint: str, *, retryable: bool) -> bytes:

@@ -29,7 +29,7 @@ def command_of(rotator: str) -> list[str]:
     """
     name = rotator.rpartition(":function:")[2].partition(":")[0]
     if name in OURS:
-        return [sys.executable, "-m", "kmsfs.cli", "rotator", name]
+        return [sys.executable, "-P", "-m", "kmsfs.cli", "rotator", name]
     folders = [_SYSTEM_FOLDER]
     if os.geteuid():
         config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")

@@ -36,15 +36,18 @@ def test_an_audit_line_is_canonical_whatever_its_fields():
     """The MAC is spliced in: the result is what encoding the whole record, sorted, would give."""
     import msgspec
 
-    from kmsfs.formats.audit import encode_line, encode_unsealed
+    from kmsfs.formats.audit import join, split
 
     encoder = msgspec.json.Encoder(order="sorted")
     for record in (
         {"seq": 1}, {"gid": 1}, {}, {"a": 1, "z": 2}, {"ec": {"mac": "x", "z": "}"}, "op": "x", "seq": 3}, {"m": 1, "macx": 2},
+        {"ec": {'x","mac":\0': '"mac":\0'}, "nul": "\0", "mad": "\0"}, {"who": "x"},
         {"gid": 0, "key": 'quo"ted,"mac":"', "params": {"mac": 1}, "seq": 1, "ts": 1.5},
     ):  # fmt: skip
         whole = encoder.encode({**record, "mac": "ab" * 16}) + b"\n"
-        assert encode_line(record, encode_unsealed(record), b"\xab" * 16) == whole, record
+        before, after = split(dict(record))
+        assert before + after == encoder.encode(record), record
+        assert join(before, after, b"\xab" * 16) == whole, record
 
 
 def test_an_algorithm_that_the_library_lacks_is_named(monkeypatch):

@@ -12,7 +12,7 @@ from kmsfs.aead.gcm import GcmKey
 from kmsfs.aead.kdf import equal, hmac_sha256, sha256
 from kmsfs.aead.nonces import Rng
 from kmsfs.errors import AuditChainBroken, AuditUnavailable, AuthenticationFailed, BadFrame
-from kmsfs.formats.audit import GENESIS, encode_line, encode_unsealed, parse_line
+from kmsfs.formats.audit import GENESIS, join, parse_line, split
 from kmsfs.formats.packing import pack, unpack
 
 SYNC_EVERY_RECORDS = 256
@@ -24,7 +24,9 @@ def evolve(key: bytes) -> bytes:
     """Return the next sealing key; the old one cannot be computed back."""
     return sha256(b"kmsfs/audit" + key)
 
+
 _WAY_OUT = "restore the audit log from a backup, or begin a new one beside it: kmsd restart-audit --state FOLDER"
+
 
 class Chain:
     """Where the chain stands: next sequence number, last hash, present sealing key."""
@@ -40,9 +42,9 @@ class Chain:
         """Add chain fields to a record, advance, and return its line."""
         record["seq"] = self.sequence
         record["prev"] = self.previous
-        unsealed = encode_unsealed(record)
-        digest = sha256(b"\0" + unsealed)
-        line = encode_line(record, unsealed, hmac_sha256(self.key, digest)[:MAC_BYTES])
+        before, after = split(record)
+        digest = sha256(b"\0" + before + after)
+        line = join(before, after, hmac_sha256(self.key, digest)[:MAC_BYTES])
         self._advance(digest)
         return line
 
@@ -118,11 +120,10 @@ class Journal:
         if not self._pending:
             return
         data = b"".join(self._pending)
-        size = os.lseek(self._descriptor, 0, os.SEEK_END)
         try:
             written = os.write(self._descriptor, data)
             if written != len(data):
-                os.ftruncate(self._descriptor, size)
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
                 raise AuditUnavailable(
                     "the audit log's disk is full", hint="free space; until then nothing is answered"
                 )

@@ -4,7 +4,8 @@ Source: IAM user guide, "Policy evaluation logic"; KMS developer guide, "Trouble
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from kmsd.authz.conditions import RequestValues
 from kmsd.authz.grants import Grant
@@ -14,16 +15,15 @@ from kmsd.authz.principal import Caller
 from kmsfs.ids import root_principal
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """What a caller wants to do with a resource. `values` are condition keys beyond those derived here."""
 
     action: str
     key_arn: str
-    context: dict[str, str] = field(default_factory=dict)
+    context: dict[str, str] = {}
     via: str | None = None
     now: float = 0.0
-    values: dict[str, str | list[str]] = field(default_factory=dict)
+    values: dict[str, str | list[str]] = {}
 
     def request_values(self, caller: Caller) -> RequestValues:
         """Return the condition keys of this call."""
@@ -47,8 +47,7 @@ class Question:
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """The answer; `by` names the statement or grant for the audit log."""
 
     allowed: bool

@@ -1,7 +1,8 @@
 """One call on its way through the pipeline: what handlers get."""
 
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from kmsd.authz.principal import Caller
 from kmsd.keys.registry import KmsKey
@@ -10,8 +11,7 @@ from kmsfs.formats.blob import Blob
 from kmsfs.ids import REGION, scope_of
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """A typed, authorised call. `key` is the key acted on, `source` ReEncrypt's other key, `target` MoveVolume's."""
 
     operation: Operation
@@ -27,7 +27,7 @@ class Call:
     target: KmsKey | None = None
     blob: Blob | None = None
     decided_by: str = ""
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = {}
     region: str = REGION
     _scope: str = ""
 
