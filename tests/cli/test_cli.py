@@ -131,6 +131,24 @@ def test_no_secret_is_an_argument(kmsfs):
         assert "--value " not in text and "--plaintext" not in text
 
 
+def test_the_working_directory_gives_no_code_to_the_daemon(tmp_path):
+    """Who unpacks an archive and calls kmsfs in it must not run what lies there, least of all in the daemon."""
+    runtime, here = tmp_path / "run", tmp_path / "here"
+    runtime.mkdir(mode=0o700)
+    here.mkdir()
+    for name in ("json", "kmsd", "kmsfs", "msgspec", "logging"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
+    variables = {k: v for k, v in os.environ.items() if k not in ("KMSFS_SOCKET", "PYTHONSAFEPATH")}
+    variables |= {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(runtime)}
+    kmsfs = [sys.executable, "-P", "-m", "kmsfs.cli"]
+    try:
+        made = subprocess.run([*kmsfs, "key", "create"], cwd=here, env=variables, capture_output=True, text=True)
+        assert made.returncode == 0 and "recovery code" in made.stderr, made.stderr
+        assert not (tmp_path / "ran").exists()
+    finally:
+        subprocess.run([*kmsfs, "daemon", "stop"], cwd=here, env=variables, capture_output=True)
+
+
 def test_a_private_daemon_starts_itself_once(tmp_path):
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
