@@ -1,5 +1,7 @@
 """Wrap every file's data key anew, under another KMS key or under a key's present material. The volume is not mounted.
 
+Below a directory with a KMS key of its own, that one is the key.
+
 A file's content is not touched: only the wrapped key in its two headers changes. Each file is whole at every moment: the
 header that is not the durable commit is written first, and the other one after a barrier (security.md, section 6.6). A run
 that was cut off is simply run again.
@@ -16,13 +18,15 @@ from kmsfs.backing.posix import PosixFile, sync_file_system
 from kmsfs.envelope.kf1file import FileTools, Kf1File
 from kmsfs.envelope.provider import file_context
 from kmsfs.envelope.slots import SlotPair, read_slots
+from kmsfs.envelope.volumekeys import DIR_ID_NAME
 from kmsfs.errors import InvalidCiphertext, KmsfsError
 from kmsfs.formats.blob import parse_blob
 
 _BATCH = 128
 """Files whose headers one barrier covers."""
 
-ReEncrypt = Callable[[bytes, dict[str, str]], bytes]
+ReEncrypt = Callable[[bytes, dict[str, str], str], bytes]
+"""Wraps a wrapped key anew, under its context and the KMS key with this id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,15 @@ class RewrapReport:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Where data keys go: the volume's own KMS key, and those of directories that have one, by directory id."""
+
+    own: Wrapping
+    root_id: bytes = bytes(16)
+    directories: dict[bytes, Wrapping] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class _Open:
     """A file between its two commits."""
@@ -70,16 +83,17 @@ class _Open:
     name: str
     file: Kf1File
     backing: PosixFile
+    target: Wrapping
 
 
 class Rewrapper:
     """Rewraps one volume; `re_encrypt` asks the key service, `on_bytes` hears of stored bytes gone through."""
 
     def __init__(
-        self, tools: FileTools, target: Wrapping, re_encrypt: ReEncrypt, on_bytes: Callable[[int], None]
+        self, tools: FileTools, targets: Targets, re_encrypt: ReEncrypt, on_bytes: Callable[[int], None]
     ) -> None:
         self._tools = tools
-        self._target = target
+        self._targets = targets
         self._re_encrypt = re_encrypt
         self._on_bytes = on_bytes
         self.report = RewrapReport()
@@ -92,10 +106,10 @@ class Rewrapper:
         """
         batch: list[_Open] = []
         try:
-            for folder, name, shown in _files(descriptor):
+            for folder, name, shown, target in self._files(descriptor):
                 self.report.files += 1
                 try:
-                    opened = self._begin(folder, name, shown, dry_run=dry_run)
+                    opened = self._begin(folder, name, shown, target, dry_run=dry_run)
                 except (KmsfsError, OSError) as error:
                     self.report.failed.append((shown, str(error)))
                     continue
@@ -109,7 +123,9 @@ class Rewrapper:
             self._end(descriptor, batch)
         return self.report
 
-    def _begin(self, folder: int, name: str, shown: str, *, dry_run: bool) -> _Open | None:
+    def _begin(
+        self, folder: int, name: str, shown: str, target: Wrapping, *, dry_run: bool
+    ) -> _Open | None:
         flags = (os.O_RDONLY if dry_run else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         backing = PosixFile(os.open(name, flags, dir_fd=folder))
         keep = False
@@ -118,20 +134,15 @@ class Rewrapper:
             if not backing.size():
                 return None
             pair = read_slots(self._tools.keys, backing)
-            if dry_run or self._done(pair):
+            if dry_run or _done(pair, target):
                 self._count(pair)
                 return None
-            opened = self._first_commit(backing, pair, shown)
+            opened = self._first_commit(backing, pair, shown, target)
             keep = True
             return opened
         finally:
             if not keep:
                 backing.close()
-
-    def _done(self, pair: SlotPair) -> bool:
-        if not pair.valid or pair.damaged is not None:
-            return False
-        return all(_wrapping(slot.clear.wrapped_key) == self._target for slot in pair.valid)
 
     def _count(self, pair: SlotPair) -> None:
         for slot in pair.valid:
@@ -139,13 +150,14 @@ class Rewrapper:
             if found is not None:
                 self.report.headers[found] += 1
 
-    def _first_commit(self, backing: PosixFile, pair: SlotPair, shown: str) -> _Open:
+    def _first_commit(self, backing: PosixFile, pair: SlotPair, shown: str, target: Wrapping) -> _Open:
         file = Kf1File.open_pair(self._tools, backing, pair, None, known=False)
         clear = file.clear
-        clear.wrapped_key = self._re_encrypt(clear.wrapped_key, file_context(clear.volume_id, clear.file_id))
+        context = file_context(clear.volume_id, clear.file_id)
+        clear.wrapped_key = self._re_encrypt(clear.wrapped_key, context, target.key_id)
         file.attributes_dirty = True
         file.commit()
-        return _Open(shown, file, backing)
+        return _Open(shown, file, backing, target)
 
     def _end(self, descriptor: int, batch: list[_Open]) -> None:
         """One barrier for all first commits, the second commits, and one barrier for those."""
@@ -164,7 +176,36 @@ class Rewrapper:
             for opened in batch:
                 opened.backing.close()
         self.report.rewrapped += len(batch)
-        self.report.headers[self._target] += 2 * len(batch)
+        for opened in batch:
+            self.report.headers[opened.target] += 2
+
+    def _files(self, descriptor: int) -> Iterator[tuple[int, str, str, Wrapping]]:
+        """Yield (folder descriptor, name, path on disk, target) of every stored file, without reading any name."""
+        inherited = {".": self._targets.own}
+        for path, folders, names, folder in os.fwalk(".", dir_fd=descriptor):
+            folders[:] = [name for name in folders if name[:1] != "."]
+            try:
+                target = self._target_below(path, folder, inherited.pop(path))
+            except (KmsfsError, OSError) as error:
+                # Which key belongs below is not known: a wrong one would let others in, or lock out.
+                self.report.failed.append((os.path.normpath(path), str(error)))
+                folders.clear()
+                continue
+            inherited |= {os.path.join(path, name): target for name in folders}
+            for name in names:
+                if name[:1] not in ("n", "l"):
+                    continue
+                if stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                    yield folder, name, os.path.normpath(os.path.join(path, name)), target
+
+    def _target_below(self, path: str, folder: int, above: Wrapping) -> Wrapping:
+        directories = self._targets.directories
+        if not directories:
+            return above
+        if path == ".":
+            return directories.get(self._targets.root_id, above)
+        dir_id, _ = self._tools.keys.open_dir_id(os.readlink(DIR_ID_NAME, dir_fd=folder))
+        return directories.get(dir_id, above)
 
 
 def _wrapping(wrapped: bytes) -> Wrapping | None:
@@ -174,12 +215,7 @@ def _wrapping(wrapped: bytes) -> Wrapping | None:
         return None
 
 
-def _files(descriptor: int) -> Iterator[tuple[int, str, str]]:
-    """Yield (folder descriptor, name, path on disk) of every stored file, without reading any name."""
-    for path, folders, names, folder in os.fwalk(".", dir_fd=descriptor):
-        folders[:] = [name for name in folders if name[:1] != "."]
-        for name in names:
-            if name[:1] not in ("n", "l"):
-                continue
-            if stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                yield folder, name, os.path.normpath(os.path.join(path, name))
+def _done(pair: SlotPair, target: Wrapping) -> bool:
+    if not pair.valid or pair.damaged is not None:
+        return False
+    return all(_wrapping(slot.clear.wrapped_key) == target for slot in pair.valid)

@@ -11,7 +11,7 @@ from kmsfs.check.verify import DAMAGE, Finding, Report, VolumeChecker
 from kmsfs.cli.output import byte_progress, stored_bytes
 from kmsfs.client.provider import SocketKeySource
 from kmsfs.client.session import ClientSession
-from kmsfs.envelope.caching import CachingProvider
+from kmsfs.envelope.caching import CachingProvider, NoGuard
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
 from kmsfs.errors import CorruptVolume, StorageError, UsageError
@@ -71,7 +71,7 @@ def volume_tools(volume: OpenVolume, talk: ClientSession, rules: SessionRules) -
     """Return what works on the files of a volume that is not mounted; freshness records are the caller's to add."""
     config = volume.config
     source = SocketKeySource(talk, config.key_arn)
-    provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True)
+    provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True, NoGuard())
     return FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray())
 
 

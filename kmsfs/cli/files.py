@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kmsfs.cli import volumekey
 from kmsfs.cli.output import SETTINGS, confirm, facts, fail, say, session, show
 from kmsfs.errors import ExitCode, KmsfsError, UsageError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from kmsfs.check.verify import Report
 
 volume_app = typer.Typer(no_args_is_help=True, help="Encrypted volumes.")
+volume_app.add_typer(volumekey.app, name="key")
 CipherDir = Annotated[Path, typer.Argument(metavar="CIPHERDIR", help="Directory of the encrypted files.")]
 MountPoint = Annotated[
     Path, typer.Argument(metavar="MOUNTPOINT", help="Directory where they appear readable.")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kmsfs.backing.freshness import FreshnessStore
-from kmsfs.check.rewrap import Rewrapper, RewrapReport, wrapping_of
+from kmsfs.check.rewrap import Rewrapper, RewrapReport, Targets, Wrapping, wrapping_of
 from kmsfs.cli.checking import volume_tools
 from kmsfs.cli.output import byte_progress, stored_bytes
 from kmsfs.client.session import ClientSession
@@ -36,20 +36,21 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
             )
         target_key = to or config.key_arn
 
-        def re_encrypt(wrapped: bytes, context: dict[str, str]) -> bytes:
+        def re_encrypt(wrapped: bytes, context: dict[str, str], key_id: str) -> bytes:
             request: dict[str, Any] = {
-                "CiphertextBlob": wrapped, "SourceEncryptionContext": context, "DestinationKeyId": target_key,
+                "CiphertextBlob": wrapped, "SourceEncryptionContext": context, "DestinationKeyId": key_id,
                 "DestinationEncryptionContext": context,
             }  # fmt: skip
             blob: bytes = talk.call("ReEncrypt", request)["CiphertextBlob"]
             return blob
 
         context = volume_context(config.volume_id)
-        wrapped = config.wrapped_key if dry_run else re_encrypt(config.wrapped_key, context)
+        wrapped = config.wrapped_key if dry_run else re_encrypt(config.wrapped_key, context, target_key)
         tools = volume_tools(volume, talk, SessionRules(lease.number, set()))
         tools.freshness = records = open_records(volume.keys, lease, read_only=dry_run)
         with byte_progress("rewrapping", stored_bytes(cipher_dir)) as advance:
-            worker = Rewrapper(tools, wrapping_of(wrapped), re_encrypt, advance)
+            targets = _targets(config, wrapped, lease, talk)
+            worker = Rewrapper(tools, targets, re_encrypt, advance)
             report = worker.run(volume.descriptor, dry_run=dry_run)
         if not dry_run:
             key_arn = talk.call("DescribeKey", {"KeyId": target_key})["KeyMetadata"]["Arn"]
@@ -64,3 +65,13 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
         if not lease.unclean:
             lease.end(records.finish() if records is not None and not dry_run else None)
         os.close(volume.descriptor)
+
+
+def _targets(config: VolumeConfig, wrapped: bytes, lease: VolumeLease, talk: ClientSession) -> Targets:
+    """Ask under which material each key wraps now; `wrapped` is the volume's key as it will be."""
+    found: dict[str, Wrapping] = {}
+    for key_id in set(lease.directory_keys.values()):
+        request = {"KeyId": key_id, "KeySpec": "AES_256", "EncryptionContext": volume_context(config.volume_id)}
+        found[key_id] = wrapping_of(talk.call("GenerateDataKeyWithoutPlaintext", request)["CiphertextBlob"])
+    by_directory = {dir_id: found[key_id] for dir_id, key_id in lease.directory_keys.items()}
+    return Targets(wrapping_of(wrapped), config.root_id, by_directory)

@@ -13,9 +13,9 @@ class SocketKeySource:
         self._key_arn = key_arn
         self.caller_uid: int | None = None
 
-    def generate(self, contexts: list[dict[str, str]]) -> list[tuple[bytes, bytes]]:
+    def generate(self, contexts: list[dict[str, str]], key_id: str) -> list[tuple[bytes, bytes]]:
         """See KeySource."""
-        request: dict[str, Any] = {"KeyId": self._key_arn, "EncryptionContexts": contexts}
+        request: dict[str, Any] = {"KeyId": key_id or self._key_arn, "EncryptionContexts": contexts}
         answer = self._session.call("GenerateDataKeyBatch", request, context_uid=self.caller_uid)
         return [(item["Plaintext"], item["CiphertextBlob"]) for item in answer["DataKeys"]]
 

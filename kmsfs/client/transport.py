@@ -20,6 +20,9 @@ _SPINNING_THREADS = 6
 class Transport:
     """One connected socket. Not thread-safe; sessions keep one per thread that needs one."""
 
+    waiting_threads = 0
+    """Threads that do nothing but wait for events, so that they do not count for `_SPINNING_THREADS`."""
+
     def __init__(self, path: str, timeout: float, *, polling: bool = True) -> None:
         self.path = path
         self._polling = polling
@@ -139,7 +142,7 @@ class Transport:
 
     def _receive_soon(self) -> bytes:
         """Look for the answer for as long as one usually takes: cheaper than sleeping and being woken."""
-        if not self._polling or threading.active_count() > _SPINNING_THREADS:
+        if not self._polling or threading.active_count() - Transport.waiting_threads > _SPINNING_THREADS:
             return b""
         until = time.perf_counter_ns() + _SPIN_NS
         while time.perf_counter_ns() < until:

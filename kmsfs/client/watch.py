@@ -14,6 +14,7 @@ from kmsfs.quantity import HEARTBEAT_SECONDS, LEASE_SECONDS
 
 EventListener = Callable[[dict[str, Any]], None]
 _RETRY_SECONDS = 0.5
+_COUNTING = threading.Lock()
 
 
 class KeyWatcher:
@@ -33,18 +34,24 @@ class KeyWatcher:
         self._last_heard = 0.0
         self._closed = threading.Event()
         self._ready = threading.Event()
+        self._tried = threading.Event()
+        """Set when `start` knows enough."""
+        self._patient = True
         self._failure: KmsfsError | None = None
         self._transport: Transport | None = None
         self._thread = threading.Thread(target=self._run, name="kmsfs-watch", daemon=True)
 
-    def start(self, timeout: float = 15.0) -> None:
-        """Connect, and return when the stream has begun.
+    def start(self, timeout: float = 15.0, *, patient: bool = True) -> None:
+        """Connect, and return when the stream has begun. Who is not patient gives up at the first refusal.
 
         Raises:
-            KmsfsError: why it could not begin.
+            KmsfsError: why it could not begin; it is closed then.
         """
+        self._patient = patient
         self._thread.start()
-        if not self._ready.wait(timeout):
+        self._tried.wait(timeout)
+        if not self._ready.is_set():
+            self._closed.set()
             raise self._failure or DeadlineExceeded("the watch stream did not begin")
 
     @property
@@ -60,11 +67,22 @@ class KeyWatcher:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
+        with _COUNTING:
+            Transport.waiting_threads += 1
+        try:
+            self._keep_following()
+        finally:
+            with _COUNTING:
+                Transport.waiting_threads -= 1
+
+    def _keep_following(self) -> None:
         while not self._closed.is_set():
             try:
                 self._follow()
             except KmsfsError as error:
                 self._failure = error
+                if not self._patient:
+                    self._tried.set()
             if self._closed.is_set():
                 return
             if self._ready.is_set():
@@ -82,6 +100,7 @@ class KeyWatcher:
                 raise to_exception(answer["e"])
             self._last_heard = time.monotonic()
             self._ready.set()
+            self._tried.set()
             while not self._closed.is_set():
                 message = transport.receive(timeout=HEARTBEAT_SECONDS * 3)
                 self._last_heard = time.monotonic()

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kmsfs.aead.nonces import Rng
@@ -20,13 +20,43 @@ POOL_SECONDS = 60.0
 class KeySource(Protocol):
     """The key service, as far as the cache needs it. Errors are the operations' own."""
 
-    def generate(self, contexts: list[dict[str, str]]) -> list[tuple[bytes, bytes]]:
-        """Return (plain, wrapped) for each context."""
+    def generate(self, contexts: list[dict[str, str]], key_id: str) -> list[tuple[bytes, bytes]]:
+        """Return (plain, wrapped) for each context, under a KMS key; no id means the volume's own."""
         ...
 
     def decrypt(self, wrapped: bytes, context: dict[str, str]) -> bytes:
         """Return the plain data key."""
         ...
+
+
+class KeyGuard(Protocol):
+    """Knows whether a KMS key that is not the volume's own may be used: its changes must be heard of first."""
+
+    def require(self, key_id: str) -> None:
+        """Let keys under this KMS key be made.
+
+        Raises:
+            KmsfsError: why they may not.
+        """
+        ...
+
+    def require_for(self, wrapped: bytes) -> None:
+        """Let a wrapped key be used, whichever KMS key it names.
+
+        Raises:
+            KmsfsError: why it may not.
+        """
+        ...
+
+
+class NoGuard:
+    """For who watches nothing: tools on a volume that is not mounted, whose keys live for one file each."""
+
+    def require(self, key_id: str) -> None:
+        """See KeyGuard."""
+
+    def require_for(self, wrapped: bytes) -> None:
+        """See KeyGuard."""
 
 
 @dataclass(slots=True)
@@ -45,10 +75,20 @@ class _Pooled:
     fresh: FreshKey
 
 
+@dataclass(slots=True)
+class _Pool:
+    """Keys made ahead under one KMS key."""
+
+    keys: deque[_Pooled] = field(default_factory=deque)
+    born: float = 0.0
+    goal: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Keys to be made for the pool, and the pool's round: after a revocation an older order is refused."""
+    """Keys to be made for a pool, and the round: after a revocation an older order is refused."""
 
+    key_id: str
     file_ids: list[bytes]
     contexts: list[dict[str, str]]
     round: int
@@ -68,57 +108,72 @@ class CachingProvider:
         clock: Callable[[], float],
         rng: Rng,
         lease_holds: Callable[[], bool],
+        guard: KeyGuard,
     ) -> None:
         self._volume_id = volume_id
         self._source = source
         self._clock = clock
         self._rng = rng
         self._lease_holds = lease_holds
-        self._pool: deque[_Pooled] = deque()
+        self._guard = guard
+        self._pools: dict[str, _Pool] = {}
         self._unprepared: deque[FileKeys] = deque(maxlen=2 * POOL_KEYS)
-        self._pool_born = 0.0
-        self._pool_goal = 1
         self._round = 0
         self._opened: OrderedDict[bytes, _Held] = OrderedDict()
-        self.on_low: Callable[[], None] | None = None
-        """Called when the pool runs low: somebody then gets an `order` made and calls `deliver`."""
+        self.on_low: Callable[[str], None] | None = None
+        """Called with the KMS key whose pool runs low: somebody then gets an `order` made and calls `deliver`."""
 
-    def fresh(self) -> FreshKey:
-        """See DataKeyProvider. The pool grows with demand up to 128 keys, so one file costs one key.
+    def fresh(self, key_id: str = "") -> FreshKey:
+        """See DataKeyProvider. A pool grows with demand up to 128 keys, so one file costs one key.
 
         Raises:
             KeyLease: if the watch stream is silent past its lease.
         """
-        self._require_lease()
-        now = self._clock()
-        if now - self._pool_born > POOL_SECONDS:
-            self._drop_pool()
-            self._pool_goal = 1
-        if not self._pool:
-            order = self.order()
-            self.deliver(order, self._source.generate(order.contexts))
-        taken = self._pool.popleft()
-        self._remember(taken.fresh.file_id, taken.key, taken.fresh.keys, now)
-        if self.on_low is not None and self._pool_goal > 1 and len(self._pool) == self._pool_goal // 4:
-            self.on_low()
+        pool = self.stock(key_id)
+        taken = pool.keys.popleft()
+        self._remember(taken.fresh.file_id, taken.key, taken.fresh.keys, self._clock())
+        if self.on_low is not None and pool.goal > 1 and len(pool.keys) == pool.goal // 4:
+            self.on_low(key_id)
         return taken.fresh
 
-    def order(self) -> Order:
+    def stock(self, key_id: str) -> _Pool:
+        """Have at least one data key ready under a KMS key, and so know that it can be used; return its pool.
+
+        Raises:
+            KeyLease: as `fresh`.
+            KmsfsError: as GenerateDataKey.
+        """
+        self._require_lease()
+        if key_id:
+            self._guard.require(key_id)
+        pool = self._pools.setdefault(key_id, _Pool())
+        if self._clock() - pool.born > POOL_SECONDS:
+            _wipe(pool)
+            pool.goal = 1
+        if not pool.keys:
+            order = self.order(key_id)
+            self.deliver(order, self._source.generate(order.contexts, key_id))
+        return pool
+
+    def order(self, key_id: str) -> Order:
         """Return what to ask the key service for next; a bigger pool each time."""
-        ids = [self._rng(16) for _ in range(self._pool_goal)]
-        self._pool_goal = min(POOL_KEYS, self._pool_goal * 4)
-        return Order(ids, [file_context(self._volume_id, file_id) for file_id in ids], self._round)
+        pool = self._pools.setdefault(key_id, _Pool())
+        ids = [self._rng(16) for _ in range(pool.goal)]
+        pool.goal = min(POOL_KEYS, pool.goal * 4)
+        contexts = [file_context(self._volume_id, file_id) for file_id in ids]
+        return Order(key_id, ids, contexts, self._round)
 
     def deliver(self, order: Order, made: list[tuple[bytes, bytes]]) -> None:
-        """Put ordered keys into the pool, unless everything was dropped since the order."""
+        """Put ordered keys into their pool, unless everything was dropped since the order."""
         if order.round != self._round:
             return
+        pool = self._pools[order.key_id]
         for file_id, (plain, wrapped) in zip(order.file_ids, made, strict=True):
             key = DataKey(plain)
             keys = FileKeys(key)
-            self._pool.append(_Pooled(key, FreshKey(file_id, keys, wrapped)))
+            pool.keys.append(_Pooled(key, FreshKey(file_id, keys, wrapped)))
             self._unprepared.append(keys)
-        self._pool_born = self._clock()
+        pool.born = self._clock()
 
     def prepare(self) -> bool:
         """Derive the sub-keys of one pool key ahead of its use; return whether there was one to do."""
@@ -134,6 +189,7 @@ class CachingProvider:
             KeyLease: if the watch stream is silent past its lease.
         """
         self._require_lease()
+        self._guard.require_for(wrapped)
         now = self._clock()
         held = self._opened.get(file_id)
         if held is not None:
@@ -149,8 +205,11 @@ class CachingProvider:
 
     def drop(self) -> None:
         """Wipe every key: the KMS key, its policy or its grants changed, or the stream broke."""
-        self._drop_pool()
-        self._pool_goal = 1
+        for pool in self._pools.values():
+            _wipe(pool)
+        self._pools.clear()
+        self._unprepared.clear()
+        self._round += 1
         for file_id in list(self._opened):
             self._forget(file_id)
 
@@ -169,9 +228,8 @@ class CachingProvider:
     def _forget(self, file_id: bytes) -> None:
         self._opened.pop(file_id).key.wipe()
 
-    def _drop_pool(self) -> None:
-        for entry in self._pool:
-            entry.key.wipe()
-        self._pool.clear()
-        self._unprepared.clear()
-        self._round += 1
+
+def _wipe(pool: _Pool) -> None:
+    for entry in pool.keys:
+        entry.key.wipe()
+    pool.keys.clear()

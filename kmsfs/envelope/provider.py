@@ -18,8 +18,8 @@ class FreshKey:
 class DataKeyProvider(Protocol):
     """Makes and opens the data keys of one volume's files."""
 
-    def fresh(self) -> FreshKey:
-        """Return a data key for a new file.
+    def fresh(self, key_id: str = "") -> FreshKey:
+        """Return a data key for a new file, under a KMS key; no id means the volume's own.
 
         Raises:
             KmsfsError: as GenerateDataKey.

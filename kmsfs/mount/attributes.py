@@ -1,7 +1,13 @@
-"""What stat answers, independent of any transport."""
+"""What stat answers, and names of attributes that are not stored, independent of any transport."""
 
 import os
 from dataclasses import dataclass
+
+KEY_ATTRIBUTE = b"user.kmsfs.key"
+"""Of a directory: the id of the KMS key that it has of its own."""
+EFFECTIVE_KEY_ATTRIBUTE = b"user.kmsfs.key.effective"
+"""Of a directory: the id of the KMS key that new files in it get. Of a file: the one that its data key is wrapped under."""
+KEY_ATTRIBUTES = (KEY_ATTRIBUTE, EFFECTIVE_KEY_ATTRIBUTE)
 
 
 @dataclass(slots=True)

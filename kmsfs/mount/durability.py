@@ -49,6 +49,7 @@ class Vfs(DirectoryOperations):
                 return
             self.names_changed = False
             fresh = set(self.fresh_directories)
+            dropped = self.dropped_directories
             gone = self.tools.freshness.take_gone() if self.tools.freshness is not None else []
         try:
             sync_file_system(self.nodes.root.descriptor)
@@ -69,6 +70,10 @@ class Vfs(DirectoryOperations):
                     self._covered(self.recent.pop(key))
             if self.tools.freshness is not None:
                 self.tools.freshness.removed(gone)
+            try:
+                self.forget_dropped(dropped)
+            except KmsfsError as error:
+                _LOG.warning("the key daemon could not be told of a removed directory: %s", error)
 
     def _after_failed_barrier(
         self, opened: list[tuple[Node, Kf1File]], closed: dict[tuple[int, int], Recent]

@@ -221,12 +221,12 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
 
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> int:
         """See mfusepy.Operations."""
-        self._run(lambda: self._vfs.set_xattr(self._node(path), os.fsencode(name), value, options))
+        self._run(lambda: self._vfs.set_xattr(self._node(path), os.fsencode(name), value, options, self._who()))
         return 0
 
     def removexattr(self, path: str, name: str) -> int:
         """See mfusepy.Operations."""
-        self._run(lambda: self._vfs.remove_xattr(self._node(path), os.fsencode(name)))
+        self._run(lambda: self._vfs.remove_xattr(self._node(path), os.fsencode(name), self._who()))
         return 0
 
     def statfs(self, path: str) -> dict[str, int]:

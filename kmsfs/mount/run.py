@@ -34,6 +34,7 @@ from kmsfs.mount.kernel.session import KernelSession
 from kmsfs.mount.kernel.wakeups import DEVICE, WakeUps
 from kmsfs.mount.kernel.wire import MAX_WRITE
 from kmsfs.mount.keypool import PoolFiller
+from kmsfs.mount.otherkeys import OtherKeys
 from kmsfs.mount.vfs import VfsOptions
 from kmsfs.mount.volume import (
     OpenVolume,
@@ -106,6 +107,8 @@ class RunningMount:
         self._records = self._open_records()
         self._watcher = KeyWatcher(session, [config.key_arn], self._on_event, self._on_connect)
         self._watcher.start()
+        self._key_id = config.key_arn.rpartition("/")[2]
+        self._other_keys = OtherKeys(session, self._key_id, self._on_event)
         self.vfs = self._make_vfs()
         self._filler = PoolFiller(self.vfs, SocketKeySource(session.patient(), config.key_arn))
         self._notifier: KernelNotifier | None = None
@@ -149,7 +152,7 @@ class RunningMount:
         config, keys = self._volume.config, self._volume.keys
         source = SocketKeySource(self._session, config.key_arn)
         provider = CachingProvider(
-            config.volume_id, source, time.monotonic, os.urandom, lambda: self._watcher.alive
+            config.volume_id, source, time.monotonic, os.urandom, lambda: self._watcher.alive, self._other_keys
         )
         rules = SessionRules(self._lease.number, set(self._lease.unclean), self._request.recover)
         scratch = bytearray(2 * MAX_WRITE + (1 << 18))
@@ -157,6 +160,9 @@ class RunningMount:
         kernel_times = self._request.transport == "kernel"
         options = VfsOptions(self._request.read_only, config.bind, kernel_times, put_off=kernel_times)
         vfs = Vfs(tools, provider, self._volume.descriptor, config.root_id, options)
+        vfs.volume_key_id = self._key_id
+        vfs.directory_keys = self._lease.directory_keys
+        vfs.store_directory_key = self._lease.set_directory_key
         vfs.revalidate = self._revalidate
         vfs.lease_holds = lambda: self._watcher.alive
         return vfs
@@ -249,6 +255,7 @@ class RunningMount:
         except KmsfsError as error:
             _LOG.error("the volume could not be stored completely: %s", error)
         self._watcher.close()
+        self._other_keys.close()
         if stored:
             try:
                 self._end_lease()

@@ -15,7 +15,7 @@ from kmsfs.backing.extras import ExtrasStore
 from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.freshness import Commit
 from kmsfs.envelope.kf1file import FileTools
-from kmsfs.errors import CorruptFile, CorruptVolume, IntegrityReason, KeyLease, KmsfsError
+from kmsfs.errors import CorruptFile, CorruptVolume, IntegrityReason, KeyLease, KmsfsError, StorageError
 from kmsfs.formats.fileheader import Attributes
 from kmsfs.mount.nodes import Node, NodeTable
 
@@ -46,6 +46,10 @@ class Recent:
     """The commit that the next barrier covers; None of a new file that has none yet."""
     doubtful: bool = False
     """A barrier failed: a later one that succeeds says nothing about this commit (fsync(2), NOTES)."""
+
+
+def _nobody_keeps(_dir_id: bytes, _key_id: str | None) -> None:
+    raise OSError(errno.EOPNOTSUPP, "nobody is there to keep keys of directories")
 
 
 class VfsBase:
@@ -79,6 +83,14 @@ class VfsBase:
         """Whether attributes of closed files are remembered: only where changes behind the mount are noticed."""
         self.fresh_directories: set[tuple[int, int]] = set()
         """Backing inodes of directories whose making no barrier has covered yet."""
+        self.volume_key_id = ""
+        """The id of the volume's own KMS key."""
+        self.directory_keys: dict[bytes, str] = {}
+        """KMS keys of directories that have one of their own, by directory id."""
+        self.store_directory_key: Callable[[bytes, str | None], None] = _nobody_keeps
+        """Lets kmsd know a directory's key, or that it has none of its own."""
+        self.dropped_directories: frozenset[bytes] = frozenset()
+        """Directories with a key that were removed, until a barrier has covered that."""
         self.names_changed = False
         """Whether entries came, went or moved since the last tick."""
         self.own_changes: set[str] = set()
@@ -214,6 +226,46 @@ class VfsBase:
         if tag in attributes.extra_homes:
             return True
         return bool(attributes.extras) and tag in self.extras.load(attributes.file_id, attributes.extras).homes
+
+    # --- KMS keys ---------------------------------------------------------------------------------------------
+
+    def key_for(self, directory: Node) -> str:
+        """Return the id of the KMS key that new files of a directory get; nothing stands for the volume's own."""
+        if self.directory_keys:
+            for above in self.with_parents(directory):
+                key_id = self.directory_keys.get(self.dir_id(above))
+                if key_id is not None:
+                    return key_id
+        return ""
+
+    # --- directories' durability ------------------------------------------------------------------------------
+
+    def sync_fresh_directories(self, node: Node) -> None:
+        """Make the ids of directories made in this session durable, from the root down to this one, once each."""
+        for above in reversed(self.with_parents(node)):
+            if above.key in self.fresh_directories:
+                self.sync_directory(above)
+                self.fresh_directories.discard(above.key)
+
+    def with_parents(self, node: Node) -> list[Node]:
+        """Return a directory and all above it."""
+        chain = [node]
+        while (place := chain[-1].place()) is not None:
+            chain.append(place[0])
+        return chain
+
+    def sync_directory(self, node: Node) -> None:
+        """Fsync a directory.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        try:
+            os.fsync(self.nodes.descriptor(node))
+        except OSError as error:
+            raise StorageError(
+                "a directory could not be stored", os_errno=error.errno or errno.EIO
+            ) from error
 
     def drop_keys(self) -> None:
         """Forget every key; the family that holds open files does more."""

@@ -126,6 +126,10 @@ class DirectoryOperations(FileOperations):
         place = node.place()
         if place is None and node.descriptor < 0:
             raise OSError(errno.ENOENT, "no such file")
+        if place is not None:
+            self.require_same_key(node, place[0], parent)
+        else:
+            self.require_key_of(node, parent)
         disk_name, sidecar = self.disk_name(parent, name)
         self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
@@ -223,6 +227,7 @@ class DirectoryOperations(FileOperations):
         node = self.nodes.unlink(parent, name)
         if node is not None:
             self.fresh_directories.discard(node.key)
+            self.directory_dropped(node.dir_id)
             self.extras.remove(node.dir_id)
             self.nodes.disown_key(node)
             self.forget_directory(node)
@@ -274,6 +279,9 @@ class DirectoryOperations(FileOperations):
         target = self._rename_target(parent, name, new_disk, flags)
         if target is source:
             return
+        self.require_same_key(source, old_parent, parent)
+        if flags & _EXCHANGE and target is not None:
+            self.require_same_key(target, parent, old_parent)
         if target is not None:
             self._before_name_goes(target, self.nodes.descriptor(parent), new_disk)
         self._before_rename(source, parent, name, replaces=target is not None)
@@ -368,6 +376,7 @@ class DirectoryOperations(FileOperations):
             self.nodes.link(target, old_parent, old_name, old_disk)
             self._rehome(target, new, old)
         elif target.is_dir:
+            self.directory_dropped(target.dir_id)
             self.extras.remove(target.dir_id)
             self.nodes.disown_key(target)
             self.forget_directory(target)

@@ -8,7 +8,6 @@ import time
 from kmsfs.backing.posix import PosixFile
 from kmsfs.envelope import content
 from kmsfs.envelope.kf1file import Kf1File
-from kmsfs.errors import StorageError
 from kmsfs.mount.attributes import Requester, Stat
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs import Recent
@@ -30,7 +29,7 @@ class FileOperations(ExtrasOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
-        fresh = self.provider.fresh()
+        fresh = self.provider.fresh(self.key_for(parent))
         self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
@@ -67,7 +66,7 @@ class FileOperations(ExtrasOperations):
         """
         self.require_unlocked()
         self.require_writable()
-        fresh = self.provider.fresh()
+        fresh = self.provider.fresh(self.key_for(parent))
         mode = stat.S_IMODE(self.made_mode(parent, mode, who))
         flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
         backing = PosixFile(os.open(".", flags, mode, dir_fd=self.nodes.descriptor(parent)))
@@ -213,30 +212,3 @@ class FileOperations(ExtrasOperations):
                 self.recent.pop(node.key, None)
         finally:
             self.give_back(node)
-
-    def sync_fresh_directories(self, node: Node) -> None:
-        """Make the ids of directories made in this session durable, from the root down to this one, once each."""
-        for above in reversed(self.with_parents(node)):
-            if above.key in self.fresh_directories:
-                self.sync_directory(above)
-                self.fresh_directories.discard(above.key)
-
-    def with_parents(self, node: Node) -> list[Node]:
-        """Return a directory and all above it."""
-        chain = [node]
-        while (place := chain[-1].place()) is not None:
-            chain.append(place[0])
-        return chain
-
-    def sync_directory(self, node: Node) -> None:
-        """Fsync a directory.
-
-        Raises:
-            StorageError: if the disk refuses.
-        """
-        try:
-            os.fsync(self.nodes.descriptor(node))
-        except OSError as error:
-            raise StorageError(
-                "a directory could not be stored", os_errno=error.errno or errno.EIO
-            ) from error

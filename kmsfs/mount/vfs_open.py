@@ -108,8 +108,9 @@ class OpenFiles(VfsBase):
     def _open_file(self, node: Node, backing: PosixFile, facts: os.stat_result) -> Kf1File:
         if not facts.st_size and not self.tools.rules.clean:
             # Created by a session that crashed before its first commit: it is empty.
-            made = Kf1File.create(self.tools, backing, self.provider.fresh())
             place = node.place()
+            key_id = self.key_for(place[0]) if place is not None else ""
+            made = Kf1File.create(self.tools, backing, self.provider.fresh(key_id))
             if place is not None:
                 made.attributes.primary_dir, made.attributes.name = self.dir_id(place[0]), place[1]
             made.attributes.mtime_ns = made.attributes.btime_ns = facts.st_mtime_ns

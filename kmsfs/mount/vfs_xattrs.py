@@ -14,9 +14,9 @@ import time
 from kmsfs.envelope.extras import Extras
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.formats.fileheader import EXTRA_HOMES
-from kmsfs.mount.attributes import Requester
+from kmsfs.mount.attributes import KEY_ATTRIBUTES, Requester
 from kmsfs.mount.nodes import Node
-from kmsfs.mount.vfs_attributes import AttributeOperations
+from kmsfs.mount.vfs_keys import KeyOperations
 
 XATTR_CREATE, XATTR_REPLACE = 1, 2
 ACL_ACCESS, ACL_DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
@@ -27,7 +27,7 @@ _SEALED = (b"user.", b"trusted.", b"security.")
 _ACLS = (ACL_ACCESS, ACL_DEFAULT)
 
 
-class ExtrasOperations(AttributeOperations):
+class ExtrasOperations(KeyOperations):
     """What happens to extended attributes and to homes."""
 
     # --- extended attributes ------------------------------------------------------------------------------
@@ -40,6 +40,8 @@ class ExtrasOperations(AttributeOperations):
             CorruptFile: if the file's record is damaged.
         """
         self.require_unlocked()
+        if name in KEY_ATTRIBUTES:
+            return self.get_key_attribute(node, name)
         if name in _ACLS:
             place, follow = self._backing_place(node)
             return os.getxattr(place, name, follow_symlinks=follow)
@@ -70,7 +72,7 @@ class ExtrasOperations(AttributeOperations):
         return b"".join(name + b"\0" for name in names)
 
     def set_xattr(
-        self, node: Node, name: bytes, value: bytes, flags: int, *, kill_sgid: bool = False
+        self, node: Node, name: bytes, value: bytes, flags: int, who: Requester, *, kill_sgid: bool = False
     ) -> None:
         """Set an attribute; `flags` as setxattr(2).
 
@@ -80,6 +82,9 @@ class ExtrasOperations(AttributeOperations):
         """
         self.require_unlocked()
         self.require_writable()
+        if name in KEY_ATTRIBUTES:
+            self.set_key_attribute(node, name, value, who)
+            return
         if name in _ACLS:
             place, follow = self._backing_place(node)
             os.setxattr(place, name, value, flags, follow_symlinks=follow)
@@ -98,7 +103,7 @@ class ExtrasOperations(AttributeOperations):
         extras.attributes[name] = value
         self._store_extras(node, extras)
 
-    def remove_xattr(self, node: Node, name: bytes) -> None:
+    def remove_xattr(self, node: Node, name: bytes, who: Requester) -> None:
         """Remove an attribute.
 
         Raises:
@@ -107,6 +112,9 @@ class ExtrasOperations(AttributeOperations):
         """
         self.require_unlocked()
         self.require_writable()
+        if name in KEY_ATTRIBUTES:
+            self.set_key_attribute(node, name, None, who)
+            return
         if name in _ACLS:
             place, follow = self._backing_place(node)
             os.removexattr(place, name, follow_symlinks=follow)

@@ -163,6 +163,8 @@ class VolumeLease:
         """The head of the freshness records that kmsd knows."""
         self.may_begin = False
         """Whether new freshness records may begin."""
+        self.directory_keys: dict[bytes, str] = {}
+        """The KMS keys of directories that have one of their own, by directory id."""
 
     def claim(self, transport: Transport) -> None:
         """Take or resume the lease on this connection.
@@ -181,6 +183,8 @@ class VolumeLease:
             self.number = answer["Session"] + 1 if self._read_only else answer["Session"]
             self.unclean = set(answer["UncleanSessions"])
             self.head, self.may_begin = answer["FreshnessHead"], answer["FreshnessMayBegin"]
+            keys = answer.get("DirectoryKeys", {})
+            self.directory_keys = {bytes.fromhex(directory): key for directory, key in keys.items()}
 
     def claim_patiently(self, transport: Transport) -> None:
         """As `claim`, waiting out the lease of a mount that died here: the cipher directory is locked by us already.
@@ -216,6 +220,15 @@ class VolumeLease:
             KmsfsError: as MoveVolume.
         """
         self._session_call("MoveVolume", TargetKeyId=key_arn)
+
+    def set_directory_key(self, dir_id: bytes, key_id: str | None) -> None:
+        """Let kmsd know a directory's KMS key, or that it has none of its own.
+
+        Raises:
+            KmsfsError: as SetDirectoryKey.
+        """
+        more = {"TargetKeyId": key_id} if key_id is not None else {}
+        self._session_call("SetDirectoryKey", DirectoryId=dir_id.hex(), **more)
 
     def end(self, head: bytes | None = None) -> None:
         """Tell the daemon that the session ended cleanly, and the head of its freshness records, if they changed.

@@ -5,7 +5,7 @@ import pytest
 from kmsfs.backing.memory import MemoryFile
 from kmsfs.backing.tracking import TrackingFile
 from kmsfs.envelope import content
-from kmsfs.envelope.caching import POOL_KEYS, CachingProvider
+from kmsfs.envelope.caching import POOL_KEYS, CachingProvider, NoGuard
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import KeyLease
 from support.fakes import make_tools
@@ -98,7 +98,7 @@ class CountingSource:
         self.batches = []
         self.decrypts = 0
 
-    def generate(self, contexts):
+    def generate(self, contexts, key_id):
         self.batches.append(len(contexts))
         return [(bytes(32), b"w" * 132) for _ in contexts]
 
@@ -111,7 +111,7 @@ def make_provider():
     source, now, lease = CountingSource(), [0.0], [True]
     numbers = iter(range(1 << 20))
     rng = lambda count: next(numbers).to_bytes(count, "big")
-    return source, now, lease, CachingProvider(b"v" * 16, source, lambda: now[0], rng, lambda: lease[0])
+    return source, now, lease, CachingProvider(b"v" * 16, source, lambda: now[0], rng, lambda: lease[0], NoGuard())
 
 
 def test_a_thousand_files_cost_few_calls():

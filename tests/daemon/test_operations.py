@@ -240,6 +240,7 @@ def deny_table(key_id, blob, who):
         ("CloseVolumeSession", {"KeyId": key_id, "VolumeId": volume, "Session": 1}),
         ("MoveVolume", {"KeyId": key_id, "VolumeId": volume, "Session": 1, "TargetKeyId": key_id}),
         ("AcceptVolumeRestore", {"KeyId": key_id, "VolumeId": volume}),
+        ("SetDirectoryKey", {"KeyId": key_id, "VolumeId": volume, "Session": 1, "DirectoryId": "0" * 32, "TargetKeyId": key_id}),
         ("SimulateKeyAccess", {"KeyId": key_id, "Principal": who, "Action": "kms:Decrypt"}),
         ("ListAuthorizedPrincipals", {"KeyId": key_id, "Action": "kms:Decrypt"}),
         ("DestroyKeyMaterial", {"KeyId": key_id, "KeyMaterialId": "a" * 64}),

@@ -49,7 +49,7 @@ def test_rewrapping_has_a_barrier_after_each_of_its_two_commits(tmp_path, monkey
     monkeypatch.setattr(Kf1File, "commit", recorded)
     monkeypatch.setattr(rewrap, "sync_file_system", lambda _descriptor: happened.append("barrier"))
     rewrapper = rewrap.Rewrapper(
-        tools, rewrap.Wrapping("key", 1), lambda wrapped, _context: wrapped, lambda _bytes: None
+        tools, rewrap.Targets(rewrap.Wrapping("key", 1)), lambda wrapped, _context, _key: wrapped, lambda _bytes: None
     )
     root = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     report = rewrapper.run(root)

@@ -20,7 +20,7 @@ class FakeProvider:
         self.denied = False
         self.opened = 0
 
-    def fresh(self):
+    def fresh(self, key_id=""):
         key = os.urandom(32)
         made = FreshKey(os.urandom(16), FileKeys(DataKey(key)), os.urandom(132))
         self.keys[made.file_id] = key

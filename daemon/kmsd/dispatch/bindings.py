@@ -215,6 +215,7 @@ def _of_the_rest(services: Services) -> dict[str, Handler]:
         "HealVolume": services.volumes.heal,
         "MoveVolume": services.volumes.move,
         "AcceptVolumeRestore": services.volumes.accept_restore,
+        "SetDirectoryKey": services.volumes.set_directory_key,
         "DestroyKeyMaterial": services.retirement.destroy_key_material,
         "GetCallerIdentity": services.tokens.get_caller_identity,
         "GetSessionToken": services.tokens.get_session_token,

@@ -10,14 +10,18 @@ from kmsd.dispatch.call import Call
 from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
 from kmsfs.aead.nonces import Rng
+from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC, require_algorithm
 from kmsfs.api.shapes import admin as shapes
 from kmsfs.api.shapes.keys import Empty
-from kmsfs.errors import IncorrectKey, VolumeBusy
+from kmsfs.errors import IncorrectKey, LimitExceeded, VolumeBusy
 from kmsfs.quantity import RECONNECT_SECONDS
 
 _MARK_BYTES = 32
 _SESSIONS_PASSED = 1 << 20
 _UNKNOWN_SESSIONS = 256
+_DIRECTORIES_MAX = 1024
+_DIRECTORY_KEYS_MAX = 32
+"""A mount watches each of them."""
 
 
 @dataclass(slots=True)
@@ -36,6 +40,13 @@ class Volume:
     freshness_head: bytes = b""
     """Digest of the freshness records that the last clean session left, or a mark that no records have."""
     freshness_may_begin: bool = True
+    directory_keys: dict[str, str] = field(default_factory=dict)
+    """The KMS keys of directories that have one of their own, by directory id."""
+
+    @property
+    def keys(self) -> set[str | None]:
+        """The ids of all KMS keys that it needs."""
+        return {self.key_id, self.next_key, *self.directory_keys.values()}
 
     def row(self) -> dict[str, Any]:
         """The sealed row of this volume."""
@@ -48,11 +59,12 @@ class Volume:
             "next_key": self.next_key,
             "freshness_head": self.freshness_head,
             "freshness_may_begin": self.freshness_may_begin,
+            "directory_keys": self.directory_keys,
         }
 
 
 class VolumeService:
-    """OpenVolumeSession, CloseVolumeSession, HealVolume, MoveVolume, AcceptVolumeRestore."""
+    """OpenVolumeSession, CloseVolumeSession, HealVolume, MoveVolume, AcceptVolumeRestore, SetDirectoryKey."""
 
     def __init__(self, store: SealedStore, boot: str, now: float, rng: Rng) -> None:
         self._store = store
@@ -63,6 +75,7 @@ class VolumeService:
             volume = Volume(
                 row["id"], row["key"], row["session"], list(row["unclean"]), row["boot"], next_key=row.get("next_key"),
                 freshness_head=row.get("freshness_head", b""), freshness_may_begin=row.get("freshness_may_begin", True),
+                directory_keys=dict(row.get("directory_keys", {})),
             )  # fmt: skip
             if volume.boot == boot and volume.session in volume.unclean:
                 # Its mount may still live: the daemon restarted, the machine did not. Let it come back first.
@@ -70,8 +83,8 @@ class VolumeService:
             self._volumes[volume.volume_id] = volume
 
     def under(self, key_id: str) -> list[str]:
-        """Return the ids of the volumes under a KMS key, or on their way to it."""
-        return sorted(v.volume_id for v in self._volumes.values() if key_id in (v.key_id, v.next_key))
+        """Return the ids of the volumes that need a KMS key: theirs, the one they move to, or one of their directories'."""
+        return sorted(v.volume_id for v in self._volumes.values() if key_id in v.keys)
 
     def open_session(self, call: Call) -> shapes.OpenVolumeSessionResponse:
         """OpenVolumeSession."""
@@ -151,9 +164,22 @@ class VolumeService:
         self._volumes[volume.volume_id] = accepted
         return Empty()
 
-    def volumes_of(self, key_id: str) -> list[str]:
-        """Return the ids of the volumes that belong, or move, to a key."""
-        return sorted(v.volume_id for v in self._volumes.values() if key_id in (v.key_id, v.next_key))
+    def set_directory_key(self, call: Call) -> shapes.SetDirectoryKeyResponse:
+        """SetDirectoryKey: kept here, where nobody who can write the cipher directory can put an older answer back."""
+        request: shapes.SetDirectoryKeyRequest = call.request
+        volume = self._volume(call, request.volume_id)
+        self._require_session(volume, call)
+        keys = {name: key for name, key in volume.directory_keys.items() if name != request.directory_id}
+        if request.target_key_id is not None:
+            require_algorithm(call.the_target.spec, ENCRYPT, SYMMETRIC)
+            keys[request.directory_id] = call.the_target.key_id
+        if len(keys) > _DIRECTORIES_MAX or len(set(keys.values())) > _DIRECTORY_KEYS_MAX:
+            raise LimitExceeded(
+                f"A volume has at most {_DIRECTORIES_MAX} directories with a KMS key of their own, and {_DIRECTORY_KEYS_MAX} such keys."
+            )
+        self._save(replace(volume, directory_keys=keys))
+        volume.directory_keys = keys
+        return shapes.SetDirectoryKeyResponse(target_key_id=keys.get(request.directory_id))
 
     def connection_lost(self, connection_id: int, now: float) -> None:
         """Let the lease of a lost connection run out."""
@@ -198,4 +224,5 @@ def _opened(volume: Volume, unclean: list[int]) -> shapes.OpenVolumeSessionRespo
         unclean_sessions=unclean,
         freshness_head=volume.freshness_head,
         freshness_may_begin=volume.freshness_may_begin,
+        directory_keys=volume.directory_keys,
     )

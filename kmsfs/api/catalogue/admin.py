@@ -56,6 +56,13 @@ ADMIN_OPERATIONS = (
         audit=("key_id", "volume_id", "session", "target_key_id"), errors=_VOLUME,
     ),
     Operation(
+        "SetDirectoryKey", "kmsfs", "kms:GenerateDataKey", admin.SetDirectoryKeyRequest, admin.SetDirectoryKeyResponse,
+        "Let new files below a directory of a volume have their data keys under another KMS key.",
+        resource=Resource.VOLUME, resource_field="key_id", key_states=ENABLED, mutates=True,
+        audit=("key_id", "volume_id", "session", "directory_id", "target_key_id"),
+        errors=(*_VOLUME, errors.LimitExceeded, errors.InvalidKeyUsage),
+    ),
+    Operation(
         "ListKeyDependents", "kmsfs", "kms:DescribeKey", KeyIdRequest, admin.ListKeyDependentsResponse,
         "Tell what cannot be read without a key: volumes, parameters, secrets; and its aliases, grants and last use.",
         resource=Resource.KEY, resource_field="key_id", audit=("key_id",),

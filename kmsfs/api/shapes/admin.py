@@ -53,13 +53,15 @@ class OpenVolumeSessionResponse(Shape, kw_only=True):
     """The session number, the sessions that did not end cleanly, and what the volume's freshness records must be.
 
     `freshness_head` is the digest of the records that the last clean session left, or another mark where there are none;
-    with `freshness_may_begin` new ones may begin from what is there.
+    with `freshness_may_begin` new ones may begin from what is there. `directory_keys` are the KMS keys of directories that
+    have one of their own, by directory id.
     """
 
     session: int
     unclean_sessions: list[int]
     freshness_head: bytes
     freshness_may_begin: bool
+    directory_keys: dict[str, str] = {}
 
 
 class CloseVolumeSessionRequest(Shape, kw_only=True):
@@ -85,6 +87,22 @@ class MoveVolumeRequest(Shape, kw_only=True):
     volume_id: VolumeIdText
     session: Annotated[int, Meta(ge=1)]
     target_key_id: KeyIdText
+
+
+class SetDirectoryKeyRequest(Shape, kw_only=True):
+    """Give a directory of a volume a KMS key of its own, or without `target_key_id` the one of the directory above."""
+
+    key_id: KeyIdText
+    volume_id: VolumeIdText
+    session: Annotated[int, Meta(ge=1)]
+    directory_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+    target_key_id: KeyIdText | None = None
+
+
+class SetDirectoryKeyResponse(Shape, kw_only=True):
+    """The directory's key now: its id, absent if it has none of its own."""
+
+    target_key_id: str | None = None
 
 
 class DestroyKeyMaterialRequest(Shape, kw_only=True):

@@ -381,7 +381,7 @@ class KernelSession:
         size, flags, more_flags, _ = wire.SETXATTR_IN.unpack_from(body)
         name, _, rest = bytes(body[wire.SETXATTR_IN.size :]).partition(b"\0")
         kill = bool(more_flags & wire.SETXATTR_ACL_KILL_SGID)
-        self.vfs.set_xattr(node, name, rest[:size], flags, kill_sgid=kill)
+        self.vfs.set_xattr(node, name, rest[:size], flags, self._who, kill_sgid=kill)
         return None
 
     def _getxattr(self, node: Node, body: memoryview) -> Answer:
@@ -393,7 +393,7 @@ class KernelSession:
         return _sized(self.vfs.list_xattrs(node, self._who), wanted)
 
     def _removexattr(self, node: Node, body: memoryview) -> Answer:
-        self.vfs.remove_xattr(node, _name(body))
+        self.vfs.remove_xattr(node, _name(body), self._who)
         return None
 
     # --- directories ------------------------------------------------------------------------------------------
