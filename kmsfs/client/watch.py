@@ -9,11 +9,11 @@ from typing import Any
 from kmsfs.client.remote import to_exception
 from kmsfs.client.session import ClientSession
 from kmsfs.client.transport import Transport
-from kmsfs.errors import DeadlineExceeded, KmsfsError
+from kmsfs.errors import DaemonUnreachable, DeadlineExceeded, KmsfsError
 from kmsfs.quantity import HEARTBEAT_SECONDS, LEASE_SECONDS
 
 EventListener = Callable[[dict[str, Any]], None]
-_RETRY_SECONDS = 0.5
+_RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.5, 8.0
 _COUNTING = threading.Lock()
 
 
@@ -76,18 +76,22 @@ class KeyWatcher:
                 Transport.waiting_threads -= 1
 
     def _keep_following(self) -> None:
+        pause = _RETRY_SECONDS
         while not self._closed.is_set():
             try:
                 self._follow()
             except KmsfsError as error:
                 self._failure = error
+                # A daemon that is away may be back at once; a refusal is a record in the audit log each time.
+                away = isinstance(error, (DaemonUnreachable, DeadlineExceeded))
+                pause = _RETRY_SECONDS if away else min(2 * pause, _RETRY_MAX_SECONDS)
                 if not self._patient:
                     self._tried.set()
             if self._closed.is_set():
                 return
             if self._ready.is_set():
                 self._on_event({"kind": "lost"})
-            self._closed.wait(_RETRY_SECONDS)
+            self._closed.wait(pause)
 
     def _follow(self) -> None:
         transport = self._session.open_transport()
