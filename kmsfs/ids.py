@@ -24,7 +24,7 @@ _ALIAS = re.compile(r"alias/[a-zA-Z0-9/_-]{1,250}\Z")
 _NAMED = r"(?:[\w+=,.@-]{1,64}/){0,8}[\w+=,.@-]{1,128}"
 _PRINCIPAL = re.compile(
     r"arn:kmsfs:iam::(?P<account>\d{12}):"
-    rf"(?P<resource>root|(uid|gid)/\d{{1,10}}|service/[a-z]{{1,32}}|(user|role)/{_NAMED})\Z"
+    rf"(?P<resource>root|(uid|gid)/\d{{1,10}}|service/[a-z]{{1,32}}|unit/[\w:.\\@-]{{1,255}}|(user|role)/{_NAMED})\Z"
     rf"|arn:kmsfs:sts::\d{{12}}:assumed-role/{_NAMED}\Z"
 )
 
@@ -81,6 +81,11 @@ def uid_principal(account: str, uid: int) -> str:
 def gid_principal(account: str, gid: int) -> str:
     """Return the principal of a local group."""
     return f"arn:{PARTITION}:iam::{account}:gid/{gid}"
+
+
+def unit_principal(account: str, unit: str) -> str:
+    """Return the principal of a systemd unit, such as `app.service`."""
+    return f"arn:{PARTITION}:iam::{account}:unit/{unit}"
 
 
 def root_principal(account: str) -> str:

@@ -21,7 +21,7 @@ from kmsd.config import HOME_REGION, SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_m
 from kmsd.door.listen import parse_endpoint
 from kmsd.realm import begin_new_audit, initialise, open_realm, recover
 from kmsd.root.keyring import SealType
-from kmsd.server.listen import activated_socket, bind_socket
+from kmsd.server.listen import CREDENTIALS, MAIN, activated_sockets, bind_socket
 from kmsd.store.files import lock_state
 from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.errors import KmsfsError, UsageError
@@ -102,6 +102,10 @@ def serve(
             help=f"Folder of policies that deny and that nobody can loosen; {SYSTEM_FOLDER} if it is there.",
         ),
     ] = None,
+    credentials: Annotated[
+        Path | None,
+        typer.Option(help="Socket for systemd's LoadCredential=ID:SOCKET; systemd's own units pass one."),
+    ] = None,
     *,
     ephemeral: Annotated[
         bool, typer.Option(help="Serve an empty realm that is gone when the daemon stops; --account names it.")
@@ -121,6 +125,7 @@ def serve(
             folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region,
             parse_endpoint(metrics) if metrics else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
+            credentials,
         )  # fmt: skip
         lock_memory_and_dumps()
         run_self_check()
@@ -143,14 +148,19 @@ def _state_folder(state: Path, *, ephemeral: bool) -> Iterator[Path]:
 def _serve(config: Config, passphrase_file: Path | None) -> None:
     realm = open_realm(config, passphrase_file)
     lock_state(config.lock, config.socket)
-    listener = activated_socket()
-    bound = listener is None
-    listener = listener or bind_socket(config.socket, config.socket_mode)
+    sockets = activated_sockets()
+    bound: list[Path] = []
+    if MAIN not in sockets:
+        sockets[MAIN] = bind_socket(config.socket, config.socket_mode)
+        bound.append(config.socket)
+    if CREDENTIALS not in sockets and config.credentials is not None:
+        sockets[CREDENTIALS] = bind_socket(config.credentials, 0o600)
+        bound.append(config.credentials)
     try:
-        Daemon(config, realm).serve(listener)
+        Daemon(config, realm).serve(sockets[MAIN], sockets.get(CREDENTIALS))
     finally:
-        if bound:
-            config.socket.unlink(missing_ok=True)
+        for path in bound:
+            path.unlink(missing_ok=True)
 
 
 @app.command("recover")

@@ -19,6 +19,7 @@ from kmsd.access.service import AccessService
 from kmsd.audit.journal import Journal
 from kmsd.authz.guardrails import Guardrails
 from kmsd.config import Config
+from kmsd.credentials.server import CredentialRules, CredentialSession
 from kmsd.dispatch.authorise import Authoriser
 from kmsd.dispatch.batch import BatchService
 from kmsd.dispatch.bindings import Services, bind_handlers
@@ -63,7 +64,7 @@ from kmsd.sts.tokens import SessionTokens
 from kmsd.volumes.service import VolumeService
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.errors import AuditUnavailable, KmsfsError
-from kmsfs.ids import account_of_realm, uid_principal
+from kmsfs.ids import account_of_realm, root_principal, uid_principal
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
 _LOG = logging.getLogger("kmsd")
@@ -114,7 +115,8 @@ class Daemon:
         crypto = CryptoService(os.urandom, loaded)
         pairs = PairService(crypto, loaded)
         administrators = frozenset(uid_principal(self._account, uid) for uid in config.administrators)
-        self._parameters = parameters = ParameterService(self._account, self._store, pipeline, os.urandom)
+        keepers = administrators | {root_principal(self._account), uid_principal(self._account, 0)}
+        self._parameters = parameters = ParameterService(self._account, self._store, pipeline, os.urandom, keepers)
         secret_store = SecretStore(self._store)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
         retirement = RetirementService(registry, (parameters.stored_values, secret_store.stored_values))
@@ -169,21 +171,25 @@ class Daemon:
         kinds = tuple(EntityService(kind, iam, rng) for kind in (USER, GROUP, ROLE))
         return kinds, IamService(iam, rng), PolicyService(iam, rng), AccessKeyService(iam, rng)
 
-    def serve(self, listener: socket.socket) -> None:
-        """Serve until SIGTERM or SIGINT; then close cleanly."""
+    def serve(self, listener: socket.socket, credentials: socket.socket | None = None) -> None:
+        """Serve until SIGTERM or SIGINT, credentials of systemd's units too where there is a socket for them; then close cleanly."""
         # Keys and policies live as long as the daemon: the collector need not look at them again and again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_COLLECT_EVERY)
-        uvloop.run(self._serve(listener))
+        uvloop.run(self._serve(listener, credentials))
 
-    async def _serve(self, listener: socket.socket) -> None:
+    async def _serve(self, listener: socket.socket, credentials: socket.socket | None) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        server = await loop.create_unix_server(lambda: Session(self._state), sock=listener)
+        servers = [await loop.create_unix_server(lambda: Session(self._state), sock=listener)]
+        if credentials is not None:
+            rules = CredentialRules(frozenset({0, os.getuid()}))
+            make = lambda: CredentialSession(self._state, rules)  # noqa: E731
+            servers.append(await loop.create_unix_server(make, sock=credentials))
         self._record("DaemonStarted")
         tasks = [
             asyncio.create_task(self._every(seconds, action))
@@ -208,7 +214,8 @@ class Daemon:
         notify("STOPPING=1")
         for task in tasks:
             task.cancel()
-        server.close()
+        for server in servers:
+            server.close()
         for http in (self._door, self._scrapes):
             if http is not None:
                 await http.close()

@@ -29,6 +29,8 @@ class Config:
     """Loopback address and port of the metrics, if they are wanted."""
     guardrails: Path | None = None
     """The folder of policies that nobody can loosen."""
+    credentials: Path | None = None
+    """Where to bind the socket of systemd's credentials, if systemd passes none."""
 
     @property
     def lock(self) -> Path:

@@ -15,7 +15,7 @@ Key = Annotated[str, typer.Argument(metavar="KEY", help="Key id, ARN, or alias/N
 @app.command()
 def create(
     key: Key,
-    to: Annotated[str, typer.Option("--to", help="Grantee principal: its ARN, uid/1000 or gid/100.")],
+    to: Annotated[str, typer.Option("--to", help="Grantee principal: its ARN, uid/1000, gid/100 or unit/app.service.")],
     operation: Annotated[list[str], typer.Option("--operation", help="Decrypt, Encrypt, GenerateDataKey …")],
     retiring: Annotated[str | None, typer.Option(help="Principal that may retire the grant.")] = None,
     name: Annotated[str | None, typer.Option(help="Makes the call idempotent.")] = None,
@@ -83,8 +83,8 @@ def revoke(key: Key, grant_id: Annotated[str, typer.Argument(help="Grant id.")])
 
 
 def principal_arn(text: str) -> str:
-    """Return the ARN of uid/NUMBER, gid/NUMBER, user/NAME or role/NAME of this account; an ARN stays."""
-    if text.startswith(("uid/", "gid/", "user/", "role/")):
+    """Return the ARN of uid/NUMBER, gid/NUMBER, user/NAME, role/NAME or unit/NAME of this account; an ARN stays."""
+    if text.startswith(("uid/", "gid/", "user/", "role/", "unit/")):
         return f"arn:kmsfs:iam::{call('GetStatus')['Account']}:{text}"
     return text
 

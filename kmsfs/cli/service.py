@@ -22,11 +22,12 @@ STATE = Path("/var/lib/kmsd")
 MANUAL = Path("/usr/local/share/man")
 _MANUAL = ("man1/kmsfs.1", "man8/kmsd.8")
 _PLACES = {
-    "kmsd.socket": UNITS, "kmsd.service": UNITS, "kmsfs@.service": UNITS,
+    "kmsd.socket": UNITS, "kmsd-credentials.socket": UNITS, "kmsd.service": UNITS, "kmsfs@.service": UNITS,
     "kmsd-backup.service": UNITS, "kmsd-backup.timer": UNITS, "kmsfs-rotate.service": UNITS,
     "kmsfs-rotate.timer": UNITS,
     "sysusers.d/kmsd.conf": Path("/etc/sysusers.d"), "tmpfiles.d/kmsd.conf": Path("/etc/tmpfiles.d"),
 }  # fmt: skip
+_SOCKETS = ("kmsd.socket", "kmsd-credentials.socket")
 _TIMERS = ("kmsd-backup.timer", "kmsfs-rotate.timer")
 _DROP_INS = UNITS / "kmsd.service.d"
 _LOOPBACK = """# {what} on loopback: the daemon keeps its other walls.
@@ -71,7 +72,9 @@ def install_service(
     _run("systemd-tmpfiles", "--create", os.fspath(Path("/etc/tmpfiles.d/kmsd.conf")))
     made = _make_realm(programs)
     _run("systemctl", "daemon-reload")
-    _run("systemctl", "enable", "--now", "kmsd.socket", *_TIMERS)
+    # A socket cannot begin while its service runs, and the service would go on with the old program: the next call starts it.
+    _run("systemctl", "stop", "kmsd.service")
+    _run("systemctl", "enable", "--now", *_SOCKETS, *_TIMERS)
     show(made, lambda: _tell(made))
 
 
@@ -81,6 +84,7 @@ def _tell(made: dict[str, str]) -> None:
         print(f"audit verification key  {made['audit_verification_key']}")
         say("both are shown this once and stored nowhere: keep them elsewhere")
     say("kmsd answers on /run/kmsd/kmsd.sock; members of the group kmsfs may connect")
+    say("a unit's LoadCredential=ID:/run/kmsd/credentials.sock is the parameter /systemd/UNIT/ID")
     say("daily backups go to /var/lib/kmsd-backups: copy that folder to another machine")
     say("an fstab line mounts at boot: /srv/data.encrypted /srv/data kmsfs allow_other,nofail 0 0")
 
@@ -167,7 +171,7 @@ def _make_realm(programs: Path) -> dict[str, str]:
 def _undo() -> None:
     if shutil.which("systemctl"):
         subprocess.run(
-            ["systemctl", "disable", "--now", "kmsd.socket", "kmsd.service", *_TIMERS],
+            ["systemctl", "disable", "--now", *_SOCKETS, "kmsd.service", *_TIMERS],
             capture_output=True, check=False,
         )  # fmt: skip
     for name, folder in _PLACES.items():

@@ -26,6 +26,8 @@ mount --bind {kept}/log /var/log
 mount --bind {kept}/srv /srv
 mkdir -p /usr/local/share/man
 mount --bind {kept}/man /usr/local/share/man
+# Shared among the namespaces that this systemd makes, as at a real boot: credentials are mounted in one of those first.
+mount --make-rshared /
 hostname kmsfs-test
 export container=kmsfs-test
 exec /lib/systemd/systemd --system --unit=multi-user.target --log-target=console

@@ -68,6 +68,25 @@ def test_the_whole_life_of_the_service(machine):
     assert machine.run("cat", "/srv/data/file").stdout == "kept\n"
 
 
+def test_credentials_of_units(machine):
+    assert machine.systemctl("is-active", "kmsd-credentials.socket").stdout.strip() == "active"
+    kmsfs(machine, "param", "put", "/systemd/app_40.service/db", "--type", "SecureString", "--value-file", "-", input="of a unit")
+    (machine.kept / "etc/systemd/system/app@.service").write_text(
+        "[Service]\nType=oneshot\nDynamicUser=yes\nLoadCredential=%i:/run/kmsd/credentials.sock\n"
+        "StandardOutput=append:/srv/app.out\nExecStart=/bin/sh -c 'cat $CREDENTIALS_DIRECTORY/%i'\n"
+    )
+    machine.systemctl("daemon-reload")
+    machine.systemctl("stop", "kmsd.service")  # asking for a credential starts it
+    machine.systemctl("start", "app@db.service")
+    assert (machine.kept / "srv/app.out").read_text() == "of a unit"
+    # One that is not there fails the unit, and is no empty credential.
+    assert machine.systemctl("start", "app@absent.service", check=False).returncode
+    status = machine.systemctl("show", "-p", "ExecMainStatus", "app@absent.service").stdout
+    assert status.strip() == "ExecMainStatus=243" and (machine.kept / "srv/app.out").read_text() == "of a unit"
+    question = "select principal from records where operation = 'Decrypt' order by seq desc limit 1"
+    assert "unit/app@db.service" in kmsfs(machine, "audit", "query", question).stdout
+
+
 def test_backups_by_timer(machine):
     assert machine.systemctl("is-active", "kmsd-backup.timer").stdout.strip() == "active"
     machine.systemctl("start", "kmsd-backup.service")
@@ -77,7 +96,7 @@ def test_backups_by_timer(machine):
     state = ["--state", "/var/lib/kmsd"]
     place = f"/var/lib/kmsd-backups/{archive.name}"
     document = json.loads(machine.run(str(BIN / "kmsd"), "verify-backup", place, *state, "--json").stdout)
-    assert document["parameters"] == 1 and document["volumes"] == 1
+    assert document["parameters"] == 2 and document["volumes"] == 1
     score = machine.run("systemd-analyze", "security", "--offline=true", "/etc/systemd/system/kmsd-backup.service", check=False).stdout
     assert float(score.strip().splitlines()[-1].split(":")[1].split()[0]) <= 1.0
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from kmsd.authz.identity import Identity
-from kmsfs.ids import gid_principal, root_principal, uid_principal
+from kmsfs.ids import gid_principal, root_principal, uid_principal, unit_principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class Caller:
     """What IAM lets the caller do; None for a local user, who has what belongs to him or names him."""
     root: bool = False
     """Whether the caller stands for the account itself: its root, or a local administrator."""
+    unit: str = ""
+    """The systemd unit that asks for a credential."""
 
     def as_session_alone(self) -> "Caller":
         """Return a role's session without the role's name: what is left where a limit withholds what the role has."""
@@ -46,3 +48,9 @@ def make_caller(
     if root:
         names.add(root_principal(account))
     return Caller(account, uid, gid, pid, principal, frozenset(names), groups, access_key_id, root=root)
+
+
+def unit_caller(account: str, unit: str, uid: int, gid: int, pid: int) -> Caller:
+    """Return a systemd unit as the one who asks; uid, gid and pid are those of the service manager's helper."""
+    principal = unit_principal(account, unit)
+    return Caller(account, uid, gid, pid, principal, frozenset({principal}), unit=unit)

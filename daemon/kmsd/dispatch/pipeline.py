@@ -150,6 +150,7 @@ class Pipeline:
             record["svc"] = call.via
         if caller.access_key_id:
             record["akid"] = caller.access_key_id
+        if caller.access_key_id or caller.unit:
             record["who"] = caller.principal
         if call.context_uid is not None:
             record["ctx_uid"] = call.context_uid

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kmsd.authz.decide import Question, decide_by_identity
+from kmsd.credentials.names import belongs_to
 from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.paging import token_page_of
 from kmsd.parameters.filters import make_old_test, make_test
@@ -45,9 +46,11 @@ class ParameterService:
     """PutParameter to DeleteParameters. A parameter belongs to the principal who made it, and to administrators."""
 
     def __init__(
-        self, account: str, store: SealedStore, calls: InternalCalls, rng: Rng
+        self, account: str, store: SealedStore, calls: InternalCalls, rng: Rng, keepers: frozenset[str]
     ) -> None:
+        """Serve the parameters of `store`; `keepers` are the principals who speak for the account to systemd's units."""
         self._account = account
+        self._keepers = keepers
         self._store = store
         self._values = ParameterValues(calls, rng)
         self._home = scope_of(account)
@@ -425,7 +428,12 @@ class ParameterService:
         return facts
 
     def _owns(self, call: Call, facts: ParameterFacts) -> bool:
-        """Tell whether the caller may do what he asks for: whose it is, the account, or whom IAM lets."""
+        """Tell whether the caller may do what he asks for: whose it is, the account, or whom IAM lets.
+
+        A unit has what the account's keepers put where its credentials lie: what others put there is not for it.
+        """
+        if call.caller.unit:
+            return facts.owner in self._keepers and belongs_to(call.caller.unit, facts.name)
         return facts.owner == call.caller.principal or call.caller.root or call.caller.identity is not None
 
     def _require_identity(self, call: Call, name: str) -> None:

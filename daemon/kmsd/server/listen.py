@@ -8,23 +8,29 @@ from pathlib import Path
 from kmsfs.errors import StorageError, UsageError
 
 _FIRST_ACTIVATED = 3
+MAIN, CREDENTIALS = "main", "credentials"
 
 
-def activated_socket() -> socket.socket | None:
-    """Return the socket that systemd passed, or None (sd_listen_fds(3)).
+def activated_sockets() -> dict[str, socket.socket]:
+    """Return the sockets that systemd passed by what they are for, `credentials` or `main` (sd_listen_fds_with_names(3)).
 
     Raises:
-        UsageError: if systemd passed more than one.
+        UsageError: if it passed two for the same.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
+        return {}
     count = int(os.environ.get("LISTEN_FDS", "0"))
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)
-    if count != 1:
-        raise UsageError(f"systemd passed {count} sockets, kmsd takes one")
-    os.set_inheritable(_FIRST_ACTIVATED, False)
-    return socket.socket(fileno=_FIRST_ACTIVATED)
+    found: dict[str, socket.socket] = {}
+    for index in range(count):
+        use = CREDENTIALS if names[index : index + 1] == [CREDENTIALS] else MAIN
+        if use in found:
+            raise UsageError(f"systemd passed several sockets, kmsd takes one for each use: {', '.join(names)}")
+        os.set_inheritable(_FIRST_ACTIVATED + index, False)
+        found[use] = socket.socket(fileno=_FIRST_ACTIVATED + index)
+    return found
 
 
 def bind_socket(path: Path, mode: int) -> socket.socket:

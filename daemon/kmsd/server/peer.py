@@ -20,11 +20,21 @@ def identify(connection: socket.socket, account: str, administrators: frozenset[
     Raises:
         OSError: if the socket is not a connected Unix socket.
     """
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    pid, uid, gid = peer_ids(connection)
     return make_caller(
         account, uid, gid, pid, _groups(connection), administrators=administrators
     )
+
+
+def peer_ids(connection: socket.socket) -> tuple[int, int, int]:
+    """Return (pid, uid, gid) of the process behind a connected Unix socket.
+
+    Raises:
+        OSError: if the socket is not a connected Unix socket.
+    """
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    return pid, uid, gid
 
 
 def _groups(connection: socket.socket) -> tuple[int, ...]:
