@@ -30,6 +30,13 @@ _PLACES = {
 _SOCKETS = ("kmsd.socket", "kmsd-credentials.socket")
 _TIMERS = ("kmsd-backup.timer", "kmsfs-rotate.timer")
 _DROP_INS = UNITS / "kmsd.service.d"
+_SEALED_KEY = Path("/etc/credstore.encrypted/kmsfs-root")
+CREDENTIAL_NAME = "kmsfs-root"
+_ROOT_KEY_DROP_INS = ("kmsd.service.d/root-key.conf", "kmsd-backup.service.d/root-key.conf")
+_ROOT_KEY = """# The root key is sealed by systemd-creds: by the TPM, or by this host's key.
+[Service]
+LoadCredentialEncrypted={name}:{path}
+"""
 _LOOPBACK = """# {what} on loopback: the daemon keeps its other walls.
 [Service]
 Environment={variable}={endpoint}
@@ -46,6 +53,12 @@ def install_service(
     metrics: Annotated[
         str | None, typer.Option(help="Serve Prometheus's metrics on this loopback address.")
     ] = None,
+    seal_root_key: Annotated[
+        bool,
+        typer.Option(
+            "--seal-root-key", help="Keep a new realm's root key sealed by systemd-creds: by the TPM, or the host's key."
+        ),
+    ] = False,
     undo: Annotated[
         bool, typer.Option("--undo", help="Stop the service and take its files away; keys and state stay.")
     ] = False,
@@ -56,6 +69,10 @@ def install_service(
     if undo:
         _undo()
         return
+    if seal_root_key and (STATE / "keyring.kms").exists():
+        raise UsageError(
+            f"{STATE} holds a realm already", hint="--seal-root-key is for a new one; secrets move by `kmsfs param export`"
+        )
     programs = _programs()
     for name, folder in _PLACES.items():
         _write(folder / Path(name).name, _unit(name, programs))
@@ -70,7 +87,11 @@ def install_service(
     _copy_manual(programs)
     _run("systemd-sysusers")
     _run("systemd-tmpfiles", "--create", os.fspath(Path("/etc/tmpfiles.d/kmsd.conf")))
-    made = _make_realm(programs)
+    _run("systemctl", "daemon-reload")
+    made = _make_sealed_realm(programs) if seal_root_key else _make_realm(programs)
+    if _SEALED_KEY.exists():
+        for name in _ROOT_KEY_DROP_INS:
+            _write(UNITS / name, _ROOT_KEY.format(name=CREDENTIAL_NAME, path=_SEALED_KEY))
     _run("systemctl", "daemon-reload")
     # A socket cannot begin while its service runs, and the service would go on with the old program: the next call starts it.
     _run("systemctl", "stop", "kmsd.service")
@@ -168,6 +189,26 @@ def _make_realm(programs: Path) -> dict[str, str]:
     return made
 
 
+def _make_sealed_realm(programs: Path) -> dict[str, str]:
+    """Make the realm under a root key that only this machine's systemd unseals; it is in no file, and on no command line.
+
+    A unit of the service's user makes it, with the credential that the service will have.
+    """
+    if not _SEALED_KEY.exists():
+        _SEALED_KEY.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sealing = ("systemd-creds", "encrypt", f"--name={CREDENTIAL_NAME}", "-", os.fspath(_SEALED_KEY))
+        _run(*sealing, data=os.urandom(32))
+    made: dict[str, str] = json.loads(
+        _run(
+            "systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--property=User=kmsd", "--property=UMask=0077",
+            f"--property=LoadCredentialEncrypted={CREDENTIAL_NAME}:{_SEALED_KEY}",
+            "--property=StateDirectory=kmsd kmsd-anchor", "--property=StateDirectoryMode=0700",
+            os.fspath(programs / "kmsd"), "init", "--json", "--source", "credential", "--state", os.fspath(STATE),
+        )
+    )  # fmt: skip
+    return made
+
+
 def _undo() -> None:
     if shutil.which("systemctl"):
         subprocess.run(
@@ -180,16 +221,25 @@ def _undo() -> None:
         (MANUAL / place).unlink(missing_ok=True)
     for name in ("aws-endpoint", "metrics"):
         (_DROP_INS / f"{name}.conf").unlink(missing_ok=True)
+    for name in _ROOT_KEY_DROP_INS:
+        (UNITS / name).unlink(missing_ok=True)
     if HELPER.is_symlink():
         HELPER.unlink()
     _run("systemctl", "daemon-reload")
     show({}, lambda: say(f"the service is gone; its keys and state are still in {STATE}"))
 
 
-def _run(*command: str) -> None:
+def _run(*command: str, data: bytes = b"") -> str:
+    """Run a program with `data` as its input; return what it prints.
+
+    Raises:
+        UsageError: if it is not installed.
+        StorageError: if it fails, with what it said.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=data, capture_output=True, check=False)
     except FileNotFoundError as error:
         raise UsageError(f"{command[0]} is not installed", hint="this command needs systemd") from error
     if done.returncode:
-        raise StorageError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
+        raise StorageError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    return done.stdout.decode(errors="replace")

@@ -189,3 +189,28 @@ def test_awss_clients_when_asked_and_the_way_back(machine):
     assert not (machine.kept / "etc/systemd/system/kmsd.service").exists() and not (machine.kept / "sbin/mount.kmsfs").is_symlink()
     assert not (machine.kept / "man/man1/kmsfs.1").exists()
     assert (machine.kept / "lib/kmsd/keyring.kms").exists()
+
+
+def test_a_root_key_that_only_this_machines_systemd_unseals(machine):
+    shutil.rmtree(machine.kept / "lib/kmsd")
+    shutil.rmtree(machine.kept / "lib/kmsd-anchor")
+    made = json.loads(kmsfs(machine, "--json", "install-service", "--seal-root-key").stdout)
+    assert len(made["recovery_code"]) > 20
+    assert not (machine.kept / "lib/kmsd/root.key").exists()
+    sealed = (machine.kept / "etc/credstore.encrypted/kmsfs-root").read_bytes()
+    kmsfs(machine, "param", "put", "/app/db", "--type", "SecureString", "--value-file", "-", input="sealed")
+    status = json.loads(kmsfs(machine, "--json", "--no-autostart", "daemon", "status").stdout)
+    assert status["RootKeySource"] == "credential"
+    machine.systemctl("start", "kmsd-backup.service")
+    machine.shutdown()
+    machine.boot()
+    assert kmsfs(machine, "param", "get", "/app/db", "--with-decryption", "--raw").stdout == "sealed"
+    done = kmsfs(machine, "install-service", "--seal-root-key", check=False)
+    assert done.returncode and "holds a realm already" in done.stderr
+    # Without the way to unseal it, on another machine or after a theft of the disk's folder, nothing opens.
+    (machine.kept / "lib/systemd/credential.secret").unlink()
+    machine.systemctl("restart", "kmsd.service", check=False)
+    assert kmsfs(machine, "param", "get", "/app/db", "--with-decryption", "--raw", check=False).returncode
+    kmsfs(machine, "install-service", "--undo")
+    assert (machine.kept / "etc/credstore.encrypted/kmsfs-root").read_bytes() == sealed
+    assert not list((machine.kept / "etc/systemd/system").glob("kmsd*.service.d/*"))

@@ -63,8 +63,9 @@ def read_root_key(source: RootSource, argon2: Argon2Parameters) -> KeyMaterial:
         return KeyMaterial(
             argon2id(passphrase, argon2.salt, argon2.memory_kib, argon2.iterations, argon2.lanes)
         )
-    path = _credential_path() if source.seal_type is SealType.CREDENTIAL else source.keyfile
-    raw = _read_private(path)
+    sealed = source.seal_type is SealType.CREDENTIAL
+    path = _credential_path() if sealed else source.keyfile
+    raw = _read_private(path, guarded=sealed)
     if len(raw) != 32:
         raise RootKeyMissing(f"the root key in {path} must have 32 bytes, not {len(raw)}")
     return KeyMaterial(raw)
@@ -96,7 +97,8 @@ def _read_passphrase(source: RootSource) -> bytes:
     return passphrase
 
 
-def _read_private(path: Path) -> bytes:
+def _read_private(path: Path, *, guarded: bool = False) -> bytes:
+    """Read a file of ours alone; `guarded` where systemd lets nobody else in, by an ACL that shows as the group's bits."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -106,7 +108,7 @@ def _read_private(path: Path) -> bytes:
         ) from error
     try:
         facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077:
+        if not stat.S_ISREG(facts.st_mode) or facts.st_mode & (0o007 if guarded else 0o077):
             raise RootKeyMissing(
                 f"{path} must be a regular file that only its owner can read", hint=f"chmod 0400 {path}"
             )
