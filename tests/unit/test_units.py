@@ -85,3 +85,22 @@ def test_lists_are_told_in_constraints_but_never_what_may_be_secret():
         ("TagResource", {"KeyId": "k", "Tags": [{"TagKey": "hunter2", "TagValue": "hunter2"}] * 51}),
     ):
         assert "hunter2" not in text(operation, **parameters), operation
+
+
+@pytest.mark.parametrize("mode, good", [(0o400, True), (0o440, True), (0o404, False), (0o444, False)])
+def test_a_credential_may_have_an_acl(tmp_path, monkeypatch, mode, good):
+    """systemd lets the unit's user read it by an ACL, which stat shows as the group's bits; a keyfile has none."""
+    from kmsd.root.sources import Argon2Parameters, RootSource, SealType, read_root_key
+    from kmsfs.errors import RootKeyMissing
+
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    path = tmp_path / "kmsfs-root"
+    path.write_bytes(b"k" * 32)
+    path.chmod(mode)
+    for kind, allowed in ((SealType.CREDENTIAL, good), (SealType.KEYFILE, mode == 0o400)):
+        source = RootSource(kind, path, None)
+        if allowed:
+            assert read_root_key(source, Argon2Parameters()).reveal() == b"k" * 32
+        else:
+            with pytest.raises(RootKeyMissing):
+                read_root_key(source, Argon2Parameters())
