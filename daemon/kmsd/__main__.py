@@ -106,6 +106,9 @@ def serve(
         Path | None,
         typer.Option(help="Socket for systemd's LoadCredential=ID:SOCKET; systemd's own units pass one."),
     ] = None,
+    digest_every: Annotated[
+        float, typer.Option(min=1, help="Seconds between two signed digests of the audit log.")
+    ] = 3600.0,
     *,
     ephemeral: Annotated[
         bool, typer.Option(help="Serve an empty realm that is gone when the daemon stops; --account names it.")
@@ -125,7 +128,7 @@ def serve(
             folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region,
             parse_endpoint(metrics) if metrics else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
-            credentials,
+            credentials, digest_every,
         )  # fmt: skip
         lock_memory_and_dumps()
         run_self_check()

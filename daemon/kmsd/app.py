@@ -16,6 +16,7 @@ import uvloop
 from kmsd.access.denials import Denials
 from kmsd.access.rules import load_guardrails
 from kmsd.access.service import AccessService
+from kmsd.audit.digests import AuditDigests
 from kmsd.audit.journal import Journal
 from kmsd.authz.guardrails import Guardrails
 from kmsd.config import Config
@@ -89,6 +90,8 @@ class Daemon:
         self._anchor = Anchor(config.anchor, realm.anchor_key)
         self._anchor.check(self._store, accept_rollback=config.accept_rollback)
         self._journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom)
+        seed = derive(oldest, Label.DOMAIN_DIGEST)
+        self._digests = AuditDigests(config.audit, seed, self._journal, config.digest_seconds)
         vault = MaterialVault(keyring.realm_id, domain_keys, os.urandom)
         self._registry = KeyRegistry(self._account, self._store, vault)
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
@@ -129,6 +132,7 @@ class Daemon:
             config.private,
             _endpoint_url(self._door_listener),
             config.home_region,
+            self._digests.public_key,
         )
         self._usage = KeyUsage(self._store, time.time())
         registry.listeners.append(self._usage.forget)
@@ -198,6 +202,7 @@ class Daemon:
                 (_AUDIT_SYNC_SECONDS, self._sync_audit),
                 (_ANCHOR_SECONDS, self._checkpoint),
                 (_PURGE_SECONDS, self._purge),
+                (min(_PURGE_SECONDS, self._config.digest_seconds), self._sign_audit),
             )
         ]
         beat = watchdog_seconds()
@@ -251,6 +256,14 @@ class Daemon:
         if self._journal.needs_sync:
             with contextlib.suppress(AuditUnavailable):
                 self._journal.sync()
+
+    def _sign_audit(self) -> None:
+        now = time.time()
+        if self._digests.due(now):
+            try:
+                self._digests.write(now)
+            except AuditUnavailable as error:
+                _LOG.error("the audit log could not be signed: %s", error)
 
     def _checkpoint(self) -> None:
         with contextlib.suppress(KmsfsError):

@@ -31,6 +31,8 @@ class Config:
     """The folder of policies that nobody can loosen."""
     credentials: Path | None = None
     """Where to bind the socket of systemd's credentials, if systemd passes none."""
+    digest_seconds: float = 3600.0
+    """Time between two signed digests of the audit log."""
 
     @property
     def lock(self) -> Path:

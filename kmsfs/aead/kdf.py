@@ -31,6 +31,7 @@ class Label(Enum):
     DOMAIN_TOKEN = ("domain/token", 32)
     DOMAIN_SESSION = ("domain/session", 64)
     DOMAIN_IMPORT = ("domain/import", 32)
+    DOMAIN_DIGEST = ("domain/digest", 32)
     VOLUME_ATTR = ("volume/attr", 64)
     VOLUME_NAME = ("volume/name", 64)
     VOLUME_DIR = ("volume/dir", 64)

@@ -1,4 +1,4 @@
-"""kmsfs audit: tail, query, export."""
+"""kmsfs audit: tail, query, export, verify."""
 
 import json
 from pathlib import Path
@@ -67,6 +67,36 @@ def export(
     except OSError as error:
         raise StorageError(f"cannot write {destination}: {error.strerror}") from error
     say(f"{len(events)} events in {destination}")
+
+
+@app.command()
+def verify(
+    digest_key: Annotated[
+        str | None, typer.Option(help="Public key of the digests, hex, as you keep it (default: the daemon's, or theirs).")
+    ] = None,
+    log: Log = None,
+) -> None:
+    """Follow the log's chain and its signed digests; needs no secret. Names the first record or digest that is wrong or missing."""
+    from kmsfs.trail.verify import verify_trail
+
+    if log is None:
+        status = call("GetStatus")
+        log = Path(status["StateDirectory"]) / "audit" / "audit.jsonl"
+        digest_key = digest_key or status["AuditDigestKey"]
+    found = verify_trail(log, digest_key)
+    document = found.document()
+    show(document, lambda: _print_verified(document))
+
+
+def _print_verified(document: dict[str, Any]) -> None:
+    if not document["digests"]:
+        say(f"{document['records']} records, chain unbroken; no digest was signed yet")
+        return
+    until = time_of({"ts": document["signed_until"]})
+    print(
+        f"{document['records']} records, chain unbroken; {document['signed_records']} signed by {document['digests']} digests, "
+        f"the last at {until}, under {document['key']}"
+    )
 
 
 def _place(log: Path | None) -> tuple[Path, str]:

@@ -98,6 +98,11 @@ class Journal:
         return self._chain.sequence
 
     @property
+    def head(self) -> tuple[int, str]:
+        """The number of the next record, and the hash that it will name as its previous one."""
+        return self._chain.sequence, self._chain.previous
+
+    @property
     def needs_sync(self) -> bool:
         """Whether records wait for fdatasync."""
         return self._unsynced > 0

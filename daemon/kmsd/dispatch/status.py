@@ -27,6 +27,7 @@ class DaemonFacts:
     private: bool
     aws_endpoint: str
     home_region: str
+    audit_digest_key: str
 
 
 class AdminService:
@@ -56,6 +57,7 @@ class AdminService:
             private=facts.private,
             aws_endpoint=facts.aws_endpoint or None,
             home_region=facts.home_region if facts.aws_endpoint else None,
+            audit_digest_key=facts.audit_digest_key,
         )
 
     def watch(self, call: Call) -> shapes.WatchResponse:

@@ -25,6 +25,8 @@ class StatusResponse(Shape, kw_only=True):
     private: bool = field(default=False)
     aws_endpoint: str | None = None
     home_region: str | None = None
+    audit_digest_key: str | None = None
+    """Public key of the audit log's digests, hex."""
 
 
 class WatchRequest(Shape, kw_only=True):
