@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,7 @@ class VolumeLease:
         }  # fmt: skip
         self._read_only = read_only
         self._transport: Transport | None = None
+        self._calling = threading.Lock()
         self.number = 0
         self.unclean: set[int] = set()
         self.head = b""
@@ -248,9 +250,11 @@ class VolumeLease:
         self._call(operation, {**request, **more})
 
     def _call(self, operation: str, request: dict[str, Any]) -> Any:
-        if self._transport is None:
-            raise KmsfsError("the lease has no connection")
-        answer = self._transport.call(operation, request)
+        # A reconnect claims the lease in the watcher's thread, while others heal, or set a directory's key.
+        with self._calling:
+            if self._transport is None:
+                raise KmsfsError("the lease has no connection")
+            answer = self._transport.call(operation, request)
         if "e" in answer:
             raise to_exception(answer["e"])
         return answer["r"]

@@ -26,8 +26,8 @@ class Verified:
     key: str = ""
     begun_anew: bool = False
     """Whether the log says that it was begun in the place of another one, which older digests are of."""
-    _seen: dict[int, str] = field(default_factory=dict)
-    """Digests that the log itself names: number to SHA-256."""
+    _named: list[tuple[int, str]] = field(default_factory=list)
+    """Digests that the log itself names: number and SHA-256."""
 
     def document(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -54,7 +54,7 @@ def verify_trail(log: Path, key: str | None) -> Verified:
             _compare(digest, ends, found)
     if digests and digests[-1].log != first_line and not found.begun_anew:
         raise AuditChainBroken("record 0 was changed: the digests are of a log that began otherwise")
-    for number, hashed in sorted(found._seen.items()):
+    for number, hashed in found._named:
         if number >= len(lines) or lines[number] != hashed:
             raise AuditChainBroken(f"digest {number}, which the log names, is missing or was changed")
     return found
@@ -76,7 +76,7 @@ def _follow(log: Path, found: Verified) -> tuple[dict[int, str], str]:
         ends[number] = previous
         if record["op"] == "AuditDigest":
             params = record.get("params", {})
-            found._seen[params["number"]] = params["sha256"]
+            found._named.append((params["number"], params["sha256"]))
         previous = sha256(b"\0" + unsealed).hex()
         found.records = number + 1
     ends[found.records] = previous

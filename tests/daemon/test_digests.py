@@ -114,6 +114,20 @@ def test_a_torn_digest_is_cut_off_and_made_again(folder):
     assert digests.due(1e9)  # the clock went back: rather one too many
 
 
+def test_a_damaged_last_digest_is_told_with_the_way_out(folder):
+    path = folder / "digests.jsonl"
+    path.write_bytes(path.read_bytes()[:-20] + b"x" * 19 + b"\n")
+    with pytest.raises(AuditChainBroken) as caught:
+        AuditDigests(folder, SEED, Journal(folder, b"k" * 32, os.urandom), 3600)
+    assert "put a whole copy back" in caught.value.hint
+    path.unlink()
+    journal = Journal(folder, b"k" * 32, os.urandom)
+    AuditDigests(folder, SEED, journal, 3600).write(2e9)
+    journal.close()
+    with pytest.raises(AuditChainBroken, match="digest 0, which the log names"):
+        verify_trail(folder / "audit.jsonl", None)
+
+
 def test_a_full_disk_leaves_no_part_of_one(folder, monkeypatch):
     journal = Journal(folder, b"k" * 32, os.urandom)
     digests = AuditDigests(folder, SEED, journal, 3600)

@@ -6,7 +6,7 @@ from pathlib import Path
 from kmsd.audit.journal import Journal
 from kmsfs.aead.kdf import sha256
 from kmsfs.aead.signing import SigningKey
-from kmsfs.errors import AuditUnavailable
+from kmsfs.errors import AuditChainBroken, AuditUnavailable
 from kmsfs.formats.digest import GENESIS, Digest, encode_digest, parse_digest
 
 
@@ -101,4 +101,10 @@ class AuditDigests:
             raise AuditUnavailable(f"the audit log's digests cannot be read: {error.strerror}") from error
         if whole:
             self._last_line = whole.splitlines(keepends=True)[-1]
-            self._last, _, _ = parse_digest(self._last_line)
+            try:
+                self._last, _, _ = parse_digest(self._last_line)
+            except AuditChainBroken as error:
+                raise AuditChainBroken(
+                    f"the last line of {self._path} is no digest",
+                    hint="put a whole copy back, or the file aside: digests then begin anew, and `kmsfs audit verify` says which are missing",
+                ) from error
