@@ -22,7 +22,7 @@ def rotate(
         str | None, typer.Option(help="random, postgresql, or a program in /etc/kmsfs/rotators; kept with the secret.")
     ] = None,
     every: Annotated[
-        str | None, typer.Option(help="From now on by itself: 30d, or 12h. `kmsfs secret rotate-due` runs what is due.")
+        str | None, typer.Option(help="From now on by itself: 30d, 12h, or cron(0 8 1 * ? *). `kmsfs secret rotate-due` runs what is due.")
     ] = None,
     later: Annotated[bool, typer.Option("--later", help="Set the schedule only, rotate when it comes.")] = False,
 ) -> None:
@@ -90,7 +90,9 @@ def _rotator_of(name: str) -> str:
 
 
 def _rate(text: str) -> str:
+    if text.startswith("cron("):
+        return text
     units = {"d": "days", "h": "hours"}
     if not text[:-1].isdigit() or text[-1:] not in units:
-        raise UsageError(f"{text!r} is no interval", hint="30d or 12h")
+        raise UsageError(f"{text!r} is no interval", hint="30d, 12h, or 'cron(0 8 1 * ? *)'")
     return f"rate({int(text[:-1])} {units[text[-1]]})"

@@ -1,11 +1,13 @@
 """Rotation of secrets: the state at kmsd, the four steps by programs, and a real PostgreSQL."""
 
 import glob
+import datetime
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 
 import pytest
@@ -90,7 +92,11 @@ def test_schedules(session, secret):
         assert "VersionId" not in rotate(**rules)
         told = session.call("DescribeSecret", {"SecretId": secret})
         assert abs(told["NextRotationDate"] - told["LastChangedDate"] - seconds) < 1
-    for rules in ({"ScheduleExpression": "rate(1 hour)"}, {"ScheduleExpression": "cron(0 8 1 * ? *)"}, {"ScheduleExpression": "rate(9999 days)"},
+    rotate(ScheduleExpression="cron(0 8 1 * ? *)")
+    due = datetime.datetime.fromtimestamp(session.call("DescribeSecret", {"SecretId": secret})["NextRotationDate"], datetime.UTC)
+    assert (due.day, due.hour, due.minute, due.second) == (1, 8, 0, 0) and due.timestamp() > time.time()
+    for rules in ({"ScheduleExpression": "rate(1 hour)"}, {"ScheduleExpression": "cron(0 * * * ? *)"},
+                  {"AutomaticallyAfterDays": 1, "ScheduleExpression": "cron(0 8 1 * ? *)"}, {"ScheduleExpression": "rate(9999 days)"},
                   {"ScheduleExpression": "daily"}, {"AutomaticallyAfterDays": 1, "ScheduleExpression": "rate(1 day)"}):  # fmt: skip
         with pytest.raises(InvalidRequest):
             rotate(**rules)

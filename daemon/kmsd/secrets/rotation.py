@@ -9,7 +9,7 @@ import msgspec
 
 from kmsd.dispatch.call import Call
 from kmsd.secrets.records import PENDING, Secret, Version, prune, with_version
-from kmsd.secrets.schedule import interval_of
+from kmsd.secrets.schedule import next_rotation
 from kmsd.secrets.service import require_not_deleted
 from kmsd.secrets.store import SecretStore
 from kmsfs.aead.nonces import Rng
@@ -39,12 +39,12 @@ class RotationService:
         rules: dict[str, Any] | None = secret.rotation_rules
         if request.rotation_rules is not None:
             rules = {k: v for k, v in msgspec.structs.asdict(request.rotation_rules).items() if v is not None}
-        interval = interval_of(rules)
+        due = next_rotation(rules, call.now)
         if not secret.versions:
             raise InvalidSecretRequest("You can't rotate a secret that has no value.")
         changed = replace(
             secret, rotator=rotator, rotation_rules=rules, rotation_enabled=True, changed=call.now,
-            next_rotation=call.now + interval if interval is not None else None,
+            next_rotation=due,
         )  # fmt: skip
         if not request.rotate_immediately:
             self._store.put(changed)
