@@ -19,7 +19,7 @@ from kmsfs.envelope.kf1file import FileTools, Kf1File
 from kmsfs.envelope.recovery import SessionRules
 from kmsfs.envelope.slots import SlotPair, read_slots
 from kmsfs.envelope.volumekeys import DIR_ID_NAME
-from kmsfs.errors import CorruptFile, CorruptVolume, IntegrityReason, InvalidName, KmsfsError
+from kmsfs.errors import CorruptFile, CorruptVolume, IntegrityError, IntegrityReason, InvalidName, KmsfsError
 from kmsfs.formats.fileheader import Attributes
 from kmsfs.formats.volume import CONFIG_NAME
 
@@ -39,13 +39,15 @@ class RescueReport:
     plain_bytes: int = 0
     lost_bytes: int = 0
     lost_files: int = 0
+    refused_files: int = 0
+    """Files that the key service refused, or the disk did not read: they may be whole."""
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
         """Return the report for JSON."""
         return {
             "files": self.files, "directories": self.directories, "links": self.links, "plain_bytes": self.plain_bytes,
-            "lost_bytes": self.lost_bytes, "lost_files": self.lost_files,
+            "lost_bytes": self.lost_bytes, "lost_files": self.lost_files, "refused_files": self.refused_files,
             "problems": [{"path": path, "problem": problem} for path, problem in self.problems],
         }  # fmt: skip
 
@@ -194,7 +196,10 @@ class Rescuer:
             place = self._place(folder, name or os.fsencode(disk_name), lost=lost or not name)
             self._bring(pair, backing, place, facts)
         except KmsfsError as error:
-            self.report.lost_files += 1
+            if isinstance(error, IntegrityError):
+                self.report.lost_files += 1
+            else:
+                self.report.refused_files += 1
             self._problem(folder.target / (os.fsdecode(plain) or disk_name), str(error))
         finally:
             backing.close()

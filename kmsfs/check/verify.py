@@ -17,6 +17,7 @@ from kmsfs.envelope.volumekeys import DIR_ID_NAME
 from kmsfs.errors import (
     AccessDenied,
     CorruptFile,
+    IntegrityError,
     IntegrityReason,
     InvalidName,
     KmsfsError,
@@ -26,7 +27,7 @@ from kmsfs.formats.volume import CONFIG_NAME
 
 DAMAGE, UNCLEAN, UNREAD, LEFTOVER = "damage", "unclean", "unread", "leftover"
 """Damaged or tampered with; explained by the crash before, the next mount heals it; not looked into, as the key
-service refused; of no use and harmless."""
+service refused or the disk did not read; of no use and harmless."""
 
 
 NEW_HEADER, REMOVE, SET_ASIDE = "new header", "remove", "set aside"
@@ -183,8 +184,11 @@ class VolumeChecker:
             self._found(where, UNREAD, f"the key service refused its data key: {error}")
         except UnsupportedFormat as error:
             self._found(where, UNREAD, str(error))
-        except KmsfsError as error:
+        except IntegrityError as error:
             self._found(where, DAMAGE, str(error), SET_ASIDE)
+        except KmsfsError as error:
+            # A disabled key, a daemon that is away, a disk that does not read: nothing is known of the file, so nothing is done to it.
+            self._found(where, UNREAD, f"it could not be looked into: {error}")
 
     def _subdirectory(self, place: _Place, name: bytes, disk_name: str, where: tuple[str, str]) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

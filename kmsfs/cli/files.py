@@ -182,7 +182,7 @@ def check(
         bool, typer.Option("--repair", help="Mend headers of which the other one is good, remove leftovers.")
     ] = False,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="With --repair: move what cannot be read into CIPHERDIR/.damaged.")
+        bool, typer.Option("--quarantine", help="With --repair: move what is damaged beyond that into CIPHERDIR/.damaged.")
     ] = False,
 ) -> None:
     """Verify every byte of a volume that is not mounted, changing nothing unless asked. Exit code 21: something is damaged."""
@@ -210,8 +210,10 @@ def _print_report(report: "Report", limit: int) -> None:
     if len(report.findings) > limit:
         print(f"… and {len(report.findings) - limit} more")
     counts = f"{report.files} files, {report.directories} directories, {report.plain_bytes} bytes"
-    bad = sum(finding.kind in ("damage", "unread") for finding in report.findings)
-    say(f"checked {counts}: {f'{bad} damaged or unreadable' if bad else 'all as written'}")
+    bad = sum(finding.kind == "damage" for finding in report.findings)
+    unread = sum(finding.kind == "unread" for finding in report.findings)
+    told = [f"{bad} damaged"] * bool(bad) + [f"{unread} could not be looked into"] * bool(unread)
+    say(f"checked {counts}: {', '.join(told) or 'all as written'}")
 
 
 def rescue(
@@ -234,6 +236,8 @@ def _print_rescued(report: "RescueReport", target: Path, limit: int) -> None:
     if len(report.problems) > limit:
         print(f"… and {len(report.problems) - limit} more")
     lost = f"{report.lost_files} files and {report.lost_bytes} bytes of others are lost"
+    if report.refused_files:
+        lost += f", {report.refused_files} files could not be looked into: try those again"
     say(f"rescued {report.files} files, {report.plain_bytes} bytes into {target}; {lost}")
 
 

@@ -266,6 +266,30 @@ def test_rewrap_takes_each_file_to_its_directory(make_mount, talk, key):
     assert len(report["failed"]) == 1 and report["files"] == 1
 
 
+def test_who_may_not_use_a_key_calls_nothing_damaged(make_mount, talk, key):
+    """A check with repair, while a key is disabled, must not take its files for damaged ones and move them away."""
+    mount = make_mount().start()
+    folder = mount.plain / "secret"
+    folder.mkdir()
+    os.setxattr(folder, KEY_ATTRIBUTE, key.encode())
+    (folder / "a").write_bytes(b"a" * 30_000)
+    (mount.plain / "outside").write_bytes(b"outside")
+    mount.stop()
+    before = sorted(os.walk(mount.cipher))
+    talk.call("DisableKey", {"KeyId": key})
+    done = kmsfs(mount, "--json", "check", "--repair", "--quarantine", str(mount.cipher))
+    report = json.loads(done.stdout)
+    [finding] = report["findings"]
+    assert done.returncode == 21 and (finding["path"], finding["kind"], finding["remedy"]) == ("/secret/a", "unread", "")
+    assert sorted(os.walk(mount.cipher)) == before
+    assert "1 could not be looked into" in kmsfs(mount, "check", str(mount.cipher)).stderr
+    target = mount.cipher.with_name("rescued")
+    rescued = json.loads(kmsfs(mount, "--json", "rescue", str(mount.cipher), str(target)).stdout)
+    assert (rescued["files"], rescued["lost_files"], rescued["refused_files"]) == (1, 0, 1)
+    talk.call("EnableKey", {"KeyId": key})
+    assert kmsfs(mount, "check", str(mount.cipher)).returncode == 0
+
+
 def test_a_key_from_elsewhere_does_not_open_a_file(make_mount, talk, key):
     """Whoever can write the cipher directory may put another wrapped key into a header: it is not what belongs there."""
     mount = make_mount().start()
