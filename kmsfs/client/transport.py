@@ -112,7 +112,12 @@ class Transport:
 
     def idle(self) -> bool:
         """Whether nothing has arrived unasked, such as the daemon's goodbye."""
-        return not self._pending and not select.select([self._socket], [], [], 0)[0]
+        if self._pending:
+            return False
+        # Not select(2), which takes no descriptor past 1,023: a mount has thousands of files open.
+        waiter = select.poll()
+        waiter.register(self._socket.fileno(), select.POLLIN)
+        return not waiter.poll(0)
 
     def _cut(self) -> bytes | None:
         pending = self._pending

@@ -525,3 +525,17 @@ def test_volume_sessions(daemon, call, key):
     other = call("CreateKey")["KeyMetadata"]["KeyId"]
     assert one.call("OpenVolumeSession", {**request, "KeyId": other})["e"]["code"] == "IncorrectKeyException"
     one.close()
+
+
+def test_a_client_with_thousands_of_open_files(daemon):
+    """select(2) takes no descriptor past 1,023; a mount keeps thousands of files open."""
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    session = daemon.session()
+    try:
+        for _ in range(3):
+            session.call("GetStatus", {})
+            time.sleep(0.02)  # so long that the connection is looked at before it is used again
+    finally:
+        session.close()
+        for descriptor in held:
+            os.close(descriptor)

@@ -1,5 +1,6 @@
 """Short wake-ups: asked for while requests come one upon the other, and let go when they end."""
 
+import fcntl
 import os
 import struct
 import threading
@@ -63,6 +64,18 @@ def test_without_the_device_it_only_waits(tmp_path, caplog):
         wake_ups.close()
         wake_ups.close()
     assert caplog.text.count("wake-ups stay") == 1
+
+
+def test_descriptors_past_1023_are_waited_for_too():
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(reader, fcntl.F_DUPFD_CLOEXEC, 1500)
+    os.write(writer, b"1")
+    wake_ups = WakeUps(None)
+    for _ in range(DENSE):
+        wake_ups.served()
+    wake_ups.wait(high)
+    for descriptor in (reader, writer, high):
+        os.close(descriptor)
 
 
 def test_big_machines_let_idle_processors_halt():

@@ -15,7 +15,7 @@ _LOG = logging.getLogger("kmsfs.mount")
 DEVICE = Path("/dev/cpu_dma_latency")
 DENSE = 16
 """Requests that come one upon the other before it is worth asking for."""
-KEPT_SECONDS = 0.001
+KEPT_MILLISECONDS = 1
 """How long it is kept after the last request."""
 _MICROSECONDS = struct.Struct("=i")
 _ANY = -1
@@ -58,12 +58,14 @@ class WakeUps:
         Raises:
             OSError: if it cannot be waited for.
         """
+        waiter = select.poll()
+        waiter.register(descriptor, select.POLLIN)
         if self._served >= DENSE:
-            if select.select([descriptor], [], [], KEPT_SECONDS)[0]:
+            if waiter.poll(KEPT_MILLISECONDS):
                 return
             self._ask(_ANY)
         self._served = 0
-        select.select([descriptor], [], [])
+        waiter.poll()
 
     def close(self) -> None:
         """Let the kernel forget it."""
