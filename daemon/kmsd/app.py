@@ -20,7 +20,7 @@ from kmsd.audit.digests import AuditDigests
 from kmsd.audit.journal import Journal
 from kmsd.authz.guardrails import Guardrails
 from kmsd.config import Config
-from kmsd.credentials.server import CredentialRules, CredentialSession
+from kmsd.credentials.server import CredentialSession
 from kmsd.dispatch.authorise import Authoriser
 from kmsd.dispatch.batch import BatchService
 from kmsd.dispatch.bindings import Services, bind_handlers
@@ -191,8 +191,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         servers = [await loop.create_unix_server(lambda: Session(self._state), sock=listener)]
         if credentials is not None:
-            rules = CredentialRules(frozenset({0, os.getuid()}))
-            make = lambda: CredentialSession(self._state, rules)  # noqa: E731
+            managers = frozenset({0, os.getuid()})
+            make = lambda: CredentialSession(self._state, managers)  # noqa: E731
             servers.append(await loop.create_unix_server(make, sock=credentials))
         self._record("DaemonStarted")
         tasks = [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import secrets
 import socket
 
@@ -137,3 +138,16 @@ def test_the_keys_policy_decides_about_the_unit(served, call):
         assert refused(ask(served, "app.service", "db-password"))
     finally:
         call("EnableKey", KeyId="alias/kmsfs/ssm")
+
+
+def test_nothing_is_given_out_that_the_audit_log_does_not_have(served, call):
+    """The log's disk is full: a limit on the size of the daemon's files stands for that."""
+    call("PutParameter", Name="/systemd/app.service/logged", Value="s3cret", Type="String")
+    pid, size = served.process.pid, (served.state / "audit" / "audit.jsonl").stat().st_size
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        assert refused(ask(served, "app.service", "logged"))
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    assert ask(served, "app.service", "logged") == b"s3cret"

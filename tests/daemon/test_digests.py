@@ -128,6 +128,23 @@ def test_a_damaged_last_digest_is_told_with_the_way_out(folder):
         verify_trail(folder / "audit.jsonl", None)
 
 
+def test_what_is_signed_is_in_the_log_before(folder, monkeypatch):
+    """A power cut between the two must leave a log that has all that a digest signs."""
+    journal = Journal(folder, b"k" * 32, os.urandom)
+    digests = AuditDigests(folder, SEED, journal, 3600)
+    journal.append({"ts": 1.0, "op": "Decrypt", "uid": 7, "res": "ok"})
+    seen, append = [], digests._append
+
+    def spy(line):
+        seen.append((json.loads(line)["digest"]["end"], len(lines(folder / "audit.jsonl")), journal.needs_sync))
+        append(line)
+
+    monkeypatch.setattr(digests, "_append", spy)
+    digests.write(2e9)
+    journal.close()
+    assert seen == [(16, 16, False)]
+
+
 def test_a_full_disk_leaves_no_part_of_one(folder, monkeypatch):
     journal = Journal(folder, b"k" * 32, os.urandom)
     digests = AuditDigests(folder, SEED, journal, 3600)

@@ -8,7 +8,6 @@ whose credential is longer than 1 MiB.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from kmsd.authz.principal import unit_caller
@@ -23,19 +22,13 @@ CREDENTIAL_MAX_BYTES = 1 << 20
 _REFUSAL = bytes(CREDENTIAL_MAX_BYTES + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class CredentialRules:
-    """Whose connections are believed: uids whose process may say which unit it is for."""
-
-    managers: frozenset[int]
-
-
 class CredentialSession(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, state: ServerState, rules: CredentialRules) -> None:
+    def __init__(self, state: ServerState, managers: frozenset[int]) -> None:
+        """Serve one; processes of the uids `managers` are believed which unit they ask for."""
         self._state = state
-        self._rules = rules
+        self._managers = managers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Answer and close: systemd sends nothing."""
@@ -51,7 +44,7 @@ class CredentialSession(asyncio.Protocol):
     def _answer(self, connection: Any) -> bytes:
         pid, uid, gid = peer_ids(connection)
         unit, credential = parse_peer(connection.getpeername())
-        if uid not in self._rules.managers:
+        if uid not in self._managers:
             raise ParameterNotFound(f"uid {uid} is no service manager, but asks as {unit} for {credential}")
         caller = unit_caller(self._state.account, unit, uid, gid, pid)
         self._state.buckets.spend(uid, self._state.clock())
