@@ -45,6 +45,10 @@ def mount(
         bool,
         typer.Option(help="As root: keep idle processors awake while requests come. Faster, for power."),
     ] = True,
+    keys_ahead: Annotated[
+        bool,
+        typer.Option(help="Files read one after the other: get the next ones' data keys early, audited as Decrypt."),
+    ] = True,
 ) -> None:
     """Mount an encrypted directory; makes it on first use. Example: kmsfs mount ~/cipher ~/plain"""
     from kmsfs.mount.run import MountRequest, check_places, run_mount
@@ -53,7 +57,7 @@ def mount(
         raise UsageError(f"no transport {transport!r}", hint=f"one of {', '.join(TRANSPORTS)}")
     request = MountRequest(
         cipher_dir.absolute(), mountpoint.absolute(), key, transport, allow_other, read_only, recover,
-        low_latency,
+        low_latency, keys_ahead,
     )  # fmt: skip
     check_places(request)
     talk = session()

@@ -7,7 +7,7 @@ from kmsfs.errors import KmsfsError, UsageError
 
 _FLAGS = {
     "ro": "--read-only", "allow_other": "--allow-other", "recover": "--recover",
-    "no_low_latency": "--no-low-latency",
+    "no_low_latency": "--no-low-latency", "no_keys_ahead": "--no-keys-ahead",
 }  # fmt: skip
 _VALUES = {"key": "--key", "transport": "--transport"}
 _IGNORED = frozenset(

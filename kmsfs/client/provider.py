@@ -24,3 +24,11 @@ class SocketKeySource:
         request = {"CiphertextBlob": wrapped, "EncryptionContext": context}
         plain: bytes = self._session.call("Decrypt", request, context_uid=self.caller_uid)["Plaintext"]
         return plain
+
+    def decrypt_batch(self, items: list[tuple[bytes, dict[str, str]]]) -> list[bytes | None]:
+        """See KeySource."""
+        request = {
+            "Items": [{"CiphertextBlob": wrapped, "EncryptionContext": context} for wrapped, context in items]
+        }
+        answer = self._session.call("DecryptBatch", request, context_uid=self.caller_uid)
+        return [item.get("Plaintext") for item in answer["Items"]]

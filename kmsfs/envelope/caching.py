@@ -15,6 +15,8 @@ from kmsfs.secret import DataKey
 POOL_KEYS = 128
 POOL_SECONDS = 60.0
 """Unused pool keys are dropped after this long."""
+AHEAD_SECONDS = 10.0
+"""A key that was fetched before its file was opened is not used after this long: the key service is asked anew."""
 
 
 class KeySource(Protocol):
@@ -26,6 +28,10 @@ class KeySource(Protocol):
 
     def decrypt(self, wrapped: bytes, context: dict[str, str]) -> bytes:
         """Return the plain data key."""
+        ...
+
+    def decrypt_batch(self, items: list[tuple[bytes, dict[str, str]]]) -> list[bytes | None]:
+        """Return the plain data key of each wrapped one; None of those that were refused."""
         ...
 
 
@@ -67,6 +73,8 @@ class _Held:
     keys: FileKeys
     born: float
     used: float
+    ahead: bool = False
+    """Fetched ahead, and not used so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,8 @@ class Order:
 class CachingProvider:
     """A DataKeyProvider over a KeySource.
 
-    A cached key is used for at most 300 s after its last use and 900 s in all, and only while the lease holds:
+    A cached key is used for at most 300 s after its last use and 900 s in all, one that was fetched ahead for at most
+    10 s before its first, and only while the lease holds:
     `lease_holds` says whether the watch stream was heard within ten seconds.
     """
 
@@ -120,6 +129,8 @@ class CachingProvider:
         self._unprepared: deque[FileKeys] = deque(maxlen=2 * POOL_KEYS)
         self._round = 0
         self._opened: OrderedDict[bytes, _Held] = OrderedDict()
+        self.ahead_used = 0
+        """How many keys that were fetched ahead have been used."""
         self.on_low: Callable[[str], None] | None = None
         """Called with the KMS key whose pool runs low: somebody then gets an `order` made and calls `deliver`."""
 
@@ -191,17 +202,53 @@ class CachingProvider:
         self._require_lease()
         self._guard.require_for(wrapped)
         now = self._clock()
-        held = self._opened.get(file_id)
+        held = self._held(file_id, now)
         if held is not None:
-            if now - held.used <= CACHE_IDLE_SECONDS and now - held.born <= CACHE_AGE_SECONDS:
-                held.used = now
-                self._opened.move_to_end(file_id)
-                return held.keys
-            self._forget(file_id)
+            held.used = now
+            if held.ahead:
+                held.ahead = False
+                self.ahead_used += 1
+            self._opened.move_to_end(file_id)
+            return held.keys
         key = DataKey(self._source.decrypt(wrapped, file_context(self._volume_id, file_id)))
         keys = FileKeys(key)
         self._remember(file_id, key, keys, now)
         return keys
+
+    def holds(self, file_id: bytes) -> bool:
+        """Whether `open` would have the key without asking."""
+        return self._held(file_id, self._clock()) is not None
+
+    def fetch(self, wanted: list[tuple[bytes, bytes]]) -> None:
+        """Get keys by (file id, wrapped key) in one call, the first for a file that is being opened, the others ahead of that.
+
+        All are wrapped under the same KMS key. What is refused is left out: `open` asks again and says why.
+
+        Raises:
+            KeyLease, KmsfsError: as `open`, where nothing could be asked.
+        """
+        self._require_lease()
+        self._guard.require_for(wanted[0][1])
+        now = self._clock()
+        items = [(wrapped, file_context(self._volume_id, file_id)) for file_id, wrapped in wanted]
+        for place, plain in enumerate(self._source.decrypt_batch(items)):
+            file_id = wanted[place][0]
+            if plain is None or file_id in self._opened:
+                continue
+            key = DataKey(plain)
+            self._remember(file_id, key, FileKeys(key), now)
+            self._opened[file_id].ahead = place > 0
+
+    def _held(self, file_id: bytes, now: float) -> _Held | None:
+        """Return a key that may still be used; one that may not is wiped."""
+        held = self._opened.get(file_id)
+        if held is None:
+            return None
+        idle = AHEAD_SECONDS if held.ahead else CACHE_IDLE_SECONDS
+        if now - held.used <= idle and now - held.born <= CACHE_AGE_SECONDS:
+            return held
+        self._forget(file_id)
+        return None
 
     def drop(self) -> None:
         """Wipe every key: the KMS key, its policy or its grants changed, or the stream broke."""

@@ -65,6 +65,7 @@ class MountRequest:
     read_only: bool = False
     recover: bool = False
     low_latency: bool = True
+    keys_ahead: bool = True
 
 
 def check_places(request: MountRequest) -> None:
@@ -158,7 +159,7 @@ class RunningMount:
         scratch = bytearray(2 * MAX_WRITE + (1 << 18))
         tools = FileTools(keys, provider, rules, os.urandom, config.chunk_log2, scratch, self._records)
         kernel_times = self._request.transport == "kernel"
-        options = VfsOptions(self._request.read_only, config.bind, kernel_times, put_off=kernel_times)
+        options = VfsOptions(self._request.read_only, config.bind, kernel_times, put_off=kernel_times, keys_ahead=self._request.keys_ahead)
         vfs = Vfs(tools, provider, self._volume.descriptor, config.root_id, options)
         vfs.volume_key_id = self._key_id
         vfs.directory_keys = self._lease.directory_keys

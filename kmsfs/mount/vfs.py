@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from kmsfs.envelope.freshness import Commit
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.errors import CorruptFile, CorruptVolume, IntegrityReason, KeyLease, KmsfsError, StorageError
 from kmsfs.formats.fileheader import Attributes
+from kmsfs.mount.keysahead import KeysAhead
 from kmsfs.mount.nodes import Node, NodeTable
 
 _LOG = logging.getLogger("kmsfs.mount")
@@ -34,6 +36,8 @@ class VfsOptions:
     """The kernel keeps modification times of cached writes and tells them by setattr."""
     put_off: bool = False
     """The transport calls `idle_step` while it waits: work that no answer depends on is left for then."""
+    keys_ahead: bool = False
+    """Data keys of files that will likely be opened next are fetched with those that are needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class VfsBase:
         self.options = options
         self.nodes = NodeTable(root_descriptor, root_dir_id)
         self.extras = ExtrasStore(tools, root_descriptor)
+        self.ahead = KeysAhead(tools.keys, time.monotonic) if options.keys_ahead else None
         self.recent: dict[tuple[int, int], Recent] = {}
         self.recent_counter = 0
         self.locked: KmsfsError | None = None

@@ -104,7 +104,7 @@ class FileOperations(ExtrasOperations):
             self.require_writable()
         file = self.acquire(node)
         try:
-            file.authorise()
+            self._authorise(node, file)
             if truncate and file.size:
                 content.truncate(file, 0)
                 file.attributes.mtime_ns = time.time_ns()
@@ -117,6 +117,21 @@ class FileOperations(ExtrasOperations):
             raise
         keep, node.keep_cache = node.keep_cache, True
         return keep
+
+    def _authorise(self, node: Node, file: Kf1File) -> None:
+        """Get the file's keys; where kmsd has to be asked, ask for those of files beside it in the same call."""
+        file.require_fresh()
+        place = node.place()
+        if file.file_keys is None and self.ahead is not None and place is not None:
+            file_id, wrapped = file.clear.file_id, file.clear.wrapped_key
+            if not self.provider.holds(file_id):
+                directory = place[0]
+                beside = self.ahead.beside(
+                    directory.node_id, self.nodes.descriptor(directory), node.key[1], wrapped, self.provider.ahead_used
+                )
+                if beside:
+                    self.provider.fetch([(file_id, wrapped), *beside])
+        file.authorise()
 
     def release(self, node: Node) -> None:
         """Close one handle."""

@@ -1,0 +1,166 @@
+"""Data keys fetched ahead (ADR 0015): who reads one file of a directory after the other will open the next.
+
+Which keys are worth fetching is told by the backing inodes' numbers: files that were made together are read together.
+How many is told by what became of those fetched before.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kmsfs.backing.posix import PosixFile
+from kmsfs.envelope.slots import read_slots
+from kmsfs.envelope.volumekeys import VolumeKeys
+from kmsfs.errors import KmsfsError
+from kmsfs.formats.blob import parse_blob
+
+_WINDOW_FIRST = 4
+_WINDOW_MAX = 32
+_PATIENCE_FIRST = 3
+_PATIENCE_MAX = 96
+_ENTRIES_MAX = 16_384
+_WALKS_MAX = 8
+_WALK_SECONDS = 60.0
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+Wrapped = tuple[bytes, bytes]
+"""A file id and its wrapped data key."""
+
+
+@dataclass(slots=True)
+class Window:
+    """How many keys to fetch ahead: twice as many while most of them are used, half as many while few are."""
+
+    size: int = 0
+    patience: int = _PATIENCE_FIRST
+    """With a window of 0, so many files of one directory must be opened before the next try."""
+    _fetched: int = 0
+    _used_before: int = 0
+
+    def judge(self, used: int) -> None:
+        """Learn how many keys that were fetched ahead have been used in all, and draw the conclusion once a batch."""
+        if self._fetched:
+            share = (used - self._used_before) / self._fetched
+            if share >= 3 / 4:
+                self.size = min(_WINDOW_MAX, self.size * 2)
+                self.patience = _PATIENCE_FIRST
+            elif share < 1 / 4:
+                self.size //= 2
+                if self.size < 2:
+                    self.size = 0
+                    self.patience = min(_PATIENCE_MAX, self.patience * 2)
+        self._fetched, self._used_before = 0, used
+
+    def try_again(self) -> None:
+        """Open a closed window."""
+        self.size = _WINDOW_FIRST
+
+    def fetched(self, count: int) -> None:
+        """Note a batch."""
+        self._fetched = count
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What was opened in a directory so far: files by backing inode, in the order of their numbers."""
+
+    opened: int = 0
+    last_inode: int = 0
+    listed: float = 0.0
+    files: list[tuple[int, str]] = field(default_factory=list)
+    places: dict[int, int] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set)
+
+
+class KeysAhead:
+    """Says which further keys to fetch when one has to be fetched. The caller holds the vfs lock."""
+
+    def __init__(self, keys: VolumeKeys, clock: Callable[[], float]) -> None:
+        self.window = Window()
+        self._keys = keys
+        self._clock = clock
+        self._walks: OrderedDict[int, _Walk] = OrderedDict()
+
+    def beside(self, directory: int, descriptor: int, inode: int, wrapped: bytes, used: int) -> list[Wrapped]:
+        """Return file ids and wrapped keys of files whose keys may be wanted soon, all under the same KMS key as `wrapped`.
+
+        Args:
+            directory: the node id of the directory in which a file is opened.
+            descriptor: an open descriptor of its backing directory.
+            inode: the backing inode of the opened file.
+            wrapped: its wrapped data key.
+            used: how many keys that were fetched ahead have been used since the volume was mounted.
+
+        Raises:
+            OSError: if the backing directory cannot be read.
+            InvalidCiphertext: if `wrapped` is no ciphertext blob.
+        """
+        walk = self._walk_of(directory)
+        up = inode > walk.last_inode
+        walk.last_inode = inode
+        walk.opened += 1
+        self.window.judge(used)
+        if not self.window.size:
+            if walk.opened < self.window.patience:
+                return []
+            self.window.try_again()
+        walk.opened = 0
+        if not walk.files:
+            self._list(walk, descriptor)
+        found = self._pick(walk, descriptor, inode, 1 if up else -1, parse_blob(wrapped).owner)
+        self.window.fetched(len(found))
+        return found
+
+    def _walk_of(self, directory: int) -> _Walk:
+        walk = self._walks.pop(directory, None)
+        if walk is None or (walk.files and self._clock() - walk.listed > _WALK_SECONDS):
+            walk = _Walk()
+        self._walks[directory] = walk
+        if len(self._walks) > _WALKS_MAX:
+            self._walks.popitem(last=False)
+        return walk
+
+    def _list(self, walk: _Walk, descriptor: int) -> None:
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                if entry.name[0] not in ".s" and entry.is_file(follow_symlinks=False):
+                    walk.files.append((entry.inode(), entry.name))
+                    if len(walk.files) >= _ENTRIES_MAX:
+                        break
+        walk.files.sort()
+        walk.places = {inode: place for place, (inode, _) in enumerate(walk.files)}
+        walk.listed = self._clock()
+
+    def _pick(self, walk: _Walk, descriptor: int, inode: int, step: int, owner: bytes) -> list[Wrapped]:
+        place = walk.places.get(inode)
+        found: list[Wrapped] = []
+        if place is None:
+            return found
+        walk.seen.add(place)
+        place += step
+        while 0 <= place < len(walk.files) and len(found) < self.window.size:
+            if place not in walk.seen:
+                walk.seen.add(place)
+                wrapped = self._wrapped_key(descriptor, walk.files[place][1], owner)
+                if wrapped is not None:
+                    found.append(wrapped)
+            place += step
+        return found
+
+    def _wrapped_key(self, descriptor: int, disk_name: str, owner: bytes) -> Wrapped | None:
+        """Read a file's header; None where opening the file itself has something to say, or another KMS key is asked."""
+        try:
+            backing = PosixFile(os.open(disk_name, _OPEN_FLAGS, dir_fd=descriptor))
+        except OSError:
+            return None
+        try:
+            pair = read_slots(self._keys, backing)
+            if not pair.valid or pair.damaged is not None:
+                return None
+            clear = pair.valid[0].clear
+            return (clear.file_id, clear.wrapped_key) if parse_blob(clear.wrapped_key).owner == owner else None
+        except KmsfsError:
+            return None
+        finally:
+            backing.close()

@@ -1,0 +1,128 @@
+"""Files that are read one after the other cost few calls, those of other KMS keys or with a policy's no cost nothing more."""
+
+import json
+import os
+
+import pytest
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+COUNT = 200
+
+
+@pytest.fixture
+def talk(daemon):
+    session = daemon.session()
+    yield session
+    session.close()
+
+
+def make_files(folder, count=COUNT):
+    for number in range(count):
+        (folder / f"f{number}").write_bytes(b"content of %d" % number)
+
+
+def read_files(folder, order):
+    for number in order:
+        assert (folder / f"f{number}").read_bytes() == b"content of %d" % number
+
+
+class Journal:
+    """What kmsd recorded since it was last asked."""
+
+    def __init__(self, state):
+        self._path = state / "audit" / "audit.jsonl"
+        self._seen = 0
+
+    def news(self, talk):
+        # The daemon answers after it has recorded; what it has recorded is on the disk by then.
+        talk.call("GetStatus", {})
+        records = [json.loads(line) for line in self._path.read_text().splitlines()]
+        found, self._seen = records[self._seen :], len(records)
+        return [(record["op"], record.get("err"), record.get("ec", {}).get("kmsfs:file"), record["req"]) for record in found]
+
+
+def spent(news):
+    """Return (calls that a mount waited for, keys that it got): the items of one batch have one call id."""
+    keys = [request for name, _, file, request in news if name == "Decrypt" and file is not None]
+    return len(set(keys)), len(keys)
+
+
+@pytest.fixture
+def journal(daemon):
+    return Journal(daemon.state)
+
+
+@pytest.fixture
+def mount(make_mount):
+    def make(*options):
+        return make_mount(*options).start()
+
+    return make
+
+
+@pytest.mark.parametrize("order", [range(COUNT), range(COUNT - 1, -1, -1)])
+@pytest.mark.parametrize("transport", ["kernel", "fusepy"])
+def test_a_directory_that_is_read_through_costs_few_calls(mount, journal, talk, order, transport):
+    mounted = mount("--transport", transport)
+    make_files(mounted.plain)
+    mounted.again()
+    journal.news(talk)
+    read_files(mounted.plain, order)
+    calls, keys = spent(journal.news(talk))
+    # The numbers of inodes that the backing store had free need not be in the order of making.
+    assert calls <= 40 and COUNT <= keys <= COUNT + 40
+
+
+def test_few_files_of_many_cost_little_more_than_themselves(mount, journal, talk):
+    mounted = mount()
+    make_files(mounted.plain)
+    mounted.again()
+    journal.news(talk)
+    read_files(mounted.plain, (7, 150))
+    assert spent(journal.news(talk)) == (2, 2)
+
+
+def test_it_can_be_turned_off(mount, journal, talk):
+    mounted = mount("--no-keys-ahead")
+    make_files(mounted.plain, 40)
+    mounted.again()
+    journal.news(talk)
+    read_files(mounted.plain, range(40))
+    assert spent(journal.news(talk)) == (40, 40)
+
+
+def test_files_under_other_keys_are_left_alone(mount, journal, talk):
+    mounted = mount()
+    key = talk.call("CreateKey", {})["KeyMetadata"]
+    (mounted.plain / "a").mkdir()
+    make_files(mounted.plain / "a", 40)
+    os.setxattr(mounted.plain / "a", "user.kmsfs.key", key["KeyId"].encode())
+    for number in range(0, 40, 2):
+        path = mounted.plain / "a" / f"f{number}"
+        path.unlink()
+        path.write_bytes(b"content of %d" % number)
+    mounted.again()
+    talk.call("DisableKey", {"KeyId": key["KeyId"]})
+    journal.news(talk)
+    read_files(mounted.plain / "a", range(1, 40, 2))
+    news = journal.news(talk)
+    assert [error for name, error, *_ in news if name == "Decrypt" and error] == []
+    assert spent(news)[1] == 20
+
+
+def test_a_damaged_neighbour_is_nobody_elses_trouble(mount, journal, talk):
+    mounted = mount()
+    make_files(mounted.plain, 40)
+    mounted.stop()
+    disk = sorted((path.stat().st_ino, path) for path in mounted.cipher.iterdir() if path.name[0] == "n")
+    for _, path in disk[10:20]:
+        path.write_bytes(os.urandom(4096))
+    mounted.start()
+    good = 0
+    for number in range(40):
+        try:
+            read_files(mounted.plain, [number])
+            good += 1
+        except OSError:
+            continue
+    assert good == 30

@@ -1,0 +1,141 @@
+"""Keys fetched ahead: how many, and what becomes of them."""
+
+import pytest
+
+from kmsfs.envelope.caching import AHEAD_SECONDS, CachingProvider, NoGuard
+from kmsfs.errors import DaemonUnreachable, KeyLease
+from kmsfs.mount.keysahead import Window
+
+
+class Source:
+    def __init__(self):
+        self.batches, self.single = [], []
+        self.refused = set()
+        self.gone = False
+
+    def generate(self, contexts, key_id):
+        return [(bytes(32), b"w") for _ in contexts]
+
+    def decrypt(self, wrapped, context):
+        self.single.append(wrapped)
+        return wrapped.ljust(32, b"k")
+
+    def decrypt_batch(self, items):
+        if self.gone:
+            raise DaemonUnreachable("gone")
+        self.batches.append([wrapped for wrapped, _ in items])
+        return [None if wrapped in self.refused else wrapped.ljust(32, b"k") for wrapped, _ in items]
+
+
+def make_provider():
+    source, now, lease = Source(), [0.0], [True]
+    return source, now, lease, CachingProvider(b"v" * 16, source, lambda: now[0], bytes, lambda: lease[0], NoGuard())
+
+
+FILES = [(bytes([65 + number]) * 16, b"w%d" % number) for number in range(4)]
+
+
+def test_one_call_brings_them_all_and_their_use_is_counted():
+    source, _, _, provider = make_provider()
+    provider.fetch(FILES)
+    assert [provider.holds(file_id) for file_id, _ in FILES] == [True] * 4
+    provider.open(*FILES[0])
+    assert provider.ahead_used == 0
+    provider.open(*FILES[1])
+    provider.open(*FILES[1])
+    assert provider.ahead_used == 1 and source.single == [] and len(source.batches) == 1
+
+
+def test_what_was_fetched_ahead_is_asked_again_after_ten_seconds():
+    source, now, _, provider = make_provider()
+    provider.fetch(FILES)
+    provider.open(*FILES[1])
+    held = provider._opened[FILES[2][0]].key
+    now[0] = AHEAD_SECONDS + 1
+    assert not provider.holds(FILES[2][0]) and held.reveal() == b""
+    provider.open(*FILES[2])
+    provider.open(*FILES[1])
+    assert source.single == [FILES[2][1]]
+
+
+def test_a_refused_one_is_left_to_its_own_call():
+    source, _, _, provider = make_provider()
+    source.refused = {FILES[0][1], FILES[2][1]}
+    provider.fetch(FILES)
+    assert [provider.holds(file_id) for file_id, _ in FILES] == [False, True, False, True]
+    provider.open(*FILES[0])
+    assert source.single == [FILES[0][1]]
+
+
+def test_revocation_and_a_silent_daemon_take_them_too():
+    source, _, lease, provider = make_provider()
+    provider.fetch(FILES)
+    held = provider._opened[FILES[3][0]].key
+    provider.drop()
+    assert held.reveal() == b"" and not provider.holds(FILES[3][0])
+    source.gone = True
+    with pytest.raises(DaemonUnreachable):
+        provider.fetch(FILES)
+    lease[0] = False
+    with pytest.raises(KeyLease):
+        provider.fetch(FILES)
+    assert not any(provider.holds(file_id) for file_id, _ in FILES)
+
+
+def test_nothing_is_asked_under_a_key_whose_changes_are_not_heard_of():
+    class Silent(NoGuard):
+        def require_for(self, wrapped):
+            raise KeyLease("silent")
+
+    source = Source()
+    provider = CachingProvider(b"v" * 16, source, lambda: 0.0, bytes, lambda: True, Silent())
+    with pytest.raises(KeyLease):
+        provider.fetch(FILES)
+    assert source.batches == []
+
+
+def test_a_key_in_use_is_not_replaced():
+    _, _, _, provider = make_provider()
+    keys = provider.open(*FILES[1])
+    provider.fetch(FILES)
+    assert provider.open(*FILES[1]) is keys and provider.ahead_used == 0
+
+
+def batch(window, used_before, used, count=None):
+    window.fetched(window.size if count is None else count)
+    window.judge(used_before + used)
+
+
+def test_the_window_doubles_while_keys_are_used_and_closes_while_they_are_not():
+    window = Window()
+    window.judge(0)
+    assert window.size == 0
+    window.try_again()
+    used, sizes = 0, []
+    for _ in range(4):
+        sizes.append(window.size)
+        batch(window, used, window.size)
+        used += sizes[-1]
+    assert [*sizes, window.size] == [4, 8, 16, 32, 32]
+    patience = window.patience
+    for expected in (16, 8, 4, 2, 0):
+        batch(window, used, 0)
+        assert window.size == expected
+    assert window.patience == 2 * patience
+    for _ in range(8):
+        window.try_again()
+        while window.size:
+            batch(window, used, 0)
+    assert window.patience == 96
+    window.try_again()
+    batch(window, used, 4)
+    assert window.patience == patience
+
+
+def test_a_middling_share_changes_nothing_and_a_batch_is_judged_once():
+    window = Window()
+    window.try_again()
+    batch(window, 0, 2)
+    assert window.size == 4
+    window.judge(100)
+    assert window.size == 4
