@@ -28,6 +28,8 @@ from kmsd.dispatch.pipeline import Pipeline
 from kmsd.dispatch.status import AdminService, DaemonFacts
 from kmsd.door.app import Door
 from kmsd.door.listen import DoorServer, bind_endpoint
+from kmsd.events.changes import ChangeLog, Happened, key_change
+from kmsd.events.service import ChangeService
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
 from kmsd.iam.entities import EntityService, IamService
@@ -119,8 +121,11 @@ class Daemon:
         pairs = PairService(crypto, loaded)
         administrators = frozenset(uid_principal(self._account, uid) for uid in config.administrators)
         keepers = administrators | {root_principal(self._account), uid_principal(self._account, 0)}
-        self._parameters = parameters = ParameterService(self._account, self._store, pipeline, os.urandom, keepers)
-        secret_store = SecretStore(self._store)
+        self._changes = changes = ChangeLog(os.urandom(8).hex(), time.time)
+        self._parameters = parameters = ParameterService(
+            self._account, self._store, pipeline, os.urandom, keepers, changes.publish
+        )
+        secret_store = SecretStore(self._store, changes.publish)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
         retirement = RetirementService(registry, (parameters.stored_values, secret_store.stored_values))
         volumes = VolumeService(self._store, _boot_id(), time.time(), os.urandom)
@@ -163,11 +168,13 @@ class Daemon:
                     RotationService(secret_store, os.urandom),
                     *self._identities(), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
-                    dependents, self._metrics,
+                    dependents, self._metrics, ChangeService(changes),
                 )
             ),
         )  # fmt: skip
         registry.listeners.append(self._push_change)
+        registry.listeners.append(lambda key, event: changes.publish(key_change(key, event, authoriser.may_know)))
+        changes.listeners.append(self._tell)
         self._state.on_lost = volumes.connection_lost
 
     def _identities(self) -> tuple[tuple[EntityService, ...], IamService, PolicyService, AccessKeyService]:
@@ -292,6 +299,11 @@ class Daemon:
         message = {"kind": event, "key": key.arn, "generation": key.generation, "state": key.state.value}
         for session in list(self._state.sessions):
             session.push(key.key_id, message)
+
+    def _tell(self, happened: Happened) -> None:
+        event = self._changes.event(happened)
+        for session in list(self._state.sessions):
+            session.tell(happened.change, event)
 
     def _record(self, name: str, **fields: str) -> None:
         record = {

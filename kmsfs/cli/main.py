@@ -14,6 +14,7 @@ from kmsfs.cli import (
     audit,
     aws,
     daemon,
+    events,
     examining,
     execute,
     files,
@@ -52,6 +53,7 @@ app.command("inspect")(files.inspect)
 app.command("bench")(files.bench)
 app.command("install-service")(service.install_service)
 app.command("api")(api.api)
+app.command("events")(events.events)
 app.command("doctor")(examining.doctor)
 app.command("rotator", hidden=True)(rotating.rotator)
 app.command("exec")(execute.execute)

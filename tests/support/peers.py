@@ -27,5 +27,6 @@ def as_user(daemon, uid):
             raise to_exception(answer["e"])
         return answer["r"]
 
+    ask.transport = transport
     yield ask
     transport.close()

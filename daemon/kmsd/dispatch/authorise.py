@@ -6,6 +6,7 @@ from typing import Any
 from kmsd.access.denials import Denial, Denials
 from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.authz.guardrails import Guardrails
+from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.conditionkeys import values_of_call, values_of_management
 from kmsd.grants.service import GrantService
@@ -101,6 +102,12 @@ class Authoriser:
                 f"User: {call.caller.principal} is not authorized to perform: {action} on resource: {key.arn}",
                 hint=f"who may read the key's policy sees why: kmsfs why {call.call_id}",
             )
+
+    def may_know(self, caller: Caller, key: KmsKey, now: float) -> bool:
+        """Tell whether a caller may describe a key, outside of a call."""
+        question = Question("kms:DescribeKey", key.arn, now=now, values=key.condition_values())
+        decision = self._guardrails.decide(caller, question) or decide(caller, question, key.policy, key.grants_for(caller))
+        return decision.allowed
 
     def _on_nothing(self, call: Call) -> None:
         """What acts on nothing yet is for every local user; who comes through IAM needs its consent."""

@@ -6,6 +6,7 @@ from kmsd.access.service import AccessService
 from kmsd.dispatch.batch import BatchService
 from kmsd.dispatch.call import Handler
 from kmsd.dispatch.status import AdminService
+from kmsd.events.service import ChangeService
 from kmsd.grants.service import GrantService
 from kmsd.iam.entities import EntityService, IamService
 from kmsd.iam.policies import AccessKeyService, PolicyService
@@ -53,6 +54,7 @@ class Services:
     access: AccessService
     dependents: DependentsService
     metrics: MetricsService
+    changes: ChangeService
 
 
 def bind_handlers(services: Services) -> dict[str, Handler]:
@@ -227,4 +229,5 @@ def _of_the_rest(services: Services) -> dict[str, Handler]:
         "ListAuthorizedPrincipals": services.access.list_authorized_principals,
         "GetMetrics": services.metrics.get_metrics,
         "Watch": services.admin.watch,
+        "WatchChanges": services.changes.watch_changes,
     }

@@ -25,7 +25,7 @@ class ParameterMarkService:
         facts = self._parameters.visible(call, request.name)
         version = self._parameters.require_version(facts, request.parameter_version or facts.version)
         labels, invalid = attach(facts, version, request.labels)
-        self._parameters.replace_facts(replace(facts, labels=labels))
+        self._parameters.replace_facts(replace(facts, labels=labels), call.operation.wire_name)
         return shapes.LabelParameterVersionResponse(invalid_labels=invalid, parameter_version=version)
 
     def unlabel_parameter_version(self, call: Call) -> shapes.UnlabelParameterVersionResponse:
@@ -34,7 +34,7 @@ class ParameterMarkService:
         facts = self._parameters.visible(call, request.name)
         version = self._parameters.require_version(facts, request.parameter_version)
         labels, removed, invalid = detach(facts, version, request.labels)
-        self._parameters.replace_facts(replace(facts, labels=labels))
+        self._parameters.replace_facts(replace(facts, labels=labels), call.operation.wire_name)
         return shapes.UnlabelParameterVersionResponse(removed_labels=removed, invalid_labels=invalid)
 
     def add_tags_to_resource(self, call: Call) -> Empty:
@@ -43,7 +43,7 @@ class ParameterMarkService:
         tags = {**facts.tags, **{tag.key: tag.value for tag in call.request.tags}}
         if len(tags) > TAGS_MAX:
             raise TooManyTags(f"A parameter has at most {TAGS_MAX} tags.")
-        self._parameters.replace_facts(replace(facts, tags=tags))
+        self._parameters.replace_facts(replace(facts, tags=tags), call.operation.wire_name)
         return Empty()
 
     def remove_tags_from_resource(self, call: Call) -> Empty:
@@ -51,7 +51,7 @@ class ParameterMarkService:
         facts = self._tagged(call)
         gone = set(call.request.tag_keys)
         tags = {name: value for name, value in facts.tags.items() if name not in gone}
-        self._parameters.replace_facts(replace(facts, tags=tags))
+        self._parameters.replace_facts(replace(facts, tags=tags), call.operation.wire_name)
         return Empty()
 
     def list_tags_for_resource(self, call: Call) -> shapes.ListTagsForResourceResponse:

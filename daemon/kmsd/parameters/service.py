@@ -1,13 +1,14 @@
 """Handlers of parameter operations. The KMS steps run as the caller, through the pipeline, `kms:ViaService` ssm."""
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from kmsd.authz.decide import Question, decide_by_identity
 from kmsd.credentials.names import belongs_to
 from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.paging import token_page_of
+from kmsd.events.changes import Change
 from kmsd.parameters.filters import make_old_test, make_test
 from kmsd.parameters.labels import labels_of, require_droppable
 from kmsd.parameters.path import below, check_name, check_path, other_spelling
@@ -46,11 +47,21 @@ class ParameterService:
     """PutParameter to DeleteParameters. A parameter belongs to the principal who made it, and to administrators."""
 
     def __init__(
-        self, account: str, store: SealedStore, calls: InternalCalls, rng: Rng, keepers: frozenset[str]
+        self,
+        account: str,
+        store: SealedStore,
+        calls: InternalCalls,
+        rng: Rng,
+        keepers: frozenset[str],
+        publish: Callable[[Change], None],
     ) -> None:
-        """Serve the parameters of `store`; `keepers` are the principals who speak for the account to systemd's units."""
+        """Serve the parameters of `store`.
+
+        `keepers` are the principals who speak for the account to systemd's units; `publish` is told of each change.
+        """
         self._account = account
         self._keepers = keepers
+        self._publish = publish
         self._store = store
         self._values = ParameterValues(calls, rng)
         self._home = scope_of(account)
@@ -94,6 +105,7 @@ class ParameterService:
         self._facts[facts.scope, name] = facts
         if present is None:
             bisect.insort(self._names.setdefault(facts.scope, []), name)
+        self._tell(facts, "Create" if present is None else "Update")
         return shapes.PutParameterResponse(version=facts.version, tier=facts.tier)
 
     def _find(self, scope: str, name: str) -> ParameterFacts | None:
@@ -200,6 +212,12 @@ class ParameterService:
         del self._facts[facts.scope, name]
         names = self._names[facts.scope]
         del names[bisect.bisect_left(names, name)]
+        self._tell(facts, "Delete")
+
+    def _tell(self, facts: ParameterFacts, operation: str) -> None:
+        """Publish a change, in the words of EventBridge's "Parameter Store Change" where it has some."""
+        shown = lambda caller, _now: facts.owner == caller.principal or caller.root  # noqa: E731
+        self._publish(Change("ssm", operation, facts.scope, facts.arn, facts.name, shown))
 
     def act_on_policies(self, now: float) -> list[tuple[str, str]]:
         """Remove what has expired and note which notices are due; return (what happened, ARN) of each."""
@@ -212,8 +230,10 @@ class ParameterService:
                 continue
             due = notices_due(policies, facts.told, now)
             if due:
-                self.replace_facts(replace(facts, told=facts.told | sum(bit for bit, _ in due)))
-                happened += [(kind, facts.arn) for _, kind in due]
+                told = replace(facts, told=facts.told | sum(bit for bit, _ in due))
+                for _, kind in due:
+                    self.replace_facts(told, kind)
+                    happened.append((kind, facts.arn))
         return happened
 
     def count(self) -> int:
@@ -383,11 +403,12 @@ class ParameterService:
             data_type=facts.data_type,
         )
 
-    def replace_facts(self, facts: ParameterFacts) -> None:
-        """Store a parameter's changed labels or tags."""
+    def replace_facts(self, facts: ParameterFacts, operation: str) -> None:
+        """Store a parameter's changed labels, tags or notices; `operation` is what the change is called."""
         with self._store.transaction() as work:
             work.put(Table.PARAMETER, self._place(facts), facts.row())
         self._facts[facts.scope, facts.name] = facts
+        self._tell(facts, operation)
 
     def require_version(self, newest: ParameterFacts, version: int) -> int:
         """Return the number of a version that is kept.

@@ -2,7 +2,7 @@
 
 import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
+from kmsd.events.changes import Change
 from kmsd.secrets.records import Secret, Version, secret_of
 from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
@@ -23,8 +24,9 @@ MISSING = "Secrets Manager can't find the specified secret."
 class SecretStore:
     """All secrets, by ARN and by name within a scope."""
 
-    def __init__(self, store: SealedStore) -> None:
+    def __init__(self, store: SealedStore, publish: Callable[[Change], None]) -> None:
         self._store = store
+        self._publish = publish
         self._by_arn: dict[str, Secret] = {}
         self._names: dict[str, list[str]] = {}
         self._arns: dict[tuple[str, str], str] = {}
@@ -132,7 +134,9 @@ class SecretStore:
                 work.put(Table.SECRET_VERSION, f"{secret.arn}:{version.version_id}", row, parent=secret.arn)
             for version_id in gone or ():
                 work.delete(Table.SECRET_VERSION, f"{secret.arn}:{version_id}")
+        present = self._by_arn.get(secret.arn)
         self._keep(secret)
+        self._tell(secret, _operation(present, secret))
 
     def remove(self, secret: Secret) -> None:
         """Remove a secret and all its versions for ever."""
@@ -142,9 +146,16 @@ class SecretStore:
             work.delete(Table.SECRET, secret.arn)
         del self._by_arn[secret.arn]
         del self._arns[secret.scope, secret.name]
-        self._policies.pop(secret.arn, None)
         names = self._names[secret.scope]
         del names[bisect.bisect_left(names, secret.name)]
+        if secret.deleted is None:
+            self._tell(secret, "Delete")
+        self._policies.pop(secret.arn, None)
+
+    def _tell(self, secret: Secret, operation: str) -> None:
+        policy = self._policies.get(secret.arn)
+        shown = lambda caller, now: self.may_under(policy, caller, secret, "secretsmanager:DescribeSecret", now)  # noqa: E731
+        self._publish(Change(SERVICE, operation, secret.scope, secret.arn, secret.name, shown))
 
     def stored_values(self) -> Iterator[tuple[str, bytes]]:
         """Yield (ARN, sealed value) of every version of every secret."""
@@ -180,3 +191,11 @@ class SecretStore:
 
 
 _NO_POLICY = KeyPolicy("", ())
+
+
+def _operation(before: Secret | None, after: Secret) -> str:
+    if before is None:
+        return "Create"
+    if (before.deleted is None) == (after.deleted is None):
+        return "Update"
+    return "Restore" if after.deleted is None else "Delete"

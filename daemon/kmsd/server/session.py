@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kmsd.authz.principal import Caller
+from kmsd.dispatch.call import Call
 from kmsd.dispatch.pipeline import ALWAYS_ANSWERED, Pipeline
 from kmsd.dispatch.status import WATCHED_KEYS
+from kmsd.events.changes import Change, Following
+from kmsd.events.service import FOLLOWED
 from kmsd.server.linger import Linger
 from kmsd.server.peer import identify
 from kmsd.server.throttle import Buckets
@@ -26,6 +29,8 @@ from kmsfs.formats.frame import (
 _LOG = logging.getLogger("kmsd")
 FRAME_SECONDS = 5.0
 """A frame that is not complete after this long closes its connection."""
+_UNREAD_MAX_BYTES = 1 << 20
+"""Who leaves more events than this unread is cut off: a stream can be begun again where it was."""
 
 
 @dataclass(slots=True)
@@ -64,6 +69,7 @@ class Session(asyncio.Protocol):
         self._number = next(state.numbers)
         self._buffer = bytearray()
         self._watched: dict[int, frozenset[str]] = {}
+        self._followed: dict[int, Following] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._admitted = False
         self._arrived = 0.0
@@ -139,7 +145,23 @@ class Session(asyncio.Protocol):
         """Send an event to the streams that watch the key; None reaches all streams."""
         for request_id, keys in self._watched.items():
             if key_id is None or key_id in keys:
-                self._transport.write(encode_event(request_id, event))
+                self._push(request_id, event)
+        if key_id is None:
+            for request_id in self._followed:
+                self._push(request_id, event)
+
+    def tell(self, change: Change, event: dict[str, Any]) -> None:
+        """Send a change, as `event` says it, to the streams that want it."""
+        now = self._state.clock()
+        for request_id, following in self._followed.items():
+            if following.wants(change, now):
+                self._push(request_id, event)
+
+    def _push(self, request_id: int, event: dict[str, Any]) -> None:
+        if self._transport.get_write_buffer_size() > _UNREAD_MAX_BYTES:
+            self._transport.abort()
+            return
+        self._transport.write(encode_event(request_id, event))
 
     # --- frames ---------------------------------------------------------------------------------------------
 
@@ -169,7 +191,8 @@ class Session(asyncio.Protocol):
             result, call = self._state.pipeline.run(caller, frame, self._number)
             if WATCHED_KEYS in call.notes:
                 self._watched[frame.request_id] = call.notes[WATCHED_KEYS]
-            return frame.operation, frame.request_id, encode_result(frame.request_id, result)
+            missed = self._follow(frame.request_id, call)
+            return frame.operation, frame.request_id, encode_result(frame.request_id, result) + missed
         except KmsfsError as error:
             return frame.operation, frame.request_id, _error_frame(frame.request_id, error)
         except Exception:
@@ -179,6 +202,13 @@ class Session(asyncio.Protocol):
                 frame.request_id,
                 _error_frame(frame.request_id, InvariantBroken("internal error")),
             )
+
+    def _follow(self, request_id: int, call: Call) -> bytes:
+        """Begin the stream of changes that a call asks for, if it does; return the events that come before the first new one."""
+        if FOLLOWED not in call.notes:
+            return b""
+        self._followed[request_id], missed = call.notes[FOLLOWED]
+        return b"".join(encode_event(request_id, event) for event in missed)
 
     def _send(self, answers: list[tuple[str, int, bytes]]) -> None:
         if not answers:

@@ -25,6 +25,11 @@ ADMIN_OPERATIONS = (
         streams=True, audit=("key_ids",), errors=(errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied),
     ),
     Operation(
+        "WatchChanges", "kmsfs", "kmsfs:WatchChanges", admin.WatchChangesRequest, admin.WatchChangesResponse,
+        "Push an event for each change of parameters, secrets and keys that the caller may know of.",
+        streams=True, audit=("sources", "path", "after"), errors=(errors.InvalidName, errors.AccessDenied),
+    ),
+    Operation(
         "OpenVolumeSession", "kmsfs", "kms:Decrypt", admin.OpenVolumeSessionRequest,
         admin.OpenVolumeSessionResponse,
         "Take a volume's writer lease and a new session number.",

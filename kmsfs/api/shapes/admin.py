@@ -1,12 +1,13 @@
 """Shapes of kmsfs's own operations: status, watch stream, volume sessions."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
 from kmsfs.api.operation import Shape
 from kmsfs.api.shapes.common import KeyIdText
 from kmsfs.api.shapes.keys import KeyLastUsage
+from kmsfs.quantity import PARAMETER_NAME_MAX_CHARS
 
 VolumeIdText = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
 
@@ -40,6 +41,29 @@ class WatchResponse(Shape, kw_only=True):
 
     heartbeat_seconds: float
     lease_seconds: float
+
+
+ChangeSource = Literal["kms", "secretsmanager", "ssm"]
+
+
+class WatchChangesRequest(Shape, kw_only=True):
+    """Which changes to be told of: those of all sources if none is named, of parameters those below a path; after a token, or from now on."""
+
+    sources: Annotated[list[ChangeSource], Meta(min_length=1, max_length=3)] | None = None
+    path: Annotated[str, Meta(max_length=PARAMETER_NAME_MAX_CHARS)] | None = None
+    after: Annotated[str, Meta(max_length=64)] | None = None
+
+
+class WatchChangesResponse(Shape, kw_only=True):
+    """The stream has begun: changes and heartbeats follow under the same request id, each change with its token."""
+
+    token: str
+    """The place of the last change before the stream; asked for `after` it, what happened since is sent first."""
+    complete: bool
+    """False if what happened after the token is not known: whatever was read before may be of the past."""
+    missed: int
+    """So many of the events that follow happened before the stream began."""
+    heartbeat_seconds: float
 
 
 class OpenVolumeSessionRequest(Shape, kw_only=True):
