@@ -21,6 +21,7 @@ from kmsfs.cli import (
     grant,
     key,
     paramtools,
+    rendering,
     rotating,
     secret,
     service,
@@ -54,6 +55,8 @@ app.command("bench")(files.bench)
 app.command("install-service")(service.install_service)
 app.command("api")(api.api)
 app.command("events")(events.events)
+app.command("render")(rendering.render)
+app.command("sync")(rendering.sync)
 app.command("doctor")(examining.doctor)
 app.command("rotator", hidden=True)(rotating.rotator)
 app.command("exec")(execute.execute)
