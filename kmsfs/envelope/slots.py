@@ -1,5 +1,6 @@
 """Header slots: seal them, open them, read both."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kmsfs.aead.siv import SIV_BYTES, SivKey
@@ -9,15 +10,21 @@ from kmsfs.errors import AuthenticationFailed, CorruptFile, IntegrityReason, Uns
 from kmsfs.formats.fileheader import (
     ATTR_BOX_BYTES,
     ATTR_OFFSET,
+    FORMAT_VERSION,
+    MAGIC,
     MAP_OFFSET,
     SLOT_BYTES,
     Attributes,
     Clear,
+    file_id_of,
     parse_attributes,
     parse_clear,
+    session_of,
 )
+from kmsfs.suites import FileSuite
 
 _ZERO_SLOT = bytes(SLOT_BYTES)
+_PLAIN_START = MAGIC + bytes([FORMAT_VERSION, FileSuite.AES_256_GCM_HKDF_SHA512])
 
 
 @dataclass(slots=True)
@@ -68,6 +75,26 @@ def open_slot(keys: VolumeKeys, number: int, data: bytes) -> Slot:
     attributes = parse_attributes(plain)
     attributes.file_id = clear.file_id
     return Slot(number, clear, attributes, data[MAP_OFFSET:], header_tag(data))
+
+
+def peek_attributes(keys: VolumeKeys, file: BlockFile, trusts: Callable[[int], bool]) -> Attributes | None:
+    """Return the attributes of a file that has one good header, of a session that `trusts` trusts; None: ask `read_slots`.
+
+    What a listing does for every file: one read and one opening, without what is only needed to open the file.
+
+    Raises:
+        StorageError: if the store cannot be read.
+    """
+    raw = file.read(2 * SLOT_BYTES, 0)
+    if len(raw) != SLOT_BYTES or raw[: len(_PLAIN_START)] != _PLAIN_START or not trusts(session_of(raw)):
+        return None
+    try:
+        plain = keys.attr.open(raw[ATTR_OFFSET : ATTR_OFFSET + ATTR_BOX_BYTES], (raw[:ATTR_OFFSET],))
+        attributes = parse_attributes(plain)
+    except (AuthenticationFailed, CorruptFile, UnsupportedFormat):
+        return None
+    attributes.file_id = file_id_of(raw)
+    return attributes
 
 
 def read_slots(keys: VolumeKeys, file: BlockFile) -> SlotPair:

@@ -124,6 +124,16 @@ def parse_clear(slot: bytes | memoryview) -> Clear:
     )  # fmt: skip
 
 
+def session_of(slot: bytes) -> int:
+    """Return the session of a slot that starts as one of this version; authenticate it before it is believed."""
+    return int.from_bytes(slot[64:72], "little")
+
+
+def file_id_of(slot: bytes) -> bytes:
+    """Return the file id of a slot that starts as one of this version; authenticate it before it is believed."""
+    return slot[32:48]
+
+
 @dataclass(slots=True)
 class Attributes:
     """The attribute box: what `stat` and home binding need. Times in nanoseconds, blocks of 4 KiB."""

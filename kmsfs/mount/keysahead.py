@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kmsfs.backing.posix import PosixFile
-from kmsfs.envelope.slots import read_slots
+from kmsfs.envelope.slots import SlotPair, read_slots
 from kmsfs.envelope.volumekeys import VolumeKeys
 from kmsfs.errors import KmsfsError
 from kmsfs.formats.blob import parse_blob
@@ -21,6 +21,7 @@ _PATIENCE_FIRST = 3
 _PATIENCE_MAX = 96
 _ENTRIES_MAX = 16_384
 _WALKS_MAX = 8
+_HEADERS_MAX = 2 * _WINDOW_MAX
 _WALK_SECONDS = 60.0
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -81,6 +82,18 @@ class KeysAhead:
         self._keys = keys
         self._clock = clock
         self._walks: OrderedDict[int, _Walk] = OrderedDict()
+        self._headers: OrderedDict[int, tuple[int, int, SlotPair]] = OrderedDict()
+        """Headers of files whose keys were fetched, by backing inode, with its change time and size."""
+
+    def take_headers(self, inode: int, backing: PosixFile) -> SlotPair | None:
+        """Return the headers of an open file as they were read when its key was fetched, once, if nobody has changed it since."""
+        held = self._headers.pop(inode, None)
+        if held is None:
+            return None
+        facts = os.fstat(backing.descriptor)
+        if (facts.st_ino, facts.st_ctime_ns, facts.st_size) != (inode, *held[:2]):
+            return None
+        return held[2]
 
     def beside(self, directory: int, descriptor: int, inode: int, wrapped: bytes, used: int) -> list[Wrapped]:
         """Return file ids and wrapped keys of files whose keys may be wanted soon, all under the same KMS key as `wrapped`.
@@ -155,12 +168,22 @@ class KeysAhead:
         except OSError:
             return None
         try:
-            pair = read_slots(self._keys, backing)
-            if not pair.valid or pair.damaged is not None:
-                return None
-            clear = pair.valid[0].clear
-            return (clear.file_id, clear.wrapped_key) if parse_blob(clear.wrapped_key).owner == owner else None
+            return self._read(backing, owner)
         except KmsfsError:
             return None
         finally:
             backing.close()
+
+    def _read(self, backing: PosixFile, owner: bytes) -> Wrapped | None:
+        # Before the headers: a change that comes between is then seen as one.
+        facts = os.fstat(backing.descriptor)
+        pair = read_slots(self._keys, backing)
+        if not pair.valid or pair.damaged is not None:
+            return None
+        clear = pair.valid[0].clear
+        if parse_blob(clear.wrapped_key).owner != owner:
+            return None
+        self._headers[facts.st_ino] = (facts.st_ctime_ns, facts.st_size, pair)
+        if len(self._headers) > _HEADERS_MAX:
+            self._headers.popitem(last=False)
+        return clear.file_id, clear.wrapped_key

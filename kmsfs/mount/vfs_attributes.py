@@ -8,7 +8,7 @@ import time
 from kmsfs.backing.posix import PosixFile
 from kmsfs.envelope.content import truncate
 from kmsfs.envelope.kf1file import Kf1File
-from kmsfs.envelope.slots import read_slots
+from kmsfs.envelope.slots import peek_attributes, read_slots
 from kmsfs.errors import AccessDenied
 from kmsfs.formats.fileheader import Attributes
 from kmsfs.mount.attributes import Changes, Requester, Stat, from_backing, gone
@@ -117,12 +117,15 @@ class AttributeOperations(OpenFiles):
             raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         backing = self.open_backing(place[0], place[2], facts, write=False)
         try:
-            pair = read_slots(self.keys, backing)
-            if pair.valid and pair.damaged is None and self.tools.rules.trusts(pair.valid[0].clear.session):
-                if self.keep_attributes:
-                    node.attributes = pair.valid[0].attributes
-                return pair.valid[0].attributes
-            return self._peek_recovered(node, backing)
+            attributes = peek_attributes(self.keys, backing, self.tools.rules.trusts)
+            if attributes is None:
+                pair = read_slots(self.keys, backing)
+                if not pair.valid or pair.damaged is not None or not self.tools.rules.trusts(pair.valid[0].clear.session):
+                    return self._peek_recovered(node, backing)
+                attributes = pair.valid[0].attributes
+            if self.keep_attributes:
+                node.attributes = attributes
+            return attributes
         finally:
             backing.close()
 

@@ -22,7 +22,7 @@ _FRESH_EACH_MAX = 64
 """More new directories than this are made durable by one syncfs instead of one by one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """One directory entry of a listing."""
 
@@ -451,10 +451,10 @@ class DirectoryOperations(FileOperations):
 
 
 def _kind_of(entry: "os.DirEntry[str]") -> int:
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
     if entry.is_file(follow_symlinks=False):
         return stat.S_IFREG
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_symlink():
+        return stat.S_IFLNK
     return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)

@@ -17,7 +17,7 @@ from typing import Any
 
 from kmsfs.backing.posix import PosixFile
 from kmsfs.envelope.kf1file import Kf1File
-from kmsfs.envelope.slots import read_slots
+from kmsfs.envelope.slots import SlotPair, read_slots
 from kmsfs.errors import KmsfsError
 from kmsfs.formats.fileheader import SLOT_BYTES, Attributes
 from kmsfs.mount.nodes import Node
@@ -115,7 +115,12 @@ class OpenFiles(VfsBase):
                 made.attributes.primary_dir, made.attributes.name = self.dir_id(place[0]), place[1]
             made.attributes.mtime_ns = made.attributes.btime_ns = facts.st_mtime_ns
             return made
-        return Kf1File.open(self.tools, backing, *self._durability_of(node))
+        return Kf1File.open_pair(self.tools, backing, self._headers_of(node, backing), *self._durability_of(node))
+
+    def _headers_of(self, node: Node, backing: PosixFile) -> SlotPair:
+        """Read a file's headers, unless they were when its key was fetched ahead."""
+        held = self.ahead.take_headers(node.key[1], backing) if self.ahead is not None else None
+        return held or read_slots(self.keys, backing)
 
     def keep_open(self, node: Node, parent: Node, disk_name: str, facts: os.stat_result) -> None:
         """Open a looked-up file without its key and let it rest, if its headers need no recovery and no repair."""
@@ -128,7 +133,7 @@ class OpenFiles(VfsBase):
             return
         file = None
         try:
-            pair = read_slots(self.keys, backing)
+            pair = self._headers_of(node, backing)
             if pair.valid and pair.damaged is None and self.tools.rules.trusts(pair.valid[0].clear.session):
                 file = Kf1File.open_pair(self.tools, backing, pair, *self._durability_of(node))
         except KmsfsError:

@@ -7,6 +7,7 @@ from kmsfs.backing.tracking import TrackingFile
 from kmsfs.envelope import content
 from kmsfs.envelope.caching import POOL_KEYS, CachingProvider, NoGuard
 from kmsfs.envelope.kf1file import Kf1File
+from kmsfs.envelope.slots import peek_attributes, read_slots
 from kmsfs.errors import KeyLease
 from support.fakes import make_tools
 
@@ -91,6 +92,26 @@ def test_opening_for_stat_reads_once_and_asks_nobody(fresh):
     content.read(again, 1, 0)
     content.read(again, 1, 0)
     assert tools.provider.opened == 1
+
+
+def test_peeking_says_what_both_headers_say_or_leaves_it_to_them(fresh):
+    tools, disk, file = fresh
+    content.write(file, b"x" * 100, 0)
+    file.commit()
+    peek = lambda trusted=True: peek_attributes(tools.keys, disk, lambda _session: trusted)
+    found = []
+    assert spent(disk, lambda: found.append(peek())) == ({"read": 1}, 0)
+    assert found[0] == read_slots(tools.keys, disk).valid[0].attributes and found[0].size == 100
+    assert peek(trusted=False) is None
+    good = disk.read(4096, 0)
+    for at in range(0, 1104, 7):
+        disk.write(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :], 0)
+        assert peek() is None, at
+    disk.write(good, 0)
+    for wrong in (good[:4095], good + b"\0", good + good):
+        short = MemoryFile()
+        short.write(wrong, 0)
+        assert peek_attributes(tools.keys, short, lambda _session: True) is None
 
 
 class CountingSource:

@@ -126,3 +126,19 @@ def test_a_damaged_neighbour_is_nobody_elses_trouble(mount, journal, talk):
         except OSError:
             continue
     assert good == 30
+
+
+def test_a_header_that_was_read_ahead_is_read_again_if_the_file_has_changed(mount):
+    mounted = mount()
+    make_files(mounted.plain, 12)
+    disk = {path.stat().st_ino: path for path in mounted.cipher.iterdir() if path.name[0] == "n"}
+    paths = [disk[(mounted.plain / f"f{number}").stat().st_ino] for number in range(12)]
+    mounted.again()
+    read_files(mounted.plain, range(3))
+    for path in paths[3:]:
+        with path.open("r+b") as stream:
+            stream.seek(2000)
+            stream.write(b"rubbish")
+    for number in range(3, 12):
+        with pytest.raises(OSError):
+            (mounted.plain / f"f{number}").read_bytes()
