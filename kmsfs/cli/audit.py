@@ -39,7 +39,7 @@ def query(
     """Ask the log in SQL. Example: kmsfs audit query "SELECT principal, count(*) FROM records WHERE error LIKE 'Access%' GROUP BY 1"
 
     Columns: seq, time, ts, request, principal, uid, gid, pid, access_key, service, operation, key, context, params, result, error,
-    decided_by, reason. SQLite's functions are there, those for JSON too.
+    decided_by, reason, for_uid. SQLite's functions are there, those for JSON too.
     """
     path, account = _place(log)
     names, rows = TrailTable(read_records(path), account).ask(sql)

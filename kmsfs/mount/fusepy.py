@@ -38,6 +38,7 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
     @contextmanager
     def _call(self) -> Iterator[None]:
         with self._vfs.lock:
+            self._vfs.asked_by = mfusepy.fuse_get_context()[0]
             try:
                 yield
             except (KmsfsError, OSError) as error:

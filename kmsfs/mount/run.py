@@ -151,7 +151,10 @@ class RunningMount:
 
     def _make_vfs(self) -> Vfs:
         config, keys = self._volume.config, self._volume.keys
-        source = SocketKeySource(self._session, config.key_arn)
+        # Where others may enter, the audit log names the user of each call beside the mount, which is who kmsd authorises.
+        source = SocketKeySource(
+            self._session, config.key_arn, lambda: self.vfs.asked_by if self._request.allow_other else None
+        )
         provider = CachingProvider(
             config.volume_id, source, time.monotonic, os.urandom, lambda: self._watcher.alive, self._other_keys
         )

@@ -88,6 +88,8 @@ class VfsBase:
         """Whether attributes of closed files are remembered: only where changes behind the mount are noticed."""
         self.fresh_directories: set[tuple[int, int]] = set()
         """Backing inodes of directories whose making no barrier has covered yet."""
+        self.asked_by: int | None = None
+        """The uid of whom the present request is for; None: of nobody's."""
         self.volume_key_id = ""
         """The id of the volume's own KMS key."""
         self.directory_keys: dict[bytes, str] = {}

@@ -11,7 +11,7 @@ from kmsfs.trail.reading import principal_of
 
 COLUMNS = (
     "seq", "time", "ts", "request", "principal", "uid", "gid", "pid", "access_key", "service", "operation", "key", "context",
-    "params", "result", "error", "decided_by", "reason",
+    "params", "result", "error", "decided_by", "reason", "for_uid",
 )  # fmt: skip
 _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 
@@ -28,6 +28,7 @@ def row_of(record: dict[str, Any], account: str) -> tuple[Any, ...]:
         record["seq"], time_of(record), record["ts"], record.get("req"), principal_of(record, account), record.get("uid"),
         record.get("gid"), record.get("pid"), record.get("akid"), record.get("svc"), record["op"], record.get("key"),
         texts["ec"], texts["params"], record.get("res"), record.get("err"), record.get("by"), record.get("why"),
+        record.get("ctx_uid"),
     )  # fmt: skip
 
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
 
 import pytest
+
+from conftest import let_others_in
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 COUNT = 200
@@ -142,3 +145,22 @@ def test_a_header_that_was_read_ahead_is_read_again_if_the_file_has_changed(moun
     for number in range(3, 12):
         with pytest.raises(OSError):
             (mounted.plain / f"f{number}").read_bytes()
+
+
+@pytest.mark.parametrize("transport", ["kernel", "fusepy"])
+def test_the_log_names_the_user_of_a_mount_that_others_may_enter(make_mount, daemon, talk, tmp_path, transport):
+    let_others_in(tmp_path)
+    mounted = make_mount("--allow-other", "--transport", transport).start()
+    mounted.plain.chmod(0o755)
+    for name in ("a", "b"):
+        (mounted.plain / name).write_text(name)
+        (mounted.plain / name).chmod(0o644)
+    mounted.again()
+    journal = Journal(daemon.state)
+    journal.news(talk)
+    script = ["setpriv", "--reuid", "4321", "--regid", "4321", "--clear-groups", "cat", str(mounted.plain / "a")]
+    assert subprocess.run(script, capture_output=True, text=True, check=True).stdout == "a"
+    (mounted.plain / "b").read_text()
+    records = [json.loads(line) for line in (daemon.state / "audit" / "audit.jsonl").read_text().splitlines()]
+    opened = [record for record in records if record["op"] == "Decrypt" and "kmsfs:file" in record.get("ec", {})]
+    assert [(record["uid"], record["ctx_uid"]) for record in opened[-2:]] == [(0, 4321), (0, 0)]

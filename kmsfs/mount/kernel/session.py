@@ -167,6 +167,7 @@ class KernelSession:
             self._special(opcode, unique, node_id, body)
             return
         self._who = Requester(uid, gid, pid)
+        self.vfs.asked_by = uid
         try:
             with self.vfs.lock:
                 answer = handler(self.vfs.nodes.get(node_id), body)
