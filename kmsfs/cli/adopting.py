@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from kmsfs.adopt.tree import TreePair, TreeReport, free_bytes
-from kmsfs.cli.files import mount_log
+from kmsfs.cli.background import mount_log
 from kmsfs.cli.output import SETTINGS, byte_progress, confirm, say, show, stored_bytes
 from kmsfs.errors import ExitCode, StorageError, UsageError
 from kmsfs.formats.volume import CONFIG_NAME

@@ -1,17 +1,14 @@
 """kmsfs mount, umount, volume, check, inspect, bench."""
 
-import logging
-import logging.handlers
 import os
-import sys
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kmsfs.cli import volumekey
-from kmsfs.cli.output import SETTINGS, confirm, facts, fail, say, session, show
+from kmsfs.cli.background import serve_mount
+from kmsfs.cli.output import SETTINGS, confirm, facts, say, session, show
 from kmsfs.errors import ExitCode, KmsfsError, UsageError
 
 if TYPE_CHECKING:
@@ -61,76 +58,10 @@ def mount(
     )  # fmt: skip
     check_places(request)
     talk = session()
-    if foreground:
-        _log_to_stderr()
-        run_mount(request, talk, lambda: say(f"{cipher_dir} is mounted on {mountpoint}"))
-        return
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        _wait_for_child(reader, cipher_dir, mountpoint)
-        return
-    os.close(reader)
-    status = 1
-    try:
-        _log_to_stderr()
-        run_mount(request, talk, lambda: _detach_from_terminal(writer, request.mountpoint))
-        status = 0
-    except KmsfsError as error:
-        status = fail(error)
-    except Exception:
-        logging.getLogger("kmsfs").exception("the mount failed")
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _wait_for_child(reader: int, cipher_dir: Path, mountpoint: Path) -> None:
-    with os.fdopen(reader, "rb") as pipe:
-        ready = pipe.read(1)
-    if ready:
-        say(f"{cipher_dir} is mounted on {mountpoint}; unmount with `kmsfs umount {mountpoint}`")
-        return
-    _, status = os.wait()
-    raise typer.Exit(os.waitstatus_to_exitcode(status) or 1)
-
-
-def mount_log(mountpoint: Path) -> Path:
-    """Return where a mount that left the terminal logs."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "kmsfs"
-    name = os.fspath(mountpoint).strip("/").replace("/", "-") or "root"
-    return state / f"mount-{name}.log"
-
-
-def _detach_from_terminal(writer: int, mountpoint: Path) -> None:
-    """The file system serves: leave the terminal, log to a file from here on."""
-    os.setsid()
-    os.chdir("/")
-    log = mount_log(mountpoint)
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    target = _PrivateLog(log, maxBytes=1 << 20, backupCount=2)
-    target.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root.addHandler(target)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(nothing, number)
-    os.write(writer, b"1")
-    os.close(writer)
-
-
-class _PrivateLog(logging.handlers.RotatingFileHandler):
-    """A log that only its owner reads, whatever the umask is when it is rotated."""
-
-    def _open(self) -> TextIOWrapper:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return TextIOWrapper(os.fdopen(os.open(self.baseFilename, flags, 0o600), "ab"), encoding="utf-8")
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="kmsfs: %(message)s", stream=sys.stderr)
+    serve_mount(
+        lambda ready: run_mount(request, talk, ready), request.mountpoint,
+        f"{cipher_dir} is mounted on {mountpoint}", foreground=foreground,
+    )  # fmt: skip
 
 
 def umount(

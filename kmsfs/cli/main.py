@@ -24,6 +24,7 @@ from kmsfs.cli import (
     rendering,
     rotating,
     secret,
+    secretsview,
     service,
 )
 from kmsfs.cli.output import SETTINGS, fail
@@ -56,7 +57,7 @@ app.command("install-service")(service.install_service)
 app.command("api")(api.api)
 app.command("events")(events.events)
 app.command("render")(rendering.render)
-app.command("sync")(rendering.sync)
+app.add_typer(secretsview.app, name="secrets")
 app.command("doctor")(examining.doctor)
 app.command("rotator", hidden=True)(rotating.rotator)
 app.command("exec")(execute.execute)

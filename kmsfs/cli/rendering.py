@@ -1,4 +1,4 @@
-"""kmsfs render and kmsfs sync: secrets in files, kept as they are in the store."""
+"""kmsfs render and kmsfs secrets sync: secrets in files, kept as they are in the store."""
 
 import shlex
 import subprocess
@@ -47,7 +47,7 @@ def sync(
     follow: Follow = False,
     run: Run = None,
 ) -> None:
-    """Show the parameters below a path as files in memory, all replaced at once. Example: kmsfs sync /app/prod /run/app --follow"""
+    """Show the parameters below a path as files in memory, all replaced at once. Example: kmsfs secrets sync /app/prod /run/app --follow"""
     from kmsfs.render import places
     from kmsfs.render.sources import Sources
 

@@ -23,18 +23,22 @@ class Transport:
     waiting_threads = 0
     """Threads that do nothing but wait for events, so that they do not count for `_SPINNING_THREADS`."""
 
-    def __init__(self, path: str, timeout: float, *, polling: bool = True) -> None:
+    def __init__(
+        self, path: str, timeout: float, *, polling: bool = True, connected: socket.socket | None = None
+    ) -> None:
+        """Connect to `path`, or go on with a socket that is connected to it."""
         self.path = path
         self._polling = polling
         self._timeout = timeout
         self._next_id = 0
         self._heard = 0.0
         self.pid = os.getpid()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = connected or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout)
         self._pending = bytearray()
         try:
-            self._socket.connect(path)
+            if connected is None:
+                self._socket.connect(path)
         except OSError as error:
             self._socket.close()
             raise DaemonUnreachable(

@@ -53,6 +53,9 @@ _COLLECT_EVERY = 10_000
 _REVOKING = frozenset({"disabled", "pending-deletion", "deleted", "policy", "grant-ended", "material-destroyed"})
 
 
+_VOLUME, _VIEW = "fuse.kmsfs", "fuse.kmsfs-secrets"
+
+
 @dataclass(frozen=True, slots=True)
 class MountRequest:
     """What the user asked for."""
@@ -348,23 +351,31 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
     Raises:
         UsageError: if it is not mounted, busy, or not ours.
     """
-    source = mounted_source(mountpoint)
-    if source is None:
+    kind, source = _mounted(mountpoint)
+    if kind not in (_VOLUME, _VIEW):
         raise UsageError(f"{mountpoint} is not a kmsfs mount")
     detach(mountpoint, lazy=lazy)
-    _wait_until_unlocked(Path(source))
+    if kind == _VOLUME:
+        _wait_until_unlocked(Path(source))
 
 
 def mounted_source(mountpoint: Path) -> str | None:
     """Return the cipher directory of a kmsfs mount, or None."""
+    kind, source = _mounted(mountpoint)
+    return source if kind == _VOLUME else None
+
+
+def _mounted(mountpoint: Path) -> tuple[str, str]:
+    """Return the type and source of what is mounted at a place; nothing, if nothing is."""
     wanted = os.path.realpath(mountpoint)
+    found = ("", "")
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             left, _, right = line.partition(" - ")
             kind, source = right.split()[:2]
-            if kind == "fuse.kmsfs" and _unescape(left.split()[4]) == wanted:
-                return _unescape(source)
-    return None
+            if _unescape(left.split()[4]) == wanted:
+                found = kind, _unescape(source)
+    return found
 
 
 def _unescape(text: str) -> str:

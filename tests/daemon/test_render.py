@@ -250,7 +250,7 @@ def test_sync_follows_and_outlives_the_daemon(fresh_daemon, memory, tmp_path):
     put("/app/db/password", "1")
     put("/app/port", "2")
     with (tmp_path / "log").open("w") as said:
-        process = begin(fresh_daemon, "sync", "/app", memory, "-f", said=said)
+        process = begin(fresh_daemon, "secrets", "sync", "/app", memory, "-f", said=said)
         try:
             soon("1", (memory / "db" / "password").read_text)
             put("/app/db/password", "3")
@@ -271,5 +271,5 @@ def test_sync_follows_and_outlives_the_daemon(fresh_daemon, memory, tmp_path):
 
 
 def test_sync_refuses_a_disk(daemon, tree, tmp_path):
-    done = kmsfs(daemon, "sync", "/re", tmp_path)
+    done = kmsfs(daemon, "secrets", "sync", "/re", tmp_path)
     assert done.returncode == 2 and "not in memory" in done.stderr and os.listdir(tmp_path) == []
