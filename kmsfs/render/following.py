@@ -40,25 +40,25 @@ def keep_up(
             raise event
         if event and not concerns(event):
             continue
-        ended = _gather(events)
+        _gather(events)
         try:
             act()
             failed = False
         except KmsfsError as error:
             complain(error)
             failed = True
-        if ended:
-            return
 
 
-def _gather(events: "queue.SimpleQueue[dict[str, Any] | KmsfsError | None]") -> bool:
-    """Wait until nothing has come for a moment; return whether the stream has ended."""
+def _gather(events: "queue.SimpleQueue[dict[str, Any] | KmsfsError | None]") -> None:
+    """Wait until nothing has come for a moment, or the stream's end, which is left there."""
     while True:
         try:
-            if not isinstance(events.get(timeout=_GATHER_SECONDS), dict):
-                return True
+            event = events.get(timeout=_GATHER_SECONDS)
         except queue.Empty:
-            return False
+            return
+        if not isinstance(event, dict):
+            events.put(event)
+            return
 
 
 def _read(stream: ChangeStream, events: "queue.SimpleQueue[dict[str, Any] | KmsfsError | None]") -> None:

@@ -1,6 +1,7 @@
 """Ask kmsd as the user who reads: by a connection that a process of his has made, as SO_PEERCRED tells who connects."""
 
 import os
+import signal
 import socket
 from collections import OrderedDict
 from pathlib import Path
@@ -89,8 +90,12 @@ def connect_as(path: str, user: User) -> socket.socket:
         finally:
             os._exit(status)
     theirs.close()
+    ours.settimeout(_TIMEOUT_SECONDS)
+    descriptors: list[int] = []
     try:
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    except TimeoutError:
+        os.kill(child, signal.SIGKILL)
     finally:
         ours.close()
         os.waitpid(child, 0)
