@@ -27,7 +27,8 @@ from kmsfs.cli import (
     secretsview,
     service,
 )
-from kmsfs.cli.output import SETTINGS, fail
+from kmsfs.cli.output import SETTINGS, fail, log_message
+from kmsfs.client import locate
 from kmsfs.errors import KmsfsError
 
 app = typer.Typer(
@@ -75,6 +76,9 @@ def _version(value: bool) -> None:
 @app.callback()
 def shared(
     as_json: Annotated[bool, typer.Option("--json", help="Print documents as JSON.")] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Print messages, progress and errors as JSON, a line each, on stderr.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no messages.")] = False,
     socket: Annotated[
         str | None, typer.Option("--socket", help="Socket of the key daemon ($KMSFS_SOCKET).")
@@ -88,7 +92,9 @@ def shared(
 ) -> None:
     """Options before the command."""
     del version
-    SETTINGS.as_json, SETTINGS.quiet = as_json, quiet
+    SETTINGS.as_json, SETTINGS.quiet, SETTINGS.log_json = as_json, quiet, log_json
+    if log_json:
+        locate.announce = log_message
     SETTINGS.socket, SETTINGS.autostart = socket, not no_autostart
 
 
@@ -111,6 +117,6 @@ def _with_shared_first(arguments: list[str]) -> list[str]:
         arguments, rest = arguments[:cut], arguments[cut:]
     else:
         rest = []
-    flags = [item for item in arguments if item in ("--json", "--quiet", "--no-autostart")]
+    flags = [item for item in arguments if item in ("--json", "--log-json", "--quiet", "--no-autostart")]
     others = [item for item in arguments if item not in flags]
     return [*flags, *others, *rest]

@@ -6,6 +6,8 @@ import datetime
 import json
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,14 @@ class Settings:
     """Options that every command shares."""
 
     as_json: bool = False
+    log_json: bool = False
     quiet: bool = False
     socket: str | None = None
     autostart: bool = True
 
 
 SETTINGS = Settings()
+_TELL_SECONDS = 0.5
 
 
 def session() -> ClientSession:
@@ -110,15 +114,31 @@ def when(seconds: float | None) -> str | None:
 
 def say(text: str) -> None:
     """Print a message on stderr."""
-    if not SETTINGS.quiet:
+    if SETTINGS.quiet:
+        return
+    if SETTINGS.log_json:
+        log_message(text)
+    else:
         print(f"kmsfs: {text}", file=sys.stderr)
+
+
+def log_message(text: str) -> None:
+    """Print a message on stderr as a program reads it."""
+    _log("message", message=text)
+
+
+def _log(kind: str, **fields: Any) -> None:
+    """Print one event on stderr: docs/develop/cli-abi.md has their fields."""
+    print(json.dumps({"type": kind, "time": round(time.time(), 3), **fields}), file=sys.stderr, flush=True)
 
 
 def fail(error: KmsfsError) -> int:
     """Print an error and its hint; return the exit code."""
     text = error.detail or type(error).__name__
-    if SETTINGS.as_json:
-        code = getattr(error, "wire_code", error.code)
+    code = getattr(error, "wire_code", error.code)
+    if SETTINGS.log_json:
+        _log("error", code=code, message=text, hint=error.hint, exit_code=int(error.exit_code))
+    elif SETTINGS.as_json:
         print(json.dumps({"error": {"code": code, "message": text, "hint": error.hint}}), file=sys.stderr)
     else:
         print(f"kmsfs: {text}", file=sys.stderr)
@@ -188,7 +208,11 @@ def stored_bytes(folder: Path) -> int:
 
 @contextlib.contextmanager
 def byte_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar with rate and time left on stderr, if that is a terminal; yields what to call with bytes done."""
+    """Show a bar with rate and time left on stderr, if that is a terminal, or events for programs; yields what to call with bytes done."""
+    if SETTINGS.log_json:
+        with _logged_progress(text, total) as advance:
+            yield advance
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -210,3 +234,28 @@ def byte_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=total)
         yield lambda done: bar.update(task, advance=done)
+
+
+@contextlib.contextmanager
+def _logged_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Log how far something is: at its beginning, at most twice a second, and at its end, whichever that is."""
+    operation_id = uuid.uuid4().hex[:12]
+    current = 0
+    told = 0.0
+
+    def tell(*, finished: bool) -> None:
+        nonlocal told
+        told = time.monotonic()
+        _log("progress", id=operation_id, operation=text, current=current, total=total, unit="bytes", finished=finished)
+
+    def advance(done: int) -> None:
+        nonlocal current
+        current += done
+        if time.monotonic() - told >= _TELL_SECONDS:
+            tell(finished=False)
+
+    tell(finished=False)
+    try:
+        yield advance
+    finally:
+        tell(finished=True)

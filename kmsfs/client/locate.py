@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,9 @@ def _initialise(place: PrivateDaemon) -> None:
     if made.returncode:
         raise DaemonUnreachable(f"the private key daemon could not be set up: {made.stderr.strip()}")
     document = json.loads(made.stdout)
-    _say(f"made a private key store in {place.state}")
-    _say(f"its recovery code, shown this once: {document['recovery_code']}")
-    _say("keep the code elsewhere: without that folder or the code, encrypted files cannot be read")
+    announce(f"made a private key store in {place.state}")
+    announce(f"its recovery code, shown this once: {document['recovery_code']}")
+    announce("keep the code elsewhere: without that folder or the code, encrypted files cannot be read")
 
 
 def _spawn(place: PrivateDaemon) -> None:
@@ -173,7 +174,7 @@ def _spawn(place: PrivateDaemon) -> None:
                 f"the private key daemon did not start: {_last_line(place.log)}", hint=f"see {place.log}"
             )
         time.sleep(0.02)
-    _say(f"started a private key daemon for you (pid {process.pid}); stop it with `kmsfs daemon stop`")
+    announce(f"started a private key daemon for you (pid {process.pid}); stop it with `kmsfs daemon stop`")
 
 
 def stop(pid: int, path: Path) -> None:
@@ -195,5 +196,10 @@ def _last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if "hint" not in line), "no message")
 
 
-def _say(text: str) -> None:
+def say_on_stderr(text: str) -> None:
+    """Print a line for the user."""
     sys.stderr.write(f"kmsfs: {text}\n")
+
+
+announce: Callable[[str], None] = say_on_stderr
+"""What is said when a private daemon is made or started: the recovery code too, so it is never silent."""

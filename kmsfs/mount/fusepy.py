@@ -43,6 +43,8 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
                 yield
             except (KmsfsError, OSError) as error:
                 raise mfusepy.FuseOSError(errno_of(error)) from error
+            finally:
+                self._vfs.asked_by = None
             if len(self._vfs.nodes) > _NODES_KEPT:
                 for node in self._vfs.nodes.all_nodes():
                     node.lookups = 0

@@ -152,9 +152,11 @@ class KeysAhead:
             return found
         walk.seen.add(place)
         place += step
-        while 0 <= place < len(walk.files) and len(found) < self.window.size:
+        looks_left = 2 * self.window.size
+        while 0 <= place < len(walk.files) and len(found) < self.window.size and looks_left:
             if place not in walk.seen:
                 walk.seen.add(place)
+                looks_left -= 1
                 wrapped = self._wrapped_key(descriptor, walk.files[place][1], owner)
                 if wrapped is not None:
                     found.append(wrapped)

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -268,3 +269,44 @@ def test_doctor(kmsfs):
     found = {item["subject"]: item for item in json.loads(done.stdout)}
     assert found["backup"]["level"] == "warning" and "kmsd backup" in found["backup"]["mend"]
     assert found["daemon"]["level"] == "ok"
+
+
+def test_log_json_is_events_and_nothing_else(daemon, make_mount, tmp_path):
+    mounted = make_mount().start()
+    for number in range(20):
+        (mounted.plain / f"f{number}").write_bytes(b"x" * 5000)
+    mounted.stop()
+    environment = {**os.environ, "KMSFS_SOCKET": str(daemon.socket)}
+
+    def run(*words):
+        command = [sys.executable, "-m", "kmsfs.cli", *map(str, words)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done, [json.loads(line) for line in done.stderr.splitlines()]
+
+    done, events = run("check", mounted.cipher, "--json", "--log-json")
+    assert done.returncode == 0 and json.loads(done.stdout)
+    progress = [event for event in events if event["type"] == "progress"]
+    assert progress[0]["current"] == 0 and not progress[0]["finished"] and progress[-1]["finished"]
+    assert 0 < progress[-1]["current"] <= progress[-1]["total"] and progress[-1]["operation"] == "checking"
+    assert len({event["id"] for event in progress}) == 1
+    done, events = run("--log-json", "key", "describe", "alias/none")
+    assert done.returncode == 11 and [event["type"] for event in events] == ["error"]
+    assert (events[0]["code"], events[0]["exit_code"]) == ("NotFoundException", 11)
+
+
+def test_log_json_has_the_recovery_code_of_a_new_daemon(tmp_path):
+    (tmp_path / "run").mkdir(mode=0o700)
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(tmp_path / "run")}
+    environment.pop("KMSFS_SOCKET", None)
+    command = [sys.executable, "-m", "kmsfs.cli", "--log-json"]
+    done = subprocess.run([*command, "key", "list"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {event["type"] for event in events} == {"message"} and any("recovery code" in event["message"] for event in events)
+    subprocess.run([*command, "daemon", "stop"], env=environment, capture_output=True, check=True)
+
+
+def test_exit_codes_are_those_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "develop" / "cli-abi.md").read_text()
+    listed = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert listed == {int(code) for code in ExitCode}

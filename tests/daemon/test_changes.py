@@ -183,6 +183,16 @@ def test_bad_requests(call):
             call("WatchChanges", **wrong)
 
 
+def test_a_connection_has_a_bounded_number_of_streams(daemon, call):
+    key = call("CreateKey")["KeyMetadata"]["KeyId"]
+    transport = Transport(str(daemon.socket), 10.0)
+    answers = [transport.call(*request) for request in [("WatchChanges", {}), ("Watch", {"KeyIds": [key]})] * 9]
+    assert ["e" in answer for answer in answers] == [False] * 16 + [True] * 2
+    assert {answer["e"]["code"] for answer in answers[16:]} == {"LimitExceededException"}
+    assert "r" in transport.call("GetStatus", {})
+    transport.close()
+
+
 def test_a_restarted_daemon_resets(fresh_daemon):
     fresh_daemon.start()
     session = fresh_daemon.session()

@@ -16,7 +16,14 @@ from kmsd.events.service import FOLLOWED
 from kmsd.server.linger import Linger
 from kmsd.server.peer import identify
 from kmsd.server.throttle import Buckets
-from kmsfs.errors import AuditUnavailable, DeadlineExceeded, InvariantBroken, KmsfsError, ProtocolError
+from kmsfs.errors import (
+    AuditUnavailable,
+    DeadlineExceeded,
+    InvariantBroken,
+    KmsfsError,
+    LimitExceeded,
+    ProtocolError,
+)
 from kmsfs.formats.frame import (
     LENGTH_BYTES,
     decode_request,
@@ -29,6 +36,7 @@ from kmsfs.formats.frame import (
 _LOG = logging.getLogger("kmsd")
 FRAME_SECONDS = 5.0
 """A frame that is not complete after this long closes its connection."""
+_STREAMS_MAX = 16
 _UNREAD_MAX_BYTES = 1 << 20
 """Who leaves more events than this unread is cut off: a stream can be begun again where it was."""
 
@@ -189,9 +197,7 @@ class Session(asyncio.Protocol):
                 raise DeadlineExceeded("the request's deadline passed before it was begun; nothing was done")
             self._state.buckets.spend(caller.uid, now)
             result, call = self._state.pipeline.run(caller, frame, self._number)
-            if WATCHED_KEYS in call.notes:
-                self._watched[frame.request_id] = call.notes[WATCHED_KEYS]
-            missed = self._follow(frame.request_id, call)
+            missed = self._begin_stream(frame.request_id, call)
             return frame.operation, frame.request_id, encode_result(frame.request_id, result) + missed
         except KmsfsError as error:
             return frame.operation, frame.request_id, _error_frame(frame.request_id, error)
@@ -203,9 +209,18 @@ class Session(asyncio.Protocol):
                 _error_frame(frame.request_id, InvariantBroken("internal error")),
             )
 
-    def _follow(self, request_id: int, call: Call) -> bytes:
-        """Begin the stream of changes that a call asks for, if it does; return the events that come before the first new one."""
-        if FOLLOWED not in call.notes:
+    def _begin_stream(self, request_id: int, call: Call) -> bytes:
+        """Begin the stream that a call asks for, if it does; return the events that come before the first new one.
+
+        Raises:
+            LimitExceeded: if the connection has too many streams: each is looked at for each change.
+        """
+        if not call.operation.streams:
+            return b""
+        if len(self._watched) + len(self._followed) >= _STREAMS_MAX:
+            raise LimitExceeded(f"A connection has at most {_STREAMS_MAX} streams.", hint="open another connection")
+        if WATCHED_KEYS in call.notes:
+            self._watched[request_id] = call.notes[WATCHED_KEYS]
             return b""
         self._followed[request_id], missed = call.notes[FOLLOWED]
         return b"".join(encode_event(request_id, event) for event in missed)

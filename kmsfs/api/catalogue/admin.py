@@ -22,12 +22,14 @@ ADMIN_OPERATIONS = (
     Operation(
         "Watch", "kmsfs", "kms:DescribeKey", admin.WatchRequest, admin.WatchResponse,
         "Push an event whenever one of these keys, its policy or its grants change.",
-        streams=True, audit=("key_ids",), errors=(errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied),
+        streams=True, audit=("key_ids",),
+        errors=(errors.InvalidArn, errors.KeyNotFound, errors.AccessDenied, errors.LimitExceeded),
     ),
     Operation(
         "WatchChanges", "kmsfs", "kmsfs:WatchChanges", admin.WatchChangesRequest, admin.WatchChangesResponse,
         "Push an event for each change of parameters, secrets and keys that the caller may know of.",
-        streams=True, audit=("sources", "path", "after"), errors=(errors.InvalidName, errors.AccessDenied),
+        streams=True, audit=("sources", "path", "after"),
+        errors=(errors.InvalidName, errors.AccessDenied, errors.LimitExceeded),
     ),
     Operation(
         "OpenVolumeSession", "kmsfs", "kms:Decrypt", admin.OpenVolumeSessionRequest,

@@ -167,10 +167,13 @@ class KernelSession:
             self._special(opcode, unique, node_id, body)
             return
         self._who = Requester(uid, gid, pid)
-        self.vfs.asked_by = uid
         try:
             with self.vfs.lock:
-                answer = handler(self.vfs.nodes.get(node_id), body)
+                self.vfs.asked_by = uid
+                try:
+                    answer = handler(self.vfs.nodes.get(node_id), body)
+                finally:
+                    self.vfs.asked_by = None
                 self._reply(unique, answer)
         except OSError as error:
             self._reply_error(unique, error.errno or errno.EIO)
