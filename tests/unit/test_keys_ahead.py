@@ -1,10 +1,15 @@
 """Keys fetched ahead: how many, and what becomes of them."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 
 from kmsfs.envelope.caching import AHEAD_SECONDS, CachingProvider, NoGuard
 from kmsfs.errors import DaemonUnreachable, KeyLease
-from kmsfs.mount.keysahead import Window
+from kmsfs.mount import keysahead
+from kmsfs.mount.keysahead import KeysAhead, Window
+from support.fakes import volume_keys
 
 
 class Source:
@@ -139,3 +144,18 @@ def test_a_middling_share_changes_nothing_and_a_batch_is_judged_once():
     assert window.size == 4
     window.judge(100)
     assert window.size == 4
+
+
+def test_a_directory_of_files_under_other_keys_is_not_read_through(tmp_path, monkeypatch):
+    for number in range(200):
+        (tmp_path / f"n{number}").touch()
+    looks = []
+    monkeypatch.setattr(keysahead, "parse_blob", lambda _wrapped: SimpleNamespace(owner=b"o"))
+    monkeypatch.setattr(KeysAhead, "_wrapped_key", lambda _self, _folder, name, _owner: looks.append(name))
+    ahead = KeysAhead(volume_keys(), lambda: 0.0)
+    inodes = sorted(path.stat().st_ino for path in tmp_path.iterdir())
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for inode in inodes[:3]:
+        assert ahead.beside(1, folder, inode, b"w", 0) == []
+    assert len(looks) == 2 * ahead.window.size == 8
+    os.close(folder)
