@@ -17,7 +17,7 @@ app.command()(sync)
 
 @app.command()
 def mount(
-    mountpoint: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="An empty directory.")],
+    mountpoint: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="An empty directory, or one to be made.")],
     path: Annotated[str, typer.Option(help="Show the parameters below this path.")] = "/",
     allow_other: Annotated[
         bool, typer.Option("--allow-other", help="As root: let every user in, each to what is his.")
@@ -29,8 +29,12 @@ def mount(
     from kmsfs.view.serve import serve_view
 
     place = mountpoint.absolute()
-    if not place.is_dir() or any(place.iterdir()):
-        raise UsageError(f"{mountpoint} is no empty directory", hint="make one")
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(place.iterdir()):
+            raise UsageError(f"{mountpoint} is not empty: its files would be hidden", hint="choose an empty directory")
+    except OSError as error:
+        raise UsageError(f"cannot use {mountpoint}: {error.strerror}") from error
     if allow_other and os.geteuid():
         raise UsageError("only root may let others in: it reads in their names", hint="leave out --allow-other")
     if not path.startswith("/"):

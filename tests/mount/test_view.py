@@ -180,16 +180,16 @@ def kmsfs(daemon, *words):
 
 def test_in_the_background_and_bad_places(daemon, call, tmp_path):
     put(call, "/vi4/a", "x")
-    folder = tmp_path / "v"
+    folder, file = tmp_path / "v", tmp_path / "file"
+    file.touch()
     for words, says in (
-        ((folder,), "no empty directory"),
+        ((file,), "File exists"),
         ((tmp_path, "--path", "vi4"), "begins with a slash"),
     ):
         (tmp_path / "other").mkdir(exist_ok=True)
         place = tmp_path / "other" if words[0] == tmp_path else words[0]
         done = kmsfs(daemon, "secrets", "mount", place, *words[1:])
         assert done.returncode == 2 and says in done.stderr
-    folder.mkdir()
     done = kmsfs(daemon, "secrets", "mount", folder, "--path", "/vi4")
     assert done.returncode == 0 and "unmount with" in done.stderr, done.stderr
     assert (folder / "a").read_text() == "x"
