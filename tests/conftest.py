@@ -97,6 +97,13 @@ def daemon(tmp_path_factory):
 
 
 @pytest.fixture
+def call(daemon):
+    session = daemon.session()
+    yield lambda operation, **parameters: session.call(operation, parameters)
+    session.close()
+
+
+@pytest.fixture
 def fresh_daemon(tmp_path):
     made = DaemonProcess(tmp_path)
     result = made.init()

@@ -54,14 +54,7 @@ def pages(operation: str, field: str, marker_in: str, marker_out: str, **paramet
         KmsfsError: the operation's error.
     """
     given = {key: value for key, value in parameters.items() if value is not None}
-    talk = session()
-    found: list[Any] = []
-    while True:
-        page = talk.call(operation, given)
-        found += page[field]
-        if not page.get(marker_out):
-            return found
-        given[marker_in] = page[marker_out]
+    return session().pages(operation, field, given, (marker_in, marker_out))
 
 
 def show(document: Any, human: Callable[[], None]) -> None:

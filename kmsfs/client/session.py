@@ -60,6 +60,24 @@ class ClientSession:
             raise to_exception(answer["e"])
         return answer["r"]
 
+    def pages(
+        self, operation_name: str, field: str, parameters: dict[str, Any], markers: tuple[str, str] = ("NextToken", "NextToken")
+    ) -> list[Any]:
+        """Run a paged operation to its end and return all entries of `field`; `markers` name the next page in request and answer.
+
+        Raises:
+            KmsfsError: as `call`.
+        """
+        asked, answered = markers
+        given = dict(parameters)
+        found: list[Any] = []
+        while True:
+            page = self.call(operation_name, given)
+            found += page[field]
+            if not page.get(answered):
+                return found
+            given[asked] = page[answered]
+
     def open_transport(self) -> Transport:
         """Return a new connection that the caller owns: for watch streams and leases.
 

@@ -51,8 +51,6 @@ _DESCRIPTORS = 8192
 _COLLECT_EVERY = 10_000
 """Objects made between two looks at the youngest generation."""
 _REVOKING = frozenset({"disabled", "pending-deletion", "deleted", "policy", "grant-ended", "material-destroyed"})
-
-
 _VOLUME, _VIEW = "fuse.kmsfs", "fuse.kmsfs-secrets"
 
 

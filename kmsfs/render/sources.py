@@ -33,14 +33,9 @@ class Sources:
     def below(self, path: str) -> dict[str, str]:
         """Return the values of all parameters below a path by their full names."""
         self._paths.add(path.strip("/"))
-        request: dict[str, Any] = {"Path": path, "Recursive": True, "WithDecryption": True}
-        found: dict[str, str] = {}
-        while True:
-            answer = self._session.call("GetParametersByPath", request)
-            found.update({parameter["Name"]: parameter["Value"] for parameter in answer["Parameters"]})
-            if not answer.get("NextToken"):
-                return found
-            request["NextToken"] = answer["NextToken"]
+        request = {"Path": path, "Recursive": True, "WithDecryption": True}
+        found = self._session.pages("GetParametersByPath", "Parameters", request)
+        return {parameter["Name"]: parameter["Value"] for parameter in found}
 
     def secret(self, secret_id: str) -> str:
         """Return a secret's text.

@@ -79,13 +79,7 @@ def _names(session: ClientSession, path: str) -> list[str]:
     request: dict[str, Any] = {"MaxResults": _PAGE}
     if path.strip("/"):
         request["ParameterFilters"] = [{"Key": "Path", "Option": "Recursive", "Values": [path]}]
-    found: list[str] = []
-    while True:
-        answer = session.call("DescribeParameters", request)
-        found += [parameter["Name"] for parameter in answer["Parameters"]]
-        if not answer.get("NextToken"):
-            return found
-        request["NextToken"] = answer["NextToken"]
+    return [parameter["Name"] for parameter in session.pages("DescribeParameters", "Parameters", request)]
 
 
 class ViewOperations(mfusepy.Operations):  # type: ignore[misc]

@@ -18,13 +18,7 @@ from kmsfs.client.cache import ParameterCache
 from kmsfs.client.changes import ChangeStream
 from kmsfs.client.transport import Transport
 from support.peers import as_user
-
-
-@pytest.fixture
-def call(daemon):
-    session = daemon.session()
-    yield lambda operation, **parameters: session.call(operation, parameters)
-    session.close()
+from support.waiting import soon
 
 
 class OneTransport:
@@ -239,13 +233,6 @@ def cache(daemon):
     made = ParameterCache(session=daemon.session())
     yield made
     made.close()
-
-
-def soon(expected, read, seconds=10):
-    deadline = time.monotonic() + seconds
-    while read() != expected:
-        assert time.monotonic() < deadline, (read(), expected)
-        time.sleep(0.005)
 
 
 def counting(cache):

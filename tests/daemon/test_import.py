@@ -13,13 +13,6 @@ from kmsfs import errors
 ALGORITHMS = ["RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256", "RSA_AES_KEY_WRAP_SHA_1", "RSA_AES_KEY_WRAP_SHA_256"]
 
 
-@pytest.fixture
-def call(daemon):
-    session = daemon.session()
-    yield lambda operation, **parameters: session.call(operation, parameters)
-    session.close()
-
-
 def wrap(parameters, algorithm, material):
     public = serialization.load_der_public_key(parameters["PublicKey"])
     chosen = hashes.SHA1() if algorithm.endswith("_SHA_1") else hashes.SHA256()

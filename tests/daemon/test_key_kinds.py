@@ -17,13 +17,6 @@ from kmsfs.api.registry import OPERATIONS
 MODEL = botocore.session.get_session().get_service_model("kms")
 
 
-@pytest.fixture
-def call(daemon):
-    session = daemon.session()
-    yield lambda operation, **parameters: session.call(operation, parameters)
-    session.close()
-
-
 def make(call, spec, usage):
     return call("CreateKey", KeySpec=spec, KeyUsage=usage)["KeyMetadata"]
 

@@ -20,13 +20,6 @@ from support.peers import as_user
 
 
 @pytest.fixture
-def call(daemon):
-    session = daemon.session()
-    yield lambda operation, **parameters: session.call(operation, parameters)
-    session.close()
-
-
-@pytest.fixture
 def key(call):
     return call("CreateKey", Description="test")["KeyMetadata"]
 

@@ -9,13 +9,6 @@ from kmsd.parameters.policies import expiration_of, notices_due, read_policies
 from kmsfs import errors
 
 
-@pytest.fixture
-def call(daemon):
-    session = daemon.session()
-    yield lambda operation, **parameters: session.call(operation, parameters)
-    session.close()
-
-
 def moment(days):
     return (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)).isoformat()
 

@@ -9,13 +9,6 @@ from kmsfs import errors
 from support.peers import as_user
 
 
-@pytest.fixture
-def call(daemon):
-    session = daemon.session()
-    yield lambda operation, **parameters: session.call(operation, parameters)
-    session.close()
-
-
 def test_types_versions_and_selectors(call):
     assert call("PutParameter", Name="/t/plain", Value="one", Type="String")["Version"] == 1
     with pytest.raises(errors.ParameterAlreadyExists):

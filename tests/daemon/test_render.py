@@ -17,13 +17,7 @@ from kmsfs import errors
 from kmsfs.render import places
 from kmsfs.render.sources import Sources
 from kmsfs.render.template import render
-
-
-@pytest.fixture
-def call(daemon):
-    session = daemon.session()
-    yield lambda operation, **parameters: session.call(operation, parameters)
-    session.close()
+from support.waiting import soon
 
 
 @pytest.fixture
@@ -49,19 +43,6 @@ def kmsfs(daemon, *words, **options):
     environment = {**os.environ, "KMSFS_SOCKET": str(daemon.socket)}
     command = [sys.executable, "-m", "kmsfs.cli", *map(str, words)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60, **options)
-
-
-def soon(expected, read):
-    deadline = time.monotonic() + 15
-    while True:
-        try:
-            found = read()
-        except OSError as error:
-            found = error
-        if found == expected:
-            return
-        assert time.monotonic() < deadline, (found, expected)
-        time.sleep(0.02)
 
 
 # --- templates ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,8 +13,13 @@ from pathlib import Path
 import pytest
 
 from conftest import let_others_in
+from kmsfs.cli import secretsview
+from kmsfs.errors import AccessDenied, UsageError
+from kmsfs.render.sources import Sources
+from kmsfs.view.readers import Readers
 from kmsfs.view.tree import VALUE_NAME, tree_of
 from support.peers import as_user
+from support.waiting import soon
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -63,28 +69,8 @@ def view(daemon, tmp_path):
         one.stop()
 
 
-@pytest.fixture
-def call(daemon):
-    session = daemon.session()
-    yield lambda operation, **parameters: session.call(operation, parameters)
-    session.close()
-
-
 def put(call, name, value, kind="SecureString"):
     call("PutParameter", Name=name, Value=value, Type=kind, Overwrite=True)
-
-
-def soon(expected, read):
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            found = read()
-        except OSError as error:
-            found = error.errno
-        if found == expected:
-            return
-        assert time.monotonic() < deadline, (found, expected)
-        time.sleep(0.01)
 
 
 def test_values_and_changes(view, call):
@@ -106,6 +92,16 @@ def test_values_and_changes(view, call):
     call("DeleteParameter", Name="/vi/list")
     soon(errno.ENOENT, (folder / "list").read_text)
     assert sorted(os.listdir(folder)) == ["db", "more"]
+
+
+def test_more_names_than_a_page_has(daemon, view, call):
+    for number in range(60):
+        put(call, f"/vi6/n{number}", "x", "String")
+    names = sorted(f"n{number}" for number in range(60))
+    assert sorted(os.listdir(view("--path", "/vi6"))) == names
+    session = daemon.session()
+    assert sorted(Sources(session).below("/vi6")) == [f"/vi6/{name}" for name in names]
+    session.close()
 
 
 def test_nothing_can_be_changed(view, call):
@@ -144,6 +140,22 @@ def test_everybody_sees_what_is_his(daemon, view, call, tmp_path):
     assert cat(9999, folder / "theirs").returncode
     records = [json.loads(line) for line in (daemon.state / "audit" / "audit.jsonl").read_text().splitlines()]
     assert any(record["op"] == "GetParameter" and record["uid"] == 4321 and record["res"] == "ok" for record in records)
+
+
+def test_a_view_leaves_no_core_and_only_root_lets_others_in(daemon, view, tmp_path, monkeypatch, call):
+    folder = view("--path", "/vi")
+    [pid] = {
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"--foreground\0{folder}\0".encode() in path.read_bytes()
+    }
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    with pytest.raises(UsageError, match="only root"):
+        secretsview.mount(tmp_path / "v", "/", allow_other=True)
+    with pytest.raises(AccessDenied):
+        Readers(None, str(daemon.socket)).session_of((1234, 1234, ()))
 
 
 def test_a_key_that_is_disabled_closes_the_file(view, call):
