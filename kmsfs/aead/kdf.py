@@ -40,6 +40,7 @@ class Label(Enum):
     VOLUME_CONFIG = ("volume/config", 32)
     VOLUME_EXTRAS = ("volume/extras", 32)
     VOLUME_FRESHNESS = ("volume/freshness", 64)
+    VOLUME_LISTING = ("volume/listing", 64)
     FILE_MAP = ("file/map", 32)
     FILE_COMMIT = ("file/commit", 32)
     FILE_CHUNK = ("file/chunk", 32)

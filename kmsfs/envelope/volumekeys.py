@@ -35,6 +35,7 @@ class VolumeKeys:
         self._config = derive(root, Label.VOLUME_CONFIG)
         self.extras = GcmKey(derive(root, Label.VOLUME_EXTRAS))
         self.freshness = SivKey(derive(root, Label.VOLUME_FRESHNESS))
+        self.listing = SivKey(derive(root, Label.VOLUME_LISTING))
 
     # --- configuration ------------------------------------------------------------------------------------
 

@@ -5,11 +5,13 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 
 from kmsfs.backing.posix import sync_file_system
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import KmsfsError, StorageError
+from kmsfs.mount.listed import remember
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs import Recent
 from kmsfs.mount.vfs_dirs import DirectoryOperations
@@ -130,7 +132,17 @@ class Vfs(DirectoryOperations):
         self._barrier(always=True)
         if self.tools.freshness is not None:
             self.tools.freshness.flush()
+        if stored and self.listings is not None:
+            with self.lock:
+                remember(self.listings, self._known_directories(), self.removed_directories)
         return stored
+
+    def _known_directories(self) -> Iterator[tuple[Node, int]]:
+        """The directories whose id and some of whose entries are known, with their descriptors."""
+        for node in self.nodes.all_nodes():
+            if node.is_dir and node.dir_id and node.kids:
+                with contextlib.suppress(OSError):
+                    yield node, self.nodes.descriptor(node)
 
     def heal(self) -> int:
         """Open every file that an unclean session may have touched: recovery runs, headers and homes are rewritten.

@@ -15,13 +15,18 @@ _LOG = logging.getLogger("kmsfs.mount")
 
 
 def records_path(volume_id: bytes) -> Path:
-    """Return where a volume's records lie: $XDG_STATE_HOME, or /var/lib for root and ~/.local/state for others."""
+    """Return where a volume's records lie."""
+    return state_folder() / "freshness" / f"{volume_id.hex()}.db"
+
+
+def state_folder() -> Path:
+    """Return where mounts keep what is theirs: below $XDG_STATE_HOME, or /var/lib for root and ~/.local/state for others."""
     named = os.environ.get("XDG_STATE_HOME")
     if named:
         base = Path(named)
     else:
         base = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".local" / "state"
-    return base / "kmsfs" / "freshness" / f"{volume_id.hex()}.db"
+    return base / "kmsfs"
 
 
 def open_records(keys: VolumeKeys, lease: VolumeLease, *, read_only: bool) -> FreshnessStore | None:

@@ -80,6 +80,10 @@ class NodeTable:
             raise OSError(116, "stale inode")
         return node
 
+    def holds(self, node: Node) -> bool:
+        """Whether a node was not dropped."""
+        return self._by_id.get(node.node_id) is node
+
     def of_inode(self, key: tuple[int, int]) -> Node | None:
         """Return the node of a backing inode, if it is known."""
         return self._by_key.get(key)

@@ -16,6 +16,7 @@ from typing import Any
 
 from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.backing.freshness import FreshnessStore
+from kmsfs.backing.listings import ListingStore
 from kmsfs.client.provider import SocketKeySource
 from kmsfs.client.session import ClientSession
 from kmsfs.client.transport import Transport
@@ -34,6 +35,7 @@ from kmsfs.mount.kernel.session import KernelSession
 from kmsfs.mount.kernel.wakeups import DEVICE, WakeUps
 from kmsfs.mount.kernel.wire import MAX_WRITE
 from kmsfs.mount.keypool import PoolFiller
+from kmsfs.mount.listed import listings_path
 from kmsfs.mount.otherkeys import OtherKeys
 from kmsfs.mount.vfs import VfsOptions
 from kmsfs.mount.volume import (
@@ -170,6 +172,7 @@ class RunningMount:
         vfs.store_directory_key = self._lease.set_directory_key
         vfs.revalidate = self._revalidate
         vfs.lease_holds = lambda: self._watcher.alive
+        vfs.listings = ListingStore(keys.listing, listings_path(config.volume_id))
         return vfs
 
     # --- serving ----------------------------------------------------------------------------------------------
@@ -267,6 +270,8 @@ class RunningMount:
             except KmsfsError as error:
                 _LOG.warning("the key daemon could not be told of the clean end: %s", error)
         self.vfs.extras.close()
+        if self.vfs.listings is not None:
+            self.vfs.listings.close()
         os.close(self._volume.descriptor)
 
     def _end_lease(self) -> None:

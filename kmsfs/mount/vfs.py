@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kmsfs.backing.extras import ExtrasStore
+from kmsfs.backing.listings import ListingStore
 from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.freshness import Commit
 from kmsfs.envelope.kf1file import FileTools
@@ -98,6 +99,12 @@ class VfsBase:
         """Lets kmsd know a directory's key, or that it has none of its own."""
         self.dropped_directories: frozenset[bytes] = frozenset()
         """Directories with a key that were removed, until a barrier has covered that."""
+        self.listings: ListingStore | None = None
+        """What the files of directories said when they were last remembered."""
+        self.removed_directories: set[bytes] = set()
+        """Ids of directories whose listings are to be forgotten."""
+        self.changes_behind = 0
+        """How often something was changed behind the mount."""
         self.names_changed = False
         """Whether entries came, went or moved since the last tick."""
         self.own_changes: set[str] = set()

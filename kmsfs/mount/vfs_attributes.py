@@ -11,7 +11,9 @@ from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.envelope.slots import peek_attributes, read_slots
 from kmsfs.errors import AccessDenied
 from kmsfs.formats.fileheader import Attributes
+from kmsfs.formats.listing import ListedFile
 from kmsfs.mount.attributes import Changes, Requester, Stat, from_backing, gone
+from kmsfs.mount.listed import still_as
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs_open import OpenFiles
 
@@ -33,13 +35,22 @@ class AttributeOperations(OpenFiles):
         facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
         return self.enter(parent, name, disk_name, facts)
 
-    def list_entry(self, parent: Node, name: bytes, disk_name: str) -> tuple[Node, Stat]:
-        """As `lookup`, for an entry of a listing just made.
+    def list_entry(
+        self, parent: Node, name: bytes, disk_name: str, listed: ListedFile | None
+    ) -> tuple[Node, Stat]:
+        """As `lookup`, for an entry of a listing just made; `listed` is what is remembered of it, true or not any more.
 
         Raises:
             OSError, CorruptFile: as `lookup`.
         """
         facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
+        if listed is not None and still_as(listed, facts):
+            node = self.nodes.adopt(parent, name, disk_name, facts)
+            if node.file is None and node.attributes is None:
+                node.attributes = listed.attributes(parent.dir_id)
+                answer = from_backing(facts)
+                answer.size, answer.mtime_ns = listed.size, listed.mtime_ns
+                return node, answer
         return self.enter(parent, name, disk_name, facts, listed=True)
 
     def enter(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kmsfs.backing.posix import rename_with_flags, sync_file_system
 from kmsfs.envelope.volumekeys import DIR_ID_NAME
 from kmsfs.errors import InvalidName, KmsfsError
+from kmsfs.formats.listing import ListedFile
 from kmsfs.formats.volume import CONFIG_NAME
 from kmsfs.mount.attributes import Requester, Stat
 from kmsfs.mount.nodes import Node
@@ -30,6 +31,8 @@ class Entry:
     disk_name: str
     kind: int
     ino: int
+    listed: ListedFile | None = None
+    """What is remembered of a file."""
 
 
 class DirectoryOperations(FileOperations):
@@ -405,10 +408,15 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         dir_id = self.dir_id(node)
         descriptor = self.nodes.descriptor(node)
+        known = self.listings.load(dir_id) if self.listings is not None and self.keep_attributes else {}
         found = []
         with os.scandir(descriptor) as entries:
             for entry in entries:
                 disk_name = entry.name
+                listed = known.get(disk_name)
+                if listed is not None:
+                    found.append(Entry(listed.name, disk_name, _kind_of(entry), entry.inode(), listed))
+                    continue
                 if disk_name[0] in ".s" or disk_name == CONFIG_NAME:
                     continue
                 try:

@@ -101,6 +101,8 @@ class KeyOperations(AttributeOperations):
 
     def directory_dropped(self, dir_id: bytes) -> None:
         """Note that a directory is gone: its key is forgotten once a power cut cannot bring the directory back."""
+        if self.listings is not None:
+            self.removed_directories.add(dir_id)
         if dir_id in self.directory_keys:
             self.dropped_directories |= {dir_id}
 

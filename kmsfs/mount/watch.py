@@ -121,6 +121,7 @@ class CipherWatcher:
                 or disk_name[:1] in (".", "s", "")
             ):
                 return
+            vfs.changes_behind += 1
             try:
                 sidecar = None
                 if disk_name[0] == "l":
@@ -152,6 +153,7 @@ class CipherWatcher:
     def overflowed(self) -> None:
         """Events were lost: drop everything that is not open."""
         with self._vfs.lock:
+            self._vfs.changes_behind += 1
             for node in list(self._vfs.resting):
                 self._vfs.close_file(node)
             nodes = [node for node in self._vfs.nodes.all_nodes() if node.file is None]

@@ -15,7 +15,7 @@ from kmsd.backup.archive import HEADER_BYTES as ARCHIVE_HEADER_BYTES
 from kmsd.root.keyring import HEADER_BYTES
 from kmsfs.api.registry import KMS_ACTIONS, OPERATIONS
 from kmsfs.errors import KmsfsError
-from kmsfs.formats import fileheader, freshness
+from kmsfs.formats import fileheader, freshness, listing
 from kmsfs.formats.blob import parse_blob
 from kmsfs.formats.context import canonical
 from kmsfs.formats.frame import decode_request, encode_request
@@ -171,13 +171,16 @@ def test_worked_examples():
     blob = parse_blob(example("blob-v1.md", "blob"))
     assert open_derived(bytes(32), blob.head, blob.body, canonical({"a": "bc"})) == b"hello"
     assert freshness.parse_row(example("freshness-v1.md", "row")) == (7, bytes(range(1, 17)))
+    listed = listing.parse_listing(example("listing-v1.md", "listing"))
+    assert listed == [listing.ListedFile("nAA", b"a", 7, 8, 4096, bytes(range(16)), 5, 9, 10, 2, 0, 0, 0)]
+    assert listing.pack_listing(listed) == example("listing-v1.md", "listing")
     raw = example("frame-v1.md", "frame")
     assert raw == encode_request(1, "DescribeKey", {"KeyId": "alias/a"})
     assert decode_request(raw[4:]).operation == "DescribeKey" and struct.unpack(">I", raw[:4])[0] == len(raw) - 4
 
 
 def test_format_pages_name_their_version():
-    for page, version in (("file-v1.md", fileheader.FORMAT_VERSION), ("blob-v1.md", 1), ("frame-v1.md", 1), ("freshness-v1.md", 1), ("backup-v1.md", 1)):
+    for page, version in (("file-v1.md", fileheader.FORMAT_VERSION), ("blob-v1.md", 1), ("frame-v1.md", 1), ("freshness-v1.md", 1), ("listing-v1.md", listing.LISTING_VERSION), ("backup-v1.md", 1)):
         text = (DOCS / "formats" / page).read_text()
         assert f"Version {version}" in text
         assert re.search(r"## Changelog\n\n\* (\d+)", text)[1] == str(version)

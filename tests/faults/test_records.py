@@ -149,7 +149,7 @@ def test_a_listed_file_with_another_name_keeps_its_record(volume, way):
     vfs = volume.mount()
     root = vfs.nodes.root
     for entry in vfs.list_directory(root):
-        vfs.list_entry(root, entry.name, entry.disk_name)
+        vfs.list_entry(root, entry.name, entry.disk_name, entry.listed)
     assert root.kids[b"a"].file is None and root.kids[b"a"].attributes is not None
     # The other name is not known to this mount.
     root.kids[b"b"].names.pop((root.node_id, b"b"))

@@ -12,10 +12,10 @@ from kmsfs.mount.attributes import Changes, Requester, Stat
 from kmsfs.mount.durability import Vfs
 from kmsfs.mount.errno_map import errno_of
 from kmsfs.mount.kernel import wire
+from kmsfs.mount.kernel.directories import OpenDirectories
 from kmsfs.mount.kernel.wakeups import WakeUps
 from kmsfs.mount.kernel.wire import InitFlag, Opcode
 from kmsfs.mount.nodes import Node
-from kmsfs.mount.vfs_dirs import Entry
 
 _LOG = logging.getLogger("kmsfs.mount")
 _WANTED = (
@@ -28,6 +28,11 @@ _SEEK_DATA, _SEEK_HOLE = 3, 4
 _SPIN_NS = 200_000
 """Look for the next request this long before sleeping: waking a sleeping thread costs more than most requests."""
 
+_LOOKS = frozenset(
+    {Opcode.READDIRPLUS, Opcode.LOOKUP, Opcode.GETATTR, Opcode.STATX, Opcode.READLINK, Opcode.GETXATTR, Opcode.LISTXATTR}
+)
+"""Requests that change nothing that a listing tells."""
+
 Answer = bytes | memoryview | None
 
 
@@ -37,14 +42,6 @@ class Lifetimes:
 
     positive: int = 3600
     negative: int = 60
-
-
-@dataclass(slots=True)
-class _Listing:
-    """An open directory: one snapshot, so that offsets stay right while entries come and go."""
-
-    node: Node
-    entries: list[Entry] | None = None
 
 
 class KernelSession:
@@ -61,8 +58,7 @@ class KernelSession:
         self.requests = 0
         self._wanted = int(_WANTED | (InitFlag.POSIX_ACL if check_permissions else 0))
         self._on_directory: Callable[[Node], None] | None = None
-        self._listings: dict[int, _Listing] = {}
-        self._next_handle = 1
+        self._directories = OpenDirectories(vfs, self._known)
         self._who = Requester(0, 0)
         self._handlers: dict[int, Callable[[Node, memoryview], Answer]] = {
             Opcode.LOOKUP: self._lookup,
@@ -145,7 +141,7 @@ class KernelSession:
         """While the kernel has no request, do a piece of work that was put off."""
         try:
             with self.vfs.lock:
-                return self.vfs.idle_step()
+                return self.vfs.idle_step() or self._directories.look_ahead(self.lifetimes.positive)
         except Exception:
             _LOG.exception("work that was put off failed")
             return False
@@ -169,6 +165,8 @@ class KernelSession:
         self._who = Requester(uid, gid, pid)
         try:
             with self.vfs.lock:
+                if opcode not in _LOOKS:
+                    self._directories.forget_ahead()
                 self.vfs.asked_by = uid
                 try:
                     answer = handler(self.vfs.nodes.get(node_id), body)
@@ -233,6 +231,7 @@ class KernelSession:
 
     def _forget(self, node_id: int, lookups: int) -> None:
         with self.vfs.lock:
+            self._directories.forget_ahead()
             try:
                 self.vfs.nodes.forget(self.vfs.nodes.get(node_id), lookups)
             except OSError:
@@ -241,11 +240,14 @@ class KernelSession:
     # --- entries and attributes -------------------------------------------------------------------------------
 
     def _entry(self, node: Node, stat: Stat) -> bytes:
+        self._known(node)
+        return wire.entry_out(node.node_id, stat, self.lifetimes.positive)
+
+    def _known(self, node: Node) -> None:
+        """Count that the kernel is told of a node."""
         node.lookups += 1
         if node.is_dir and self._on_directory is not None and node.lookups == 1:
             self._on_directory(node)
-        valid = self.lifetimes.positive
-        return wire.ENTRY_OUT.pack(node.node_id, 0, valid, valid, 0, 0, *wire.attr_fields(stat))
 
     def _attr(self, stat: Stat) -> bytes:
         return wire.ATTR_OUT.pack(self.lifetimes.positive, 0, 0, *wire.attr_fields(stat))
@@ -403,68 +405,19 @@ class KernelSession:
     # --- directories ------------------------------------------------------------------------------------------
 
     def _opendir(self, node: Node, _body: memoryview) -> Answer:
-        handle = self._next_handle
-        self._next_handle += 1
-        self._listings[handle] = _Listing(node)
-        node.handles += 1
-        return wire.OPEN_OUT.pack(handle, wire.FOPEN_KEEP_CACHE | wire.FOPEN_CACHE_DIR, 0)
+        return wire.OPEN_OUT.pack(self._directories.open(node), wire.FOPEN_KEEP_CACHE | wire.FOPEN_CACHE_DIR, 0)
 
-    def _releasedir(self, node: Node, body: memoryview) -> Answer:
-        if self._listings.pop(wire.RELEASE_IN.unpack_from(body)[0], None) is not None:
-            node.handles -= 1
-            self.vfs.nodes.drop_if_unused(node)
+    def _releasedir(self, _node: Node, body: memoryview) -> Answer:
+        self._directories.release(wire.RELEASE_IN.unpack_from(body)[0])
         return None
 
-    def _entries(self, body: memoryview) -> tuple[list[Entry], Node, int, int]:
+    def _readdir(self, _node: Node, body: memoryview) -> Answer:
         handle, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        listing = self._listings[handle]
-        if listing.entries is None or offset == 0:
-            listing.entries = self.vfs.list_directory(listing.node)
-        return listing.entries, listing.node, offset, size
+        return self._directories.read(handle, offset, size)
 
-    def _readdir(self, node: Node, body: memoryview) -> Answer:
-        entries, _, offset, size = self._entries(body)
-        parts: list[bytes] = []
-        left = size
-        for position, (name, kind, ino) in enumerate(_with_dots(entries, node)):
-            if position < offset:
-                continue
-            piece = wire.dirent(ino, position + 1, kind, name)
-            if len(piece) > left:
-                break
-            parts.append(piece)
-            left -= len(piece)
-        return b"".join(parts)
-
-    def _readdirplus(self, node: Node, body: memoryview) -> Answer:
-        entries, _, offset, size = self._entries(body)
-        parts: list[bytes] = []
-        left = size
-        for position in range(offset, len(entries) + 2):
-            if position < 2:
-                entry_name = (b".", b"..")[position]
-                piece = bytes(wire.ENTRY_OUT.size) + wire.dirent(
-                    node.key[1], position + 1, 0o040000, entry_name
-                )
-                if len(piece) > left:
-                    break
-            else:
-                entry = entries[position - 2]
-                entry_name = entry.name
-                if wire.ENTRY_OUT.size + wire.DIRENT.size + len(entry_name) + 8 > left:
-                    break
-                head = self._plus_entry(node, entry)
-                piece = head + wire.dirent(entry.ino, position + 1, entry.kind, entry_name)
-            parts.append(piece)
-            left -= len(piece)
-        return b"".join(parts)
-
-    def _plus_entry(self, node: Node, entry: Entry) -> bytes:
-        try:
-            return self._entry(*self.vfs.list_entry(node, entry.name, entry.disk_name))
-        except (OSError, KmsfsError):
-            # Damaged or gone: the name is listed, a later lookup says what is wrong.
-            return bytes(wire.ENTRY_OUT.size)
+    def _readdirplus(self, _node: Node, body: memoryview) -> Answer:
+        handle, offset, size, *_ = wire.READ_IN.unpack_from(body)
+        return self._directories.read_plus(handle, offset, size, self.lifetimes.positive)
 
     def _fsyncdir(self, node: Node, _body: memoryview) -> Answer:
         self.vfs.fsyncdir(node)
@@ -488,8 +441,3 @@ def _sized(value: bytes, wanted: int) -> bytes:
 
 def _name(body: memoryview) -> bytes:
     return bytes(body).split(b"\0", 1)[0]
-
-
-def _with_dots(entries: list[Entry], node: Node) -> list[tuple[bytes, int, int]]:
-    dots = [(b".", 0o040000, node.key[1]), (b"..", 0o040000, node.key[1])]
-    return [*dots, *((entry.name, entry.kind, entry.ino) for entry in entries)]

@@ -145,6 +145,11 @@ def attr_fields(stat: Stat) -> tuple[int, ...]:
     )  # fmt: skip
 
 
+def entry_out(node_id: int, stat: Stat, valid_seconds: int) -> bytes:
+    """Return struct fuse_entry_out; the kernel may keep name and attributes for `valid_seconds`."""
+    return ENTRY_OUT.pack(node_id, 0, valid_seconds, valid_seconds, 0, 0, *attr_fields(stat))
+
+
 def statx_out(stat: Stat, valid_seconds: int, birth_ns: int | None) -> bytes:
     """Return struct fuse_statx_out, with the birth time where it is known."""
     times = [divmod(ns, NS) for ns in (stat.atime_ns, birth_ns or 0, stat.ctime_ns, stat.mtime_ns)]
@@ -159,3 +164,8 @@ def dirent(ino: int, offset: int, kind: int, name: bytes) -> bytes:
     """Return one padded struct fuse_dirent."""
     body = DIRENT.pack(ino, offset, len(name), kind >> 12) + name
     return body + bytes(-len(body) % 8)
+
+
+def direntplus_bytes(name: bytes) -> int:
+    """Return the length of a padded struct fuse_direntplus."""
+    return ENTRY_OUT.size + (DIRENT.size + len(name) + 7) // 8 * 8
