@@ -3,7 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
-from kmsfs.client.session import ClientSession
+from kmsfs.client.session import ClientSession, PendingCall
+
+
+class PendingKeys:
+    """A KeysUnderWay over a pending call."""
+
+    def __init__(self, call: PendingCall) -> None:
+        self._call = call
+
+    def ready(self) -> bool:
+        """See KeysUnderWay."""
+        return self._call.ready()
+
+    def finish(self) -> list[bytes | None]:
+        """See KeysUnderWay."""
+        return [item.get("Plaintext") for item in self._call.finish()["Items"]]
+
+    def cancel(self) -> None:
+        """See KeysUnderWay."""
+        self._call.cancel()
 
 
 class SocketKeySource:
@@ -28,10 +47,9 @@ class SocketKeySource:
         plain: bytes = self._session.call("Decrypt", request, context_uid=self._asked_by())["Plaintext"]
         return plain
 
-    def decrypt_batch(self, items: list[tuple[bytes, dict[str, str]]]) -> list[bytes | None]:
+    def begin_decrypts(self, items: list[tuple[bytes, dict[str, str]]]) -> "PendingKeys":
         """See KeySource."""
         request = {
             "Items": [{"CiphertextBlob": wrapped, "EncryptionContext": context} for wrapped, context in items]
         }
-        answer = self._session.call("DecryptBatch", request, context_uid=self._asked_by())
-        return [item.get("Plaintext") for item in answer["Items"]]
+        return PendingKeys(self._session.begin("DecryptBatch", request, context_uid=self._asked_by()))

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from kmsfs.api.registry import find
@@ -11,6 +12,39 @@ from kmsfs.client.transport import Transport
 from kmsfs.errors import DaemonUnreachable
 
 _IDLE_TRANSPORTS_MAX = 8
+
+
+class PendingCall:
+    """An operation that was asked for, on a connection of its own."""
+
+    def __init__(self, transport: Transport, request_id: int, give_back: Callable[[Transport], None]) -> None:
+        self._transport = transport
+        self._request_id = request_id
+        self._give_back = give_back
+
+    def ready(self) -> bool:
+        """Whether its answer, or the end of the connection, has come."""
+        return not self._transport.idle()
+
+    def finish(self) -> Any:
+        """Wait for the answer and return the plain result.
+
+        Raises:
+            KmsfsError: the operation's error, or DaemonUnreachable, DeadlineExceeded.
+        """
+        try:
+            answer = self._transport.answer_to(self._request_id)
+        except BaseException:
+            self._transport.close()
+            raise
+        self._give_back(self._transport)
+        if "e" in answer:
+            raise to_exception(answer["e"])
+        return answer["r"]
+
+    def cancel(self) -> None:
+        """Take no answer any more."""
+        self._transport.close()
 
 
 class ClientSession:
@@ -59,6 +93,19 @@ class ClientSession:
         if "e" in answer:
             raise to_exception(answer["e"])
         return answer["r"]
+
+    def begin(self, operation_name: str, parameters: dict[str, Any], *, context_uid: int | None = None) -> "PendingCall":
+        """Ask for an operation and return at once; its answer is taken later.
+
+        Raises:
+            DaemonUnreachable, FrameTooLarge: if it cannot be asked.
+        """
+        transport = self._take_idle() or self.open_transport()
+        try:
+            return PendingCall(transport, transport.send(operation_name, parameters, context_uid), self._put_idle)
+        except BaseException:
+            transport.close()
+            raise
 
     def pages(
         self, operation_name: str, field: str, parameters: dict[str, Any], markers: tuple[str, str] = ("NextToken", "NextToken")

@@ -103,7 +103,14 @@ class Transport:
         self, operation: str, parameters: dict[str, Any], context_uid: int | None = None
     ) -> dict[str, Any]:
         """Send a request and return its answer; answers to given-up requests are dropped."""
-        request_id = self.send(operation, parameters, context_uid)
+        return self.answer_to(self.send(operation, parameters, context_uid))
+
+    def answer_to(self, request_id: int) -> dict[str, Any]:
+        """Return the answer to a request that was sent.
+
+        Raises:
+            DaemonUnreachable, DeadlineExceeded, BadFrame, FrameTooLarge, VersionMismatch: as `receive`.
+        """
         while True:
             answer = self.receive()
             if answer["id"] in (request_id, 0):

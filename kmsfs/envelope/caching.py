@@ -1,5 +1,6 @@
 """Data keys of a volume's files: a pool made ahead, a bounded cache of opened ones, both dropped on revocation."""
 
+import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Protocol
 from kmsfs.aead.nonces import Rng
 from kmsfs.envelope.filekeys import FileKeys
 from kmsfs.envelope.provider import FreshKey, file_context
-from kmsfs.errors import KeyLease
+from kmsfs.errors import DaemonUnreachable, KeyLease, KmsfsError
 from kmsfs.quantity import CACHE_AGE_SECONDS, CACHE_ENTRIES, CACHE_IDLE_SECONDS
 from kmsfs.secret import DataKey
 
@@ -17,6 +18,26 @@ POOL_SECONDS = 60.0
 """Unused pool keys are dropped after this long."""
 AHEAD_SECONDS = 10.0
 """A key that was fetched before its file was opened is not used after this long: the key service is asked anew."""
+
+
+class KeysUnderWay(Protocol):
+    """Data keys that were asked for."""
+
+    def ready(self) -> bool:
+        """Whether `finish` would not wait."""
+        ...
+
+    def finish(self) -> list[bytes | None]:
+        """Return the plain data keys in the order asked; None of those that were refused.
+
+        Raises:
+            KmsfsError: if nothing was answered.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Let the answer be lost."""
+        ...
 
 
 class KeySource(Protocol):
@@ -30,8 +51,8 @@ class KeySource(Protocol):
         """Return the plain data key."""
         ...
 
-    def decrypt_batch(self, items: list[tuple[bytes, dict[str, str]]]) -> list[bytes | None]:
-        """Return the plain data key of each wrapped one; None of those that were refused."""
+    def begin_decrypts(self, items: list[tuple[bytes, dict[str, str]]]) -> KeysUnderWay:
+        """Ask for the plain data keys of wrapped ones with their encryption contexts, and return at once."""
         ...
 
 
@@ -75,6 +96,15 @@ class _Held:
     used: float
     ahead: bool = False
     """Fetched ahead, and not used so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """Keys that were asked for ahead: in which order, when, and the call."""
+
+    file_ids: list[bytes]
+    asked: float
+    call: KeysUnderWay
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +159,7 @@ class CachingProvider:
         self._unprepared: deque[FileKeys] = deque(maxlen=2 * POOL_KEYS)
         self._round = 0
         self._opened: OrderedDict[bytes, _Held] = OrderedDict()
+        self._coming: _Coming | None = None
         self.ahead_used = 0
         """How many keys that were fetched ahead have been used."""
         self.on_low: Callable[[str], None] | None = None
@@ -216,28 +247,67 @@ class CachingProvider:
         return keys
 
     def holds(self, file_id: bytes) -> bool:
-        """Whether `open` would have the key without asking."""
+        """Whether `open` would have the key without asking; waits for it if it is under way."""
+        if self._coming is not None and file_id in self._coming.file_ids:
+            self.take_coming(wait=True)
         return self._held(file_id, self._clock()) is not None
 
     def fetch(self, wanted: list[tuple[bytes, bytes]]) -> None:
         """Get keys by (file id, wrapped key) in one call, the first for a file that is being opened, the others ahead of that.
 
-        All are wrapped under the same KMS key. What is refused is left out: `open` asks again and says why.
+        All are wrapped under the same KMS key. What is refused is left out, and all are if the connection turns out dead:
+        `open` asks again and says why.
 
         Raises:
             KeyLease, KmsfsError: as `open`, where nothing could be asked.
         """
+        with contextlib.suppress(DaemonUnreachable):
+            self._take(self._ask(wanted))
+        first = self._opened.get(wanted[0][0])
+        if first is not None:
+            first.ahead = False
+
+    def fetch_soon(self, wanted: list[tuple[bytes, bytes]]) -> None:
+        """As `fetch`, all of them ahead, without waiting: `take_coming` or the need for one of them brings them.
+
+        Raises:
+            KeyLease, KmsfsError: if they cannot be asked for.
+        """
+        self.take_coming(wait=True)
+        self._coming = self._ask(wanted)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether keys are under way."""
+        return self._coming is not None
+
+    def take_coming(self, *, wait: bool) -> bool:
+        """Take the keys that are under way, if they are there or to be waited for; return whether there were any.
+
+        If nothing was answered, `open` asks again and says why.
+        """
+        coming = self._coming
+        if coming is None or not (wait or coming.call.ready()):
+            return False
+        self._coming = None
+        with contextlib.suppress(KmsfsError):
+            self._take(coming)
+        return True
+
+    def _ask(self, wanted: list[tuple[bytes, bytes]]) -> _Coming:
         self._require_lease()
         self._guard.require_for(wanted[0][1])
         now = self._clock()
         items = [(wrapped, file_context(self._volume_id, file_id)) for file_id, wrapped in wanted]
-        for place, plain in enumerate(self._source.decrypt_batch(items)):
-            file_id = wanted[place][0]
+        return _Coming([file_id for file_id, _ in wanted], now, self._source.begin_decrypts(items))
+
+    def _take(self, asked: _Coming) -> None:
+        for file_id, plain in zip(asked.file_ids, asked.call.finish(), strict=True):
             if plain is None or file_id in self._opened:
                 continue
             key = DataKey(plain)
-            self._remember(file_id, key, FileKeys(key), now)
-            self._opened[file_id].ahead = place > 0
+            self._remember(file_id, key, FileKeys(key), asked.asked)
+            self._opened[file_id].ahead = True
 
     def _held(self, file_id: bytes, now: float) -> _Held | None:
         """Return a key that may still be used; one that may not is wiped."""
@@ -252,6 +322,9 @@ class CachingProvider:
 
     def drop(self) -> None:
         """Wipe every key: the KMS key, its policy or its grants changed, or the stream broke."""
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            coming.call.cancel()
         for pool in self._pools.values():
             _wipe(pool)
         self._pools.clear()

@@ -21,7 +21,7 @@ _PATIENCE_FIRST = 3
 _PATIENCE_MAX = 96
 _ENTRIES_MAX = 16_384
 _WALKS_MAX = 8
-_HEADERS_MAX = 2 * _WINDOW_MAX
+_HEADERS_MAX = 3 * _WINDOW_MAX
 _WALK_SECONDS = 60.0
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -38,10 +38,11 @@ class Window:
     """With a window of 0, so many files of one directory must be opened before the next try."""
     _fetched: int = 0
     _used_before: int = 0
+    _judged: bool = False
 
     def judge(self, used: int) -> None:
         """Learn how many keys that were fetched ahead have been used in all, and draw the conclusion once a batch."""
-        if self._fetched:
+        if self._fetched and not self._judged:
             share = (used - self._used_before) / self._fetched
             if share >= 3 / 4:
                 self.size = min(_WINDOW_MAX, self.size * 2)
@@ -51,7 +52,7 @@ class Window:
                 if self.size < 2:
                     self.size = 0
                     self.patience = min(_PATIENCE_MAX, self.patience * 2)
-        self._fetched, self._used_before = 0, used
+        self._fetched, self._used_before, self._judged = 0, used, False
 
     def try_again(self) -> None:
         """Open a closed window."""
@@ -60,6 +61,20 @@ class Window:
     def fetched(self, count: int) -> None:
         """Note a batch."""
         self._fetched = count
+
+    def left(self, used: int) -> int:
+        """Return how many keys that were fetched have not been used."""
+        return max(0, self._fetched - (used - self._used_before))
+
+    def fetched_soon(self, used: int, count: int) -> None:
+        """Note a batch that was asked for as half of the one before was used up, and look twice as far next time.
+
+        That use was the verdict; what has become of this one when a key is missed says nothing yet.
+        """
+        self._judged = True
+        self._fetched += count - (used - self._used_before)
+        self._used_before = used
+        self.size = min(_WINDOW_MAX, self.size * 2)
 
 
 @dataclass(slots=True)
@@ -74,6 +89,24 @@ class _Walk:
     seen: set[int] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Course:
+    """Where a walk goes on: the next place, the direction, whose keys, and what was found on the way."""
+
+    directory: int
+    walk: _Walk
+    place: int
+    step: int
+    owner: bytes
+    looks_left: int = 0
+    found: list[Wrapped] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there are no more files in this direction, or too many under other keys."""
+        return not self.looks_left or not 0 <= self.place < len(self.walk.files)
+
+
 class KeysAhead:
     """Says which further keys to fetch when one has to be fetched. The caller holds the vfs lock."""
 
@@ -82,6 +115,7 @@ class KeysAhead:
         self._keys = keys
         self._clock = clock
         self._walks: OrderedDict[int, _Walk] = OrderedDict()
+        self._course: _Course | None = None
         self._headers: OrderedDict[int, tuple[int, int, SlotPair]] = OrderedDict()
         """Headers of files whose keys were fetched, by backing inode, with its change time and size."""
 
@@ -121,8 +155,34 @@ class KeysAhead:
         walk.opened = 0
         if not walk.files:
             self._list(walk, descriptor)
-        found = self._pick(walk, descriptor, inode, 1 if up else -1, parse_blob(wrapped).owner)
+        found = self._pick(walk, directory, descriptor, inode, 1 if up else -1, parse_blob(wrapped).owner)
+        found = [(file_id, other) for file_id, other in found if other != wrapped]
         self.window.fetched(len(found))
+        return found
+
+    def look_further(self, directory: int, descriptor: int, used: int) -> bool:
+        """While nobody waits, read one header of those whose keys will be asked for next; return whether there was one.
+
+        `directory`, `descriptor` and `used` are those of `beside`; only the directory of its last call is gone on with.
+        """
+        course = self._course
+        if course is None or course.directory != directory or not self.window.left(used):
+            return False
+        if course.ended or len(course.found) >= self.window.size:
+            return False
+        self._look(course, descriptor)
+        return True
+
+    def take_further(self, used: int) -> list[Wrapped]:
+        """Return what `look_further` found, once it is enough or all, to be asked for now."""
+        course = self._course
+        if course is None or not course.found or not 0 < self.window.left(used) <= self.window.size // 2:
+            return []
+        if not course.ended and len(course.found) < self.window.size:
+            return []
+        found, course.found = course.found, []
+        self.window.fetched_soon(used, len(found))
+        course.looks_left = 2 * self.window.size
         return found
 
     def _walk_of(self, directory: int) -> _Walk:
@@ -145,23 +205,34 @@ class KeysAhead:
         walk.places = {inode: place for place, (inode, _) in enumerate(walk.files)}
         walk.listed = self._clock()
 
-    def _pick(self, walk: _Walk, descriptor: int, inode: int, step: int, owner: bytes) -> list[Wrapped]:
+    def _pick(
+        self, walk: _Walk, directory: int, descriptor: int, inode: int, step: int, owner: bytes
+    ) -> list[Wrapped]:
+        before, self._course = self._course, None
         place = walk.places.get(inode)
-        found: list[Wrapped] = []
         if place is None:
-            return found
+            return []
         walk.seen.add(place)
-        place += step
-        looks_left = 2 * self.window.size
-        while 0 <= place < len(walk.files) and len(found) < self.window.size and looks_left:
-            if place not in walk.seen:
-                walk.seen.add(place)
-                looks_left -= 1
-                wrapped = self._wrapped_key(descriptor, walk.files[place][1], owner)
-                if wrapped is not None:
-                    found.append(wrapped)
-            place += step
+        course = self._course = _Course(directory, walk, place + step, step, owner, 2 * self.window.size)
+        if before is not None and before.walk is walk and before.owner == owner:
+            # What was found on the way and not asked for yet is marked as seen.
+            course.found = before.found
+        while not course.ended and len(course.found) < self.window.size:
+            self._look(course, descriptor)
+        found, course.found = course.found, []
+        course.looks_left = 2 * self.window.size
         return found
+
+    def _look(self, course: _Course, descriptor: int) -> None:
+        place = course.place
+        course.place += course.step
+        if place in course.walk.seen:
+            return
+        course.walk.seen.add(place)
+        course.looks_left -= 1
+        wrapped = self._wrapped_key(descriptor, course.walk.files[place][1], course.owner)
+        if wrapped is not None:
+            course.found.append(wrapped)
 
     def _wrapped_key(self, descriptor: int, disk_name: str, owner: bytes) -> Wrapped | None:
         """Read a file's header; None where opening the file itself has something to say, or another KMS key is asked."""

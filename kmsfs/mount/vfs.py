@@ -91,6 +91,8 @@ class VfsBase:
         """Backing inodes of directories whose making no barrier has covered yet."""
         self.asked_by: int | None = None
         """The uid of whom the present request is for; None: of nobody's."""
+        self.reading_through: tuple[Node, int | None] | None = None
+        """The directory in which keys were last fetched, and the uid for whom."""
         self.volume_key_id = ""
         """The id of the volume's own KMS key."""
         self.directory_keys: dict[bytes, str] = {}

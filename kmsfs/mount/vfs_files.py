@@ -129,6 +129,7 @@ class FileOperations(ExtrasOperations):
                 beside = self.ahead.beside(
                     directory.node_id, self.nodes.descriptor(directory), node.key[1], wrapped, self.provider.ahead_used
                 )
+                self.reading_through = (directory, self.asked_by)
                 if beside:
                     self.provider.fetch([(file_id, wrapped), *beside])
         file.authorise()

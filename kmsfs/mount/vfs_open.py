@@ -280,7 +280,33 @@ class OpenFiles(VfsBase):
         elif self._trash:
             self._trash.pop().close()
         else:
-            return self.provider.prepare()
+            return self._fetch_step() or self.provider.prepare()
+        return True
+
+    def _fetch_step(self) -> bool:
+        """Get on with fetching the keys of files that will likely be opened next; return whether there was anything to do."""
+        if self.ahead is None or self.reading_through is None:
+            return False
+        if self.provider.awaits:
+            return self.provider.take_coming(wait=False)
+        directory, asked_by = self.reading_through
+        used = self.provider.ahead_used
+        if not self.nodes.holds(directory):
+            self.reading_through = None
+            return False
+        if self.ahead.look_further(directory.node_id, self.nodes.descriptor(directory), used):
+            return True
+        wanted = self.ahead.take_further(used)
+        if not wanted:
+            return False
+        self.asked_by = asked_by
+        try:
+            self.provider.fetch_soon(wanted)
+        except KmsfsError:
+            # Whoever opens one of the files asks again, and learns why.
+            self.reading_through = None
+        finally:
+            self.asked_by = None
         return True
 
     def quiet_step(self) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from conftest import let_others_in
+from support.waiting import soon
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 COUNT = 200
@@ -164,3 +165,42 @@ def test_the_log_names_the_user_of_a_mount_that_others_may_enter(make_mount, dae
     records = [json.loads(line) for line in (daemon.state / "audit" / "audit.jsonl").read_text().splitlines()]
     opened = [record for record in records if record["op"] == "Decrypt" and "kmsfs:file" in record.get("ec", {})]
     assert [(record["uid"], record["ctx_uid"]) for record in opened[-2:]] == [(0, 4321), (0, 0)]
+
+
+def test_the_log_names_the_user_of_keys_that_were_asked_for_meanwhile(make_mount, daemon, talk, tmp_path):
+    let_others_in(tmp_path)
+    mounted = make_mount("--allow-other").start()
+    mounted.plain.chmod(0o755)
+    make_files(mounted.plain, 60)
+    for path in mounted.plain.iterdir():
+        path.chmod(0o644)
+    mounted.again()
+    journal = Journal(daemon.state)
+    journal.news(talk)
+    paths = [str(mounted.plain / f"f{number}") for number in range(60)]
+    subprocess.run(["setpriv", "--reuid", "4321", "--regid", "4321", "--clear-groups", "cat", *paths], capture_output=True, check=True)
+    records = [json.loads(line) for line in (daemon.state / "audit" / "audit.jsonl").read_text().splitlines()]
+    opened = [record for record in records if record["op"] == "Decrypt" and "kmsfs:file" in record.get("ec", {})]
+    assert len(opened) >= 60 and {record["ctx_uid"] for record in opened[-60:]} == {4321}
+
+
+def test_revoking_while_keys_are_on_their_way_takes_them(mount, talk):
+    mounted = mount()
+    make_files(mounted.plain)
+    mounted.again()
+    read_files(mounted.plain, range(50))
+    key = talk.call("DescribeKey", {"KeyId": "alias/kmsfs/default"})["KeyMetadata"]["KeyId"]
+    talk.call("DisableKey", {"KeyId": key})
+    soon(False, lambda: opens(mounted.plain / "f60"))
+    assert not any(opens(mounted.plain / f"f{number}") for number in range(51, 130))
+    talk.call("EnableKey", {"KeyId": key})
+    soon(True, lambda: opens(mounted.plain / "f60"))
+    read_files(mounted.plain, range(COUNT))
+
+
+def opens(path):
+    try:
+        path.read_bytes()
+    except OSError:
+        return False
+    return True

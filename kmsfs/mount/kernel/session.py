@@ -119,7 +119,7 @@ class KernelSession:
             except BlockingIOError:
                 if (
                     not self._use_the_wait()
-                    and time.perf_counter_ns() > spin_until
+                    and (self.vfs.provider.awaits or time.perf_counter_ns() > spin_until)
                     and not self._quiet_step()
                 ):
                     wake_ups.wait(descriptor)
