@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,13 +20,20 @@ from kmsd.backup import commands
 from kmsd.backup.commands import Passphrase, State
 from kmsd.config import HOME_REGION, SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
 from kmsd.door.listen import parse_endpoint
-from kmsd.realm import begin_new_audit, initialise, open_realm, recover
-from kmsd.root.keyring import SealType
-from kmsd.server.listen import CREDENTIALS, MAIN, activated_sockets, bind_socket
+from kmsd.realm import begin_new_audit, initialise, open_realm, open_with, read_header, read_root, recover
+from kmsd.root.keyring import Keyring, SealType, open_keyring
+from kmsd.root.sources import key_of_passphrase
+from kmsd.sealing.commands import change_root_command, print_shares, seal, unseal
+from kmsd.sealing.server import SealedState, keepers, serve_sealed
+from kmsd.sealing.unsealing import Unsealing
+from kmsd.server.listen import CREDENTIALS, MAIN, activated_sockets, bind_socket, pass_on
 from kmsd.store.files import lock_state
 from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.errors import KmsfsError, UsageError
+from kmsfs.secret import KeyMaterial
 
+_BOUND = "KMSD_BOUND_SOCKETS"
+"""Sockets to be removed at the end, for a daemon that comes back sealed."""
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -45,30 +53,31 @@ Account = Annotated[
 def init(
     state: State = SYSTEM_STATE,
     source: Annotated[
-        str, typer.Option(help="Root key source: keyfile, passphrase or credential.")
+        str, typer.Option(help="Root key source: keyfile, passphrase, credential or shares.")
     ] = "keyfile",
     passphrase_file: Passphrase = None,
     account: Account = None,
+    threshold: Annotated[int, typer.Option(help="With `--source shares`: how many are enough.")] = 0,
+    of: Annotated[int, typer.Option(help="With `--source shares`: how many are made.")] = 0,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Make a realm and print its recovery code, once."""
+    """Make a realm and print its recovery code, or the shares of its root key, once."""
     seal_types = {kind.name.lower(): kind for kind in SealType}
     if source not in seal_types:
         raise typer.BadParameter(f"--source is one of {', '.join(seal_types)}")
-    made = initialise(Config(state, SYSTEM_SOCKET), seal_types[source], passphrase_file, account)
+    made = initialise(Config(state, SYSTEM_SOCKET), seal_types[source], passphrase_file, account, (threshold, of))
     if as_json:
-        document = {
-            "recovery_code": made.recovery_code,
-            "audit_verification_key": made.audit_verification_key,
-        }
+        document: dict[str, object] = {"audit_verification_key": made.audit_verification_key}
+        document |= {"shares": made.shares} if made.shares else {"recovery_code": made.recovery_code}
         print(json.dumps({"state": os.fspath(state), **document}))
         return
-    print(
-        f"Made a realm in {state}. Both lines below are shown once and stored nowhere: keep them elsewhere."
-    )
-    print(f"  recovery code           {made.recovery_code}")
+    print(f"Made a realm in {state}. What follows is shown once and stored nowhere: keep it elsewhere.")
+    if not made.shares:
+        print(f"  recovery code           {made.recovery_code}")
     print(f"  audit verification key  {made.audit_verification_key}")
+    if made.shares:
+        print_shares(made.shares, threshold)
 
 
 @app.command()
@@ -114,6 +123,7 @@ def serve(
         bool, typer.Option(help="Serve an empty realm that is gone when the daemon stops; --account names it.")
     ] = False,
     private: Annotated[bool, typer.Option(help="Serve this user only, with a 0600 socket.")] = False,
+    sealed: Annotated[bool, typer.Option("--sealed", help="Wait for `kmsd unseal` before anything else; realms of shares always do.")] = False,
     accept_rollback: Annotated[bool, typer.Option(help="Start on a restored, older state; audited.")] = False,
 ) -> None:
     """Serve a realm on a Unix socket (or the one systemd passes) until SIGTERM."""
@@ -128,13 +138,13 @@ def serve(
             folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region,
             parse_endpoint(metrics) if metrics else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
-            credentials, digest_every,
+            credentials, digest_every, ephemeral,
         )  # fmt: skip
         lock_memory_and_dumps()
         run_self_check()
         if ephemeral:
             initialise(config, SealType.KEYFILE, None, account)
-        _serve(config, passphrase_file)
+        _serve(config, passphrase_file, sealed=sealed and not ephemeral)
 
 
 @contextlib.contextmanager
@@ -148,11 +158,13 @@ def _state_folder(state: Path, *, ephemeral: bool) -> Iterator[Path]:
         yield Path(made) / "state"
 
 
-def _serve(config: Config, passphrase_file: Path | None) -> None:
-    realm = open_realm(config, passphrase_file)
+def _serve(config: Config, passphrase_file: Path | None, *, sealed: bool) -> None:
+    header = read_header(config)
+    sealed = sealed or header.seal_type is SealType.SHARES
+    realm = None if sealed else open_realm(config, passphrase_file)
     lock_state(config.lock, config.socket)
     sockets = activated_sockets()
-    bound: list[Path] = []
+    bound = [Path(path) for path in os.environ.pop(_BOUND, "").split("\n") if path]
     if MAIN not in sockets:
         sockets[MAIN] = bind_socket(config.socket, config.socket_mode)
         bound.append(config.socket)
@@ -160,10 +172,38 @@ def _serve(config: Config, passphrase_file: Path | None) -> None:
         sockets[CREDENTIALS] = bind_socket(config.credentials, 0o600)
         bound.append(config.credentials)
     try:
-        Daemon(config, realm).serve(sockets[MAIN], sockets.get(CREDENTIALS))
+        helpers: list[int] = []
+        if realm is None:
+            unsealing = _unsealing(config, header)
+            state = SealedState(unsealing, keepers(config.administrators))
+            if not serve_sealed(state, sockets[MAIN]) or unsealing.root_key is None:
+                return
+            realm, helpers = open_with(config, unsealing.root_key), state.helpers
+        if Daemon(config, realm, helpers).serve(sockets[MAIN], sockets.get(CREDENTIALS)):
+            _come_back_sealed(sockets, bound)
     finally:
         for path in bound:
             path.unlink(missing_ok=True)
+
+
+def _unsealing(config: Config, header: Keyring) -> Unsealing:
+    """What can open a sealed realm."""
+
+    def read_source(passphrase: bytes | None) -> KeyMaterial:
+        return read_root(config, None) if passphrase is None else key_of_passphrase(passphrase, header.argon2)
+
+    def opens(key: KeyMaterial) -> None:
+        open_keyring(config.keyring.read_bytes(), key)
+
+    return Unsealing(header.seal_type, read_source, opens)
+
+
+def _come_back_sealed(sockets: dict[str, socket.socket], bound: list[Path]) -> None:
+    """Become a new process image that has no key in its memory: no trust in wiping. The sockets and the pid stay."""
+    pass_on(sockets)
+    os.environ[_BOUND] = "\n".join(map(os.fspath, bound))
+    command = [word for word in sys.orig_argv if word != "--sealed"]
+    os.execv(sys.executable, [*command, "--sealed"])  # noqa: S606
 
 
 @app.command("recover")
@@ -178,6 +218,9 @@ def recover_command(
     print(f"The realm in {state} opens with {state / 'root.key'} again.")
 
 
+app.command()(seal)
+app.command()(unseal)
+app.command("change-root")(change_root_command)
 app.command()(commands.backup)
 app.command("verify-backup")(commands.verify)
 app.command()(commands.restore)

@@ -9,7 +9,9 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -52,6 +54,9 @@ from kmsd.metrics.exposition import MetricsService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.realm import OpenRealm
+from kmsd.sealing.server import ENDING
+from kmsd.sealing.server import keepers as sealing_keepers
+from kmsd.sealing.service import SealService
 from kmsd.secrets.rotation import RotationService
 from kmsd.secrets.service import SecretService
 from kmsd.secrets.store import SecretStore
@@ -76,13 +81,18 @@ _COLLECT_EVERY = 10_000
 _AUDIT_SYNC_SECONDS = 0.2
 _ANCHOR_SECONDS = 10.0
 _PURGE_SECONDS = 60.0
+_SEAL_SECONDS = 0.05
 
 
 class Daemon:
     """A running key daemon over one open realm."""
 
-    def __init__(self, config: Config, realm: OpenRealm) -> None:
+    def __init__(self, config: Config, realm: OpenRealm, unsealed_by: Sequence[int] = ()) -> None:
+        """Be the daemon of a realm; `unsealed_by` are the uids of those who unsealed it, for the audit log."""
         keyring = realm.keyring
+        self._unsealed_by = list(unsealed_by)
+        self._stop = asyncio.Event()
+        self._sealing = False
         domain_keys = keyring.domain_keys
         oldest = domain_keys[min(domain_keys)].reveal()
         self._config = config
@@ -169,6 +179,7 @@ class Daemon:
                     *self._identities(), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
                     dependents, self._metrics, ChangeService(changes),
+                    SealService(facts.root_key_source, sealing_keepers(config.administrators), None if config.ephemeral else self._seal),
                 )
             ),
         )  # fmt: skip
@@ -182,26 +193,30 @@ class Daemon:
         kinds = tuple(EntityService(kind, iam, rng) for kind in (USER, GROUP, ROLE))
         return kinds, IamService(iam, rng), PolicyService(iam, rng), AccessKeyService(iam, rng)
 
-    def serve(self, listener: socket.socket, credentials: socket.socket | None = None) -> None:
-        """Serve until SIGTERM or SIGINT, credentials of systemd's units too where there is a socket for them; then close cleanly."""
+    def serve(self, listener: socket.socket, credentials: socket.socket | None = None) -> bool:
+        """Serve until SIGTERM or SIGINT or a Seal, credentials of systemd's units too where there is a socket for them; then close cleanly.
+
+        Returns whether it is to be sealed. The sockets stay open.
+        """
         # Keys and policies live as long as the daemon: the collector need not look at them again and again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_COLLECT_EVERY)
-        uvloop.run(self._serve(listener, credentials))
+        return uvloop.run(self._serve(listener, credentials))
 
-    async def _serve(self, listener: socket.socket, credentials: socket.socket | None) -> None:
+    async def _serve(self, listener: socket.socket, credentials: socket.socket | None) -> bool:
         loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        stop = self._stop
+        for number in ENDING:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        servers = [await loop.create_unix_server(lambda: Session(self._state), sock=listener)]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        servers = [await loop.create_unix_server(lambda: Session(self._state), sock=listener.dup())]
         if credentials is not None:
             managers = frozenset({0, os.getuid()})
             make = lambda: CredentialSession(self._state, managers)  # noqa: E731
-            servers.append(await loop.create_unix_server(make, sock=credentials))
-        self._record("DaemonStarted")
+            servers.append(await loop.create_unix_server(make, sock=credentials.dup()))
+        self._record("DaemonStarted", **({"params": {"unsealed_by": self._unsealed_by}} if self._unsealed_by else {}))
         tasks = [
             asyncio.create_task(self._every(seconds, action))
             for seconds, action in (
@@ -234,6 +249,12 @@ class Daemon:
         for session in list(self._state.sessions):
             session.push(None, {"kind": "closing"})
         self._close()
+        return self._sealing
+
+    def _seal(self) -> None:
+        """Stop once the answers are out, and come back sealed."""
+        self._sealing = True
+        asyncio.get_running_loop().call_later(_SEAL_SECONDS, self._stop.set)
 
     def _reload(self) -> None:
         """Read the guardrails again; those that were good stay if the new ones are not."""
@@ -305,7 +326,7 @@ class Daemon:
         for session in list(self._state.sessions):
             session.tell(happened.change, event)
 
-    def _record(self, name: str, **fields: str) -> None:
+    def _record(self, name: str, **fields: Any) -> None:
         record = {
             "ts": round(time.time(), 3),
             "req": "-",

@@ -33,6 +33,8 @@ class Config:
     """Where to bind the socket of systemd's credentials, if systemd passes none."""
     digest_seconds: float = 3600.0
     """Time between two signed digests of the audit log."""
+    ephemeral: bool = False
+    """The realm is gone when the daemon stops."""
 
     @property
     def lock(self) -> Path:

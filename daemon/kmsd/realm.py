@@ -10,7 +10,8 @@ from kmsd.audit.journal import Journal
 from kmsd.config import Config
 from kmsd.root.keyring import Argon2Parameters, Keyring, SealType, open_keyring, parse_header
 from kmsd.root.recovery import recovery_code
-from kmsd.root.sources import make_root_key, read_root_key
+from kmsd.root.shares import make_shares
+from kmsd.root.sources import make_root_key, read_key_file, read_root_key
 from kmsd.store.anchor import Anchor
 from kmsd.store.database import SealedStore
 from kmsd.store.files import sync_directory, write_atomically
@@ -31,20 +32,28 @@ class OpenRealm:
 
 @dataclass(frozen=True, slots=True)
 class NewRealm:
-    """What `init` shows once: neither is stored."""
+    """What `init` shows once: nothing of it is stored. A realm of which people hold shares has those instead of a code."""
 
     recovery_code: str
     audit_verification_key: str
+    shares: list[str]
 
 
 def initialise(
-    config: Config, seal_type: SealType, passphrase_file: Path | None, account: str | None = None
+    config: Config,
+    seal_type: SealType,
+    passphrase_file: Path | None,
+    account: str | None = None,
+    shares: tuple[int, int] = (0, 0),
 ) -> NewRealm:
     """Make a realm: root key, keyring, empty store, anchor, audit log. Its account is given, or made at random.
+
+    `shares` is how many shares of the root key are enough and how many are made, where people are to hold it.
 
     Raises:
         Conflict: if there is one already.
         InvalidArn: if the account has not twelve digits.
+        UsageError: if shares cannot be made so.
         RootKeyMissing: if the root key source has no key.
         StorageError: if the disk refuses.
     """
@@ -57,6 +66,7 @@ def initialise(
     except OSError as error:
         raise StorageError(f"cannot make {config.state}: {error.strerror}") from error
     root_key, argon2 = make_root_key(config.source(seal_type, passphrase_file), os.urandom)
+    held = make_shares(root_key, *shares) if seal_type is SealType.SHARES else []
     realm_id = realm_of_account(account, os.urandom) if account else os.urandom(16)
     keyring = Keyring(
         seal_type, realm_id, argon2, 1, {1: KeyMaterial(os.urandom(32))}, {1: time.time()}
@@ -73,7 +83,7 @@ def initialise(
     sync_directory(config.audit)
     # The keyring comes last: without it there is no realm, so a half-made one is simply made again.
     write_atomically(config.keyring, keyring.encode(root_key, os.urandom), mode=0o600)
-    return NewRealm(recovery_code(root_key), audit_key.hex())
+    return NewRealm("" if held else recovery_code(root_key), audit_key.hex(), held)
 
 
 def open_realm(config: Config, passphrase_file: Path | None) -> OpenRealm:
@@ -84,11 +94,31 @@ def open_realm(config: Config, passphrase_file: Path | None) -> OpenRealm:
         RootKeyMissing: if the root key is missing or wrong.
         CorruptStore: if the keyring is damaged.
     """
-    root_key = read_root(config, passphrase_file)
+    return open_with(config, read_root(config, passphrase_file))
+
+
+def open_with(config: Config, root_key: KeyMaterial) -> OpenRealm:
+    """Open the keyring with the root key, which is wiped then.
+
+    Raises:
+        UsageError: if there is no realm.
+        RootKeyMissing: if it is another realm's key.
+        CorruptStore: if the keyring is damaged.
+    """
     keyring = open_keyring(_keyring_bytes(config), root_key)
     anchor_key = derive(root_key.reveal(), Label.ROOT_ANCHOR)
     root_key.wipe()
     return OpenRealm(keyring, anchor_key)
+
+
+def read_header(config: Config) -> Keyring:
+    """Return what the keyring says in the clear: its realm, and where its root key comes from.
+
+    Raises:
+        UsageError: if there is no realm.
+        CorruptStore: if the keyring is damaged.
+    """
+    return parse_header(_keyring_bytes(config))
 
 
 def read_root(config: Config, passphrase_file: Path | None) -> KeyMaterial:
@@ -99,7 +129,9 @@ def read_root(config: Config, passphrase_file: Path | None) -> KeyMaterial:
         RootKeyMissing: if the root key is missing.
         CorruptStore: if the keyring is damaged.
     """
-    header = parse_header(_keyring_bytes(config))
+    header = read_header(config)
+    if header.seal_type is SealType.KEYFILE:
+        _finish_change(config)
     return read_root_key(config.source(header.seal_type, passphrase_file), header.argon2)
 
 
@@ -134,6 +166,59 @@ def begin_new_audit(config: Config, realm: OpenRealm) -> tuple[Path, str]:
     journal.close()
     sync_directory(config.audit)
     return kept, first_key.hex()
+
+
+def change_root(
+    config: Config, old: KeyMaterial, new: KeyMaterial, seal_type: SealType, argon2: Argon2Parameters
+) -> None:
+    """Let a realm's root key be another one, from another source. Keys, blobs and files stay as they are.
+
+    A crash at any point leaves a realm that opens with the old key or with the new one, from where the keyring says.
+
+    Raises:
+        RootKeyMissing: if `old` is not the realm's.
+        CorruptStore, StorageError: if its files are damaged, or the disk refuses.
+    """
+    keyring = open_keyring(_keyring_bytes(config), old)
+    before = keyring.seal_type.name.lower()
+    if seal_type is SealType.KEYFILE:
+        write_atomically(_next_keyfile(config), new.reveal(), mode=0o400)
+    Anchor(config.anchor, derive(old.reveal(), Label.ROOT_ANCHOR)).write_next(derive(new.reveal(), Label.ROOT_ANCHOR))
+    keyring.seal_type, keyring.argon2 = seal_type, argon2
+    keyring.generation += 1
+    write_atomically(config.keyring, keyring.encode(new, os.urandom), mode=0o600)
+    oldest = keyring.domain_keys[min(keyring.domain_keys)].reveal()
+    journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom)
+    journal.append(
+        {
+            "ts": round(time.time(), 3), "req": "-", "uid": os.getuid(), "op": "RootKeyChanged", "res": "ok",
+            "params": {"from": before, "to": seal_type.name.lower()},
+        }
+    )  # fmt: skip
+    journal.close()
+    if seal_type is SealType.KEYFILE:
+        _finish_change(config)
+    else:
+        config.keyfile.unlink(missing_ok=True)
+        sync_directory(config.state)
+
+
+def _next_keyfile(config: Config) -> Path:
+    return config.keyfile.with_name(config.keyfile.name + ".next")
+
+
+def _finish_change(config: Config) -> None:
+    """Put a new keyfile into its place, if the keyring is under it already."""
+    path = _next_keyfile(config)
+    if not path.exists():
+        return
+    try:
+        open_keyring(_keyring_bytes(config), read_key_file(path))
+    except RootKeyMissing:
+        # The change did not come that far.
+        return
+    path.replace(config.keyfile)
+    sync_directory(config.state)
 
 
 def recover(config: Config, root_key: KeyMaterial) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,7 +42,7 @@ def stop_daemon() -> None:
     if not answers(place.socket):
         raise DaemonUnreachable("no private key daemon is running")
     SETTINGS.socket = os.fspath(place.socket)
-    stop(call("GetStatus")["Pid"], place.socket)
+    stop(call("GetSealStatus")["Pid"], place.socket)
     say("stopped")
 
 
@@ -58,7 +58,11 @@ def status() -> None:
     """Tell which daemon answers and how it sees you."""
     where = locate(SETTINGS.socket, autostart=False)
     SETTINGS.socket = where
-    found = {**call("GetStatus"), "Socket": where}
+    sealed = {**call("GetSealStatus"), "Socket": where}
+    if sealed["Sealed"]:
+        _show_sealed(sealed)
+        return
+    found = {**call("GetStatus"), "Sealed": False, "Socket": where}
     pairs = [
         ("socket", where),
         ("pid", found["Pid"]),
@@ -70,5 +74,18 @@ def status() -> None:
         ("keys", found["Keys"]),
         ("AWS endpoint", found.get("AwsEndpoint", "none")),
         ("up for", f"{found['UptimeSeconds']:.0f} s"),
+    ]
+    show(found, lambda: facts(pairs))
+
+
+def _show_sealed(found: dict[str, Any]) -> None:
+    given = ""
+    if "SharesNeeded" in found:
+        given = f"; {found['SharesGiven']} of {found['SharesNeeded']} shares are given"
+    pairs = [
+        ("socket", found["Socket"]),
+        ("pid", found["Pid"]),
+        ("root key", found["RootKeySource"]),
+        ("state", f"sealed{given}: `kmsd unseal --socket {found['Socket']}`"),
     ]
     show(found, lambda: facts(pairs))

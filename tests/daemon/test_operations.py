@@ -248,7 +248,7 @@ def test_the_deny_table_misses_no_key_operation():
         "CreateKey", "ListKeys", "ListAliases", "UpdateAlias", "DeleteAlias", "GenerateRandom", "DecryptBatch",
         "RetireGrant", "ListRetirableGrants", "GetStatus", "GetCallerIdentity", "GetSessionToken", "AssumeRole",
         "GetAccessKeyInfo", "PutAccessKey", "ExplainDecision", "ListDueRotations",
-        "GetMetrics", "WatchChanges",
+        "GetMetrics", "WatchChanges", "Seal", "GetSealStatus", "Unseal",
     }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.metrics.exposition import MetricsService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
+from kmsd.sealing.service import SealService
 from kmsd.secrets.rotation import RotationService
 from kmsd.secrets.service import SecretService
 from kmsd.secrets.upkeep import SecretUpkeepService
@@ -55,6 +56,7 @@ class Services:
     dependents: DependentsService
     metrics: MetricsService
     changes: ChangeService
+    sealing: SealService
 
 
 def bind_handlers(services: Services) -> dict[str, Handler]:
@@ -230,4 +232,7 @@ def _of_the_rest(services: Services) -> dict[str, Handler]:
         "GetMetrics": services.metrics.get_metrics,
         "Watch": services.admin.watch,
         "WatchChanges": services.changes.watch_changes,
+        "Seal": services.sealing.seal,
+        "GetSealStatus": services.sealing.get_seal_status,
+        "Unseal": services.sealing.unseal,
     }

@@ -23,6 +23,8 @@ class SealType(IntEnum):
     CREDENTIAL = 1
     KEYFILE = 2
     PASSPHRASE = 3
+    SHARES = 4
+    """Nowhere: people hold shares of it, and give them to a sealed daemon."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,9 @@
 """Recovery shares: the root key split so that any M of N bring it back and fewer tell nothing (SLIP-0039, Shamir 1979)."""
 
+from dataclasses import dataclass
+
 from shamir_mnemonic import MnemonicError, combine_mnemonics, generate_mnemonics
+from shamir_mnemonic import Share as Mnemonic
 
 from kmsfs.errors import RootKeyMissing, UsageError
 from kmsfs.secret import KeyMaterial
@@ -28,6 +31,32 @@ def make_shares(root_key: KeyMaterial, threshold: int, count: int) -> list[str]:
 def looks_like_share(text: str) -> bool:
     """Tell whether a line is a share, rather than a recovery code."""
     return len(text.split()) > 8
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share as it is written, with the number of its set, its own number in it, and how many of the set are needed."""
+
+    text: str
+    identifier: int
+    index: int
+    threshold: int
+
+
+def read_share(text: str) -> Share:
+    """Return a share.
+
+    Raises:
+        RootKeyMissing: if it is mistyped, or of another kind.
+    """
+    words = " ".join(text.lower().split())
+    try:
+        found = Mnemonic.from_mnemonic(words)
+    except (MnemonicError, ValueError) as error:
+        raise RootKeyMissing(f"this is no share: {error}", hint=f"it has {SHARE_WORDS} words; compare them one by one") from error
+    if found.group_count != 1 or len(found.value) != _ROOT_KEY_BYTES:
+        raise RootKeyMissing("this is a share of something else")
+    return Share(words, found.identifier, found.index, found.member_threshold)
 
 
 def join_shares(shares: list[str]) -> KeyMaterial:

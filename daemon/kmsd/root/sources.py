@@ -1,4 +1,4 @@
-"""Where kmsd gets the root key at start: keyfile, passphrase or systemd credential."""
+"""Where kmsd gets the root key at start: keyfile, passphrase, systemd credential, or people with shares of it."""
 
 import os
 import stat
@@ -33,11 +33,13 @@ class RootSource:
 
 
 def make_root_key(source: RootSource, rng: Rng) -> tuple[KeyMaterial, Argon2Parameters]:
-    """Make (keyfile) or read (passphrase, credential) the root key of a new realm.
+    """Make (keyfile, shares) or read (passphrase, credential) the root key of a new realm; who calls gives out the shares.
 
     Raises:
         RootKeyMissing: if a keyfile exists already, or the passphrase or credential is missing or too short.
     """
+    if source.seal_type is SealType.SHARES:
+        return KeyMaterial(rng(32)), Argon2Parameters()
     if source.seal_type is SealType.KEYFILE:
         if source.keyfile.exists():
             raise RootKeyMissing(
@@ -47,9 +49,26 @@ def make_root_key(source: RootSource, rng: Rng) -> tuple[KeyMaterial, Argon2Para
         write_atomically(source.keyfile, key.reveal(), mode=0o400)
         return key, Argon2Parameters()
     if source.seal_type is SealType.PASSPHRASE:
-        argon2 = Argon2Parameters(rng(16), ARGON2_MEMORY_KIB, ARGON2_ITERATIONS, ARGON2_LANES)
+        argon2 = new_argon2(rng)
         return read_root_key(source, argon2), argon2
     return read_root_key(source, Argon2Parameters()), Argon2Parameters()
+
+
+def new_argon2(rng: Rng) -> Argon2Parameters:
+    """Return the costs of a new passphrase's derivation, with a salt of its own (RFC 9106, section 4)."""
+    return Argon2Parameters(rng(16), ARGON2_MEMORY_KIB, ARGON2_ITERATIONS, ARGON2_LANES)
+
+
+def key_of_passphrase(passphrase: bytes, argon2: Argon2Parameters) -> KeyMaterial:
+    """Return the root key of a passphrase.
+
+    Raises:
+        RootKeyMissing: if it is too short to be one.
+    """
+    passphrase = passphrase.rstrip(b"\r\n")
+    if len(passphrase) < MIN_PASSPHRASE_BYTES:
+        raise RootKeyMissing(f"the passphrase has less than {MIN_PASSPHRASE_BYTES} bytes")
+    return KeyMaterial(argon2id(passphrase, argon2.salt, argon2.memory_kib, argon2.iterations, argon2.lanes))
 
 
 def read_root_key(source: RootSource, argon2: Argon2Parameters) -> KeyMaterial:
@@ -59,13 +78,22 @@ def read_root_key(source: RootSource, argon2: Argon2Parameters) -> KeyMaterial:
         RootKeyMissing: if the source is missing, unsafe or of a wrong length.
     """
     if source.seal_type is SealType.PASSPHRASE:
-        passphrase = _read_passphrase(source)
-        return KeyMaterial(
-            argon2id(passphrase, argon2.salt, argon2.memory_kib, argon2.iterations, argon2.lanes)
+        return key_of_passphrase(read_passphrase(source.passphrase_file), argon2)
+    if source.seal_type is SealType.SHARES:
+        raise RootKeyMissing(
+            "people hold shares of this realm's root key", hint="kmsd unseal, or where a command takes it, --code-file with the shares"
         )
     sealed = source.seal_type is SealType.CREDENTIAL
-    path = _credential_path() if sealed else source.keyfile
-    raw = _read_private(path, guarded=sealed)
+    return read_key_file(_credential_path() if sealed else source.keyfile, guarded=sealed)
+
+
+def read_key_file(path: Path, *, guarded: bool = False) -> KeyMaterial:
+    """Return the key of 32 bytes in a file that only its owner can read; `guarded` as an ACL of systemd's may show.
+
+    Raises:
+        RootKeyMissing: if it is missing, unsafe or of a wrong length.
+    """
+    raw = _read_private(path, guarded=guarded)
     if len(raw) != 32:
         raise RootKeyMissing(f"the root key in {path} must have 32 bytes, not {len(raw)}")
     return KeyMaterial(raw)
@@ -81,20 +109,21 @@ def _credential_path() -> Path:
     return Path(directory) / CREDENTIAL_NAME
 
 
-def _read_passphrase(source: RootSource) -> bytes:
-    if source.passphrase_file is None:
+def read_passphrase(path: Path | None) -> bytes:
+    """Return the passphrase in a private file, or the first line of standard input for `-`.
+
+    Raises:
+        RootKeyMissing: if there is none.
+    """
+    if path is None:
         raise RootKeyMissing(
-            "this realm needs a passphrase", hint="pass --passphrase-file, or `-` for standard input"
+            "this realm needs a passphrase",
+            hint="pass --passphrase-file, or `-` for standard input; a daemon that is started with --sealed takes it from `kmsd unseal`",
         )
-    if os.fspath(source.passphrase_file) == "-":
-        with os.fdopen(os.dup(0), "rb") as stream:
-            raw = stream.readline()
-    else:
-        raw = _read_private(source.passphrase_file)
-    passphrase = raw.rstrip(b"\r\n")
-    if len(passphrase) < MIN_PASSPHRASE_BYTES:
-        raise RootKeyMissing(f"the passphrase has less than {MIN_PASSPHRASE_BYTES} bytes")
-    return passphrase
+    if os.fspath(path) != "-":
+        return _read_private(path)
+    with os.fdopen(os.dup(0), "rb") as stream:
+        return stream.readline()
 
 
 def _read_private(path: Path, *, guarded: bool = False) -> bytes:

@@ -1,5 +1,6 @@
 """The listening socket: from systemd (socket activation) or bound here."""
 
+import fcntl
 import os
 import socket
 import stat
@@ -31,6 +32,18 @@ def activated_sockets() -> dict[str, socket.socket]:
         os.set_inheritable(_FIRST_ACTIVATED + index, False)
         found[use] = socket.socket(fileno=_FIRST_ACTIVATED + index)
     return found
+
+
+def pass_on(sockets: dict[str, socket.socket]) -> None:
+    """Leave sockets to the program that this process becomes, as systemd passes them."""
+    # Away from the numbers that they are to have first.
+    held = [fcntl.fcntl(one, fcntl.F_DUPFD, _FIRST_ACTIVATED + len(sockets)) for one in sockets.values()]
+    for place, descriptor in enumerate(held):
+        os.dup2(descriptor, _FIRST_ACTIVATED + place, inheritable=True)
+        os.close(descriptor)
+    os.environ["LISTEN_PID"] = str(os.getpid())
+    os.environ["LISTEN_FDS"] = str(len(sockets))
+    os.environ["LISTEN_FDNAMES"] = ":".join(sockets)
 
 
 def bind_socket(path: Path, mode: int) -> socket.socket:

@@ -13,6 +13,7 @@ from kmsd.dispatch.pipeline import ALWAYS_ANSWERED, Pipeline
 from kmsd.dispatch.status import WATCHED_KEYS
 from kmsd.events.changes import Change, Following
 from kmsd.events.service import FOLLOWED
+from kmsd.server.frames import FrameBuffer
 from kmsd.server.linger import Linger
 from kmsd.server.peer import identify
 from kmsd.server.throttle import Buckets
@@ -24,14 +25,7 @@ from kmsfs.errors import (
     LimitExceeded,
     ProtocolError,
 )
-from kmsfs.formats.frame import (
-    LENGTH_BYTES,
-    decode_request,
-    encode_error,
-    encode_event,
-    encode_result,
-    read_length,
-)
+from kmsfs.formats.frame import decode_request, encode_error, encode_event, encode_result
 
 _LOG = logging.getLogger("kmsd")
 FRAME_SECONDS = 5.0
@@ -75,7 +69,7 @@ class Session(asyncio.Protocol):
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._number = next(state.numbers)
-        self._buffer = bytearray()
+        self._buffer = FrameBuffer()
         self._watched: dict[int, frozenset[str]] = {}
         self._followed: dict[int, Following] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -125,14 +119,15 @@ class Session(asyncio.Protocol):
         """Run every complete frame, then answer them all after one write to the audit log."""
         if self._caller is None or not self._admitted:
             return
-        self._buffer += data
+        self._buffer.add(data)
         self._arrived = self._state.clock()
         answers: list[tuple[str, int, bytes]] = []
         fatal = False
         try:
             # One by one: answers already made are sent even if a later frame is broken.
-            for body in self._complete_frames():
-                answers.append(self._answer(self._caller, body))  # noqa: PERF401
+            for body in self._buffer.bodies():
+                self._stop_timer()
+                answers.append(self._answer(self._caller, body))
         except ProtocolError as error:
             answers.append(("", 0, encode_error(0, error.code, error.detail, error.hint, retryable=False)))
             fatal = True
@@ -173,22 +168,6 @@ class Session(asyncio.Protocol):
 
     # --- frames ---------------------------------------------------------------------------------------------
 
-    def _complete_frames(self) -> Any:
-        buffer = self._buffer
-        offset = 0
-        try:
-            while len(buffer) - offset >= LENGTH_BYTES:
-                length = read_length(buffer[offset : offset + LENGTH_BYTES])
-                end = offset + LENGTH_BYTES + length
-                if len(buffer) < end:
-                    break
-                body = bytes(buffer[offset + LENGTH_BYTES : end])
-                offset = end
-                self._stop_timer()
-                yield body
-        finally:
-            del buffer[:offset]
-
     def _answer(self, caller: Caller, body: bytes) -> tuple[str, int, bytes]:
         frame = decode_request(body)
         try:
@@ -200,13 +179,13 @@ class Session(asyncio.Protocol):
             missed = self._begin_stream(frame.request_id, call)
             return frame.operation, frame.request_id, encode_result(frame.request_id, result) + missed
         except KmsfsError as error:
-            return frame.operation, frame.request_id, _error_frame(frame.request_id, error)
+            return frame.operation, frame.request_id, error_frame(frame.request_id, error)
         except Exception:
             _LOG.exception("frame failed")
             return (
                 frame.operation,
                 frame.request_id,
-                _error_frame(frame.request_id, InvariantBroken("internal error")),
+                error_frame(frame.request_id, InvariantBroken("internal error")),
             )
 
     def _begin_stream(self, request_id: int, call: Call) -> bytes:
@@ -233,7 +212,7 @@ class Session(asyncio.Protocol):
         except AuditUnavailable as error:
             _LOG.critical("%s", error)
             answers = [
-                (name, number, frame if name in ALWAYS_ANSWERED else _error_frame(number, error))
+                (name, number, frame if name in ALWAYS_ANSWERED else error_frame(number, error))
                 for name, number, frame in answers
             ]
         self._transport.write(b"".join(frame for _, _, frame in answers))
@@ -248,6 +227,7 @@ class Session(asyncio.Protocol):
             self._timer = None
 
 
-def _error_frame(request_id: int, error: KmsfsError) -> bytes:
+def error_frame(request_id: int, error: KmsfsError) -> bytes:
+    """Return the frame that tells an error; what a bug was stays in the log."""
     message = "internal error; the daemon's log has the details" if error.audience == "bug" else error.detail
     return encode_error(request_id, error.code, message, error.hint, retryable=error.retryable)

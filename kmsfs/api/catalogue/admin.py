@@ -20,6 +20,20 @@ ADMIN_OPERATIONS = (
         "Tell what the daemon counts of itself, in Prometheus's text.", errors=(errors.AccessDenied,),
     ),
     Operation(
+        "Seal", "kmsfs", "kmsfs:Seal", Empty, Empty,
+        "Forget every key until the daemon is unsealed: every other operation answers DaemonSealedException.",
+        mutates=True, errors=(errors.AccessDenied, errors.UnsupportedOperation),
+    ),
+    Operation(
+        "GetSealStatus", "kmsfs", "kmsfs:GetSealStatus", Empty, admin.SealStatus,
+        "Tell whether the daemon is sealed; answered in both states.",
+    ),
+    Operation(
+        "Unseal", "kmsfs", "kmsfs:Unseal", admin.UnsealRequest, admin.SealStatus,
+        "Give a sealed daemon a share of its root key, or its passphrase.",
+        mutates=True, secret=("Share", "Passphrase"), errors=(errors.AccessDenied, errors.RootKeyMissing, errors.Conflict),
+    ),
+    Operation(
         "Watch", "kmsfs", "kms:DescribeKey", admin.WatchRequest, admin.WatchResponse,
         "Push an event whenever one of these keys, its policy or its grants change.",
         streams=True, audit=("key_ids",),

@@ -30,6 +30,27 @@ class StatusResponse(Shape, kw_only=True):
     """Public key of the audit log's digests, hex."""
 
 
+class SealStatus(Shape, kw_only=True):
+    """Whether the daemon has its root key, and how far an unsealing has come.
+
+    `root_key_source` is where the key comes from at a start; `shares_given` of `shares_needed` shares are there, the
+    latter once one is.
+    """
+
+    sealed: bool
+    root_key_source: str
+    pid: int
+    shares_given: int = field(default=-1)
+    shares_needed: int | None = None
+
+
+class UnsealRequest(Shape, kw_only=True):
+    """A share of the root key, or the passphrase; without either the daemon asks its own source. Secret."""
+
+    share: Annotated[str, Meta(max_length=512)] | None = None
+    passphrase: Annotated[bytes, Meta(min_length=1, max_length=1024)] | None = None
+
+
 class WatchRequest(Shape, kw_only=True):
     """Which keys to be told about."""
 
