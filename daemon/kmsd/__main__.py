@@ -27,6 +27,7 @@ from kmsd.sealing.commands import change_root_command, print_shares, seal, unsea
 from kmsd.sealing.server import SealedState, keepers, serve_sealed
 from kmsd.sealing.unsealing import Unsealing
 from kmsd.server.listen import CREDENTIALS, MAIN, activated_sockets, bind_socket, pass_on
+from kmsd.server.throttle import parse_quotas
 from kmsd.store.files import lock_state
 from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.errors import KmsfsError, UsageError
@@ -118,6 +119,13 @@ def serve(
     digest_every: Annotated[
         float, typer.Option(min=1, help="Seconds between two signed digests of the audit log.")
     ] = 3600.0,
+    quota: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS=RATE",
+            help="Calls a second of each principal: cryptographic, asymmetric, parameters, management; also in KMSD_QUOTAS, with spaces between.",
+        ),
+    ] = None,
     *,
     ephemeral: Annotated[
         bool, typer.Option(help="Serve an empty realm that is gone when the daemon stops; --account names it.")
@@ -138,7 +146,7 @@ def serve(
             folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region,
             parse_endpoint(metrics) if metrics else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
-            credentials, digest_every, ephemeral,
+            credentials, digest_every, parse_quotas([*os.environ.get("KMSD_QUOTAS", "").split(), *(quota or ())]), ephemeral,
         )  # fmt: skip
         lock_memory_and_dumps()
         run_self_check()

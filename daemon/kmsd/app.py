@@ -63,6 +63,7 @@ from kmsd.secrets.store import SecretStore
 from kmsd.secrets.upkeep import SecretUpkeepService
 from kmsd.server.notify import notify, watchdog_seconds
 from kmsd.server.session import ServerState, Session
+from kmsd.server.throttle import Buckets
 from kmsd.store.anchor import Anchor
 from kmsd.store.database import SealedStore
 from kmsd.store.sealing import RowSealer
@@ -108,7 +109,8 @@ class Daemon:
         self._registry = KeyRegistry(self._account, self._store, vault)
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
         self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}")
-        self._state = ServerState(self._pipeline, self._account, time.time)
+        self._state = ServerState(self._pipeline, self._account, time.time, buckets=Buckets(config.quotas))
+        self._pipeline.charge = self._state.buckets.spend_on_key
         self._iam = IamStore(self._store)
         self._keys = KeyService(self._registry, self._iam.principal_exists)
         self._upkeep = KeyUpkeepService(self._registry)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kmsd.root.keyring import SealType
 from kmsd.root.sources import RootSource
+from kmsd.server.throttle import OperationClass
 
 SYSTEM_STATE = Path("/var/lib/kmsd")
 HOME_REGION = "us-east-1"
@@ -33,6 +34,8 @@ class Config:
     """Where to bind the socket of systemd's credentials, if systemd passes none."""
     digest_seconds: float = 3600.0
     """Time between two signed digests of the audit log."""
+    quotas: dict[OperationClass, float] | None = None
+    """Calls a second of each principal, by class, where they are not the defaults."""
     ephemeral: bool = False
     """The realm is gone when the daemon stops."""
 

@@ -1,7 +1,9 @@
 """A session calls any registered operation; thread-safe, reconnecting, with deadlines and safe retries."""
 
 import os
+import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +11,12 @@ from kmsfs.api.registry import find
 from kmsfs.client.locate import locate
 from kmsfs.client.remote import to_exception
 from kmsfs.client.transport import Transport
-from kmsfs.errors import DaemonUnreachable
+from kmsfs.errors import DaemonUnreachable, Throttled
 
 _IDLE_TRANSPORTS_MAX = 8
+_THROTTLED_TRIES = 8
+_PAUSE_SECONDS = 0.02
+_PAUSE_MAX_SECONDS = 1.0
 
 
 class PendingCall:
@@ -68,12 +73,21 @@ class ClientSession:
     def call(self, operation_name: str, parameters: dict[str, Any], *, context_uid: int | None = None) -> Any:
         """Run an operation and return its plain result.
 
-        A connection that turns out dead is replaced once for operations that change nothing; for the others
+        One that is throttled was not begun: it is tried again, after a while at random that doubles each time ("Exponential
+        backoff and jitter", AWS architecture blog). A connection that turns out dead is replaced once for operations that change nothing; for the others
         the caller learns of it, as the change may have happened.
 
         Raises:
             KmsfsError: the operation's error, or DaemonUnreachable, DeadlineExceeded.
         """
+        for tries in range(_THROTTLED_TRIES):
+            try:
+                return self._call(operation_name, parameters, context_uid)
+            except Throttled:
+                time.sleep(random.uniform(0, min(_PAUSE_MAX_SECONDS, _PAUSE_SECONDS * 2**tries)))  # noqa: S311
+        return self._call(operation_name, parameters, context_uid)
+
+    def _call(self, operation_name: str, parameters: dict[str, Any], context_uid: int | None) -> Any:
         operation = find(operation_name)
         for attempt in (1, 2):
             transport = None if attempt == 2 else self._take_idle()

@@ -9,7 +9,7 @@ from typing import Protocol
 from kmsfs.aead.nonces import Rng
 from kmsfs.envelope.filekeys import FileKeys
 from kmsfs.envelope.provider import FreshKey, file_context
-from kmsfs.errors import DaemonUnreachable, KeyLease, KmsfsError
+from kmsfs.errors import DaemonUnreachable, KeyLease, KmsfsError, Throttled
 from kmsfs.quantity import CACHE_AGE_SECONDS, CACHE_ENTRIES, CACHE_IDLE_SECONDS
 from kmsfs.secret import DataKey
 
@@ -255,13 +255,13 @@ class CachingProvider:
     def fetch(self, wanted: list[tuple[bytes, bytes]]) -> None:
         """Get keys by (file id, wrapped key) in one call, the first for a file that is being opened, the others ahead of that.
 
-        All are wrapped under the same KMS key. What is refused is left out, and all are if the connection turns out dead:
+        All are wrapped under the same KMS key. What is refused is left out, and all are if the connection turns out dead or the call is throttled:
         `open` asks again and says why.
 
         Raises:
             KeyLease, KmsfsError: as `open`, where nothing could be asked.
         """
-        with contextlib.suppress(DaemonUnreachable):
+        with contextlib.suppress(DaemonUnreachable, Throttled):
             self._take(self._ask(wanted))
         first = self._opened.get(wanted[0][0])
         if first is not None:

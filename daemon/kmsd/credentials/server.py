@@ -47,7 +47,7 @@ class CredentialSession(asyncio.Protocol):
         if uid not in self._managers:
             raise ParameterNotFound(f"uid {uid} is no service manager, but asks as {unit} for {credential}")
         caller = unit_caller(self._state.account, unit, uid, gid, pid)
-        self._state.buckets.spend(uid, self._state.clock())
+        self._state.spend(caller.principal, Request(0, "GetParameter", {}, None, None))
         return self._settled(lambda: self._value(caller, unit, credential))
 
     def _value(self, caller: Any, unit: str, credential: str) -> bytes:

@@ -36,6 +36,8 @@ class Pipeline:
         self.sync_wanted = False
         self.note_call: Callable[[str, str, float], None] = _uncounted
         """Told of each call: operation, error code or nothing, seconds."""
+        self.charge: Callable[[str, str, str, float], None] = _for_nothing
+        """Lets a principal pay for a key's use: principal, key spec, operation, time; raises Throttled."""
         self.note_use: Callable[[str, str, float, str], None] = _nowhere
         """Told of each successful use of a key: key id, operation, time, call id."""
 
@@ -98,6 +100,8 @@ class Pipeline:
             if self._authoriser is None:
                 raise InvariantBroken("the pipeline is not bound")
             self._authoriser.authorise(call)
+            if call.key is not None and call.operation.cryptographic:
+                self.charge(call.caller.principal, call.key.spec, call.operation.wire_name, call.now)
             if getattr(call.request, "dry_run", False):
                 raise DryRunSucceeded("The request would have succeeded, but the DryRun option is set.")
             response = self._handlers[call.operation.wire_name](call)
@@ -158,6 +162,10 @@ class Pipeline:
 
 
 _UNKNOWN = Operation("Unknown", "kmsfs", "kmsfs:Unknown", Shape, Shape, "A name that is no operation.")
+
+
+def _for_nothing(_principal: str, _key_spec: str, _operation: str, _now: float) -> None:
+    """Before the daemon is put together nobody pays."""
 
 
 def _nowhere(_key_id: str, _operation: str, _now: float, _call_id: str) -> None:

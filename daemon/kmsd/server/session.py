@@ -17,6 +17,7 @@ from kmsd.server.frames import FrameBuffer
 from kmsd.server.linger import Linger
 from kmsd.server.peer import identify
 from kmsd.server.throttle import Buckets
+from kmsfs.api.registry import OPERATIONS
 from kmsfs.errors import (
     AuditUnavailable,
     DeadlineExceeded,
@@ -24,8 +25,9 @@ from kmsfs.errors import (
     KmsfsError,
     LimitExceeded,
     ProtocolError,
+    Throttled,
 )
-from kmsfs.formats.frame import decode_request, encode_error, encode_event, encode_result
+from kmsfs.formats.frame import Request, decode_request, encode_error, encode_event, encode_result
 
 _LOG = logging.getLogger("kmsd")
 FRAME_SECONDS = 5.0
@@ -48,6 +50,19 @@ class ServerState:
     sessions: set["Session"] = field(default_factory=set)
     on_lost: Callable[[int, float], None] = lambda _connection, _now: None
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def spend(self, principal: str, frame: Request) -> None:
+        """Let a principal pay for a call.
+
+        Raises:
+            Throttled: if it has called too often; nothing was done then, and nothing is recorded but in the counts.
+        """
+        try:
+            self.buckets.spend(principal, frame.operation, frame.parameters, self.clock())
+        except Throttled as error:
+            name = frame.operation if frame.operation in OPERATIONS else "Unknown"
+            self.pipeline.note_call(name, error.code, 0.0)
+            raise
 
     def settle_audit(self) -> None:
         """Write what was recorded, durably where a call changed something: before anything is answered.
@@ -174,7 +189,7 @@ class Session(asyncio.Protocol):
             now = self._state.clock()
             if frame.deadline_ms is not None and (now - self._arrived) * 1000 >= frame.deadline_ms:
                 raise DeadlineExceeded("the request's deadline passed before it was begun; nothing was done")
-            self._state.buckets.spend(caller.uid, now)
+            self._state.spend(caller.principal, frame)
             result, call = self._state.pipeline.run(caller, frame, self._number)
             missed = self._begin_stream(frame.request_id, call)
             return frame.operation, frame.request_id, encode_result(frame.request_id, result) + missed
