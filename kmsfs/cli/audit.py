@@ -1,15 +1,21 @@
 """kmsfs audit: tail, query, export, verify."""
 
 import json
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kmsfs.cli.output import SETTINGS, call, say, show, table
+from kmsfs.errors import ExitCode, StorageError, UsageError
 from kmsfs.trail.cloudtrail import cloudtrail_event
 from kmsfs.trail.reading import follow_records, last_records, principal_of, read_records
 from kmsfs.trail.tables import TrailTable, time_of
+
+if TYPE_CHECKING:
+    from kmsfs.alarms.rules import Rule
+    from kmsfs.alarms.watching import Alarm
 
 app = typer.Typer(no_args_is_help=True, help="The audit log: every call, who made it, and what decided.")
 Log = Annotated[Path | None, typer.Option(help="The log (default: that of the daemon that answers).")]
@@ -59,8 +65,6 @@ def export(
     if str(destination) == "-":
         print(text)
         return
-    from kmsfs.errors import StorageError
-
     try:
         with destination.open("x", encoding="utf-8") as stream:
             stream.write(text)
@@ -86,6 +90,61 @@ def verify(
     found = verify_trail(log, digest_key)
     document = found.document()
     show(document, lambda: _print_verified(document))
+
+
+@app.command()
+def watch(
+    rules: Annotated[
+        Path | None, typer.Option(help="File of alarms, TOML (default: denials, keys in their deletion window, first uses, gaps, no digest).")
+    ] = None,
+    log: Log = None,
+    *,
+    past: Annotated[bool, typer.Option("--past", help="Look at what is in the log, do nothing, and end.")] = False,
+) -> None:
+    """Raise alarms as the log grows, until you end it: a line each, and what the rules ask for. Example: kmsfs audit watch --rules /etc/kmsd/alarms.toml
+
+    With `--past` the exit code is 23 if there were any.
+    """
+    from kmsfs.alarms.actions import Doer
+    from kmsfs.alarms.following import past_alarms, watch_log
+    from kmsfs.alarms.rules import DEFAULT_RULES
+    from kmsfs.alarms.watching import Watching
+
+    chosen = _rules(rules) if rules is not None else DEFAULT_RULES
+    path, account = _place(log)
+    watching = Watching(chosen, account)
+    if past:
+        found = list(past_alarms(watching, path))
+        for alarm in found:
+            _print_alarm(alarm)
+        raise typer.Exit(ExitCode.WARNINGS_FOUND if found else ExitCode.OK)
+    say(f"watching {path} for {len(chosen)} alarms")
+    doer = Doer()
+    try:
+        for alarm in watch_log(watching, path, time.time):
+            _print_alarm(alarm)
+            doer.take(alarm)
+    except KeyboardInterrupt:
+        doer.close()
+
+
+def _rules(path: Path) -> "tuple[Rule, ...]":
+    from kmsfs.alarms.rules import parse_rules
+
+    try:
+        return parse_rules(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the rules {path}: {error}") from error
+
+
+def _print_alarm(alarm: "Alarm") -> None:
+    if SETTINGS.as_json:
+        print(json.dumps(alarm.document()), flush=True)
+        return
+    record = alarm.record
+    about = record.get("why") or f"{record.get('op', '')} {record.get('err', '')}".strip()
+    of = alarm.group or str(record.get("key", "")).rpartition("/")[2]
+    print(f"{time_of({'ts': alarm.time})}  {alarm.name}  {alarm.count}  {of}  {about}".rstrip(), flush=True)
 
 
 def _print_verified(document: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ _MANUAL = ("man1/kmsfs.1", "man8/kmsd.8")
 _PLACES = {
     "kmsd.socket": UNITS, "kmsd-credentials.socket": UNITS, "kmsd.service": UNITS, "kmsfs@.service": UNITS,
     "kmsd-backup.service": UNITS, "kmsd-backup.timer": UNITS, "kmsfs-rotate.service": UNITS,
-    "kmsfs-rotate.timer": UNITS,
+    "kmsfs-rotate.timer": UNITS, "kmsfs-alarms.service": UNITS,
     "sysusers.d/kmsd.conf": Path("/etc/sysusers.d"), "tmpfiles.d/kmsd.conf": Path("/etc/tmpfiles.d"),
 }  # fmt: skip
 _SOCKETS = ("kmsd.socket", "kmsd-credentials.socket")
@@ -212,7 +212,7 @@ def _make_sealed_realm(programs: Path) -> dict[str, str]:
 def _undo() -> None:
     if shutil.which("systemctl"):
         subprocess.run(
-            ["systemctl", "disable", "--now", *_SOCKETS, "kmsd.service", *_TIMERS],
+            ["systemctl", "disable", "--now", *_SOCKETS, "kmsd.service", "kmsfs-alarms.service", *_TIMERS],
             capture_output=True, check=False,
         )  # fmt: skip
     for name, folder in _PLACES.items():

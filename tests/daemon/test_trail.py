@@ -9,10 +9,12 @@ import time
 
 import pytest
 
-from kmsfs.errors import AuditChainBroken, ExitCode, InvalidRequest, StorageError
+from kmsfs.errors import AccessDenied, AuditChainBroken, ExitCode, InvalidRequest, KeyInvalidState, StorageError
 from kmsfs.trail.cloudtrail import cloudtrail_event
 from kmsfs.trail.reading import follow_records, last_records, read_records
 from kmsfs.trail.tables import TrailTable
+from support.peers import as_user
+from support.waiting import soon
 
 ACCOUNT = "111122223333"
 
@@ -156,3 +158,53 @@ def test_who_may_not_read_the_log_is_told(fresh_daemon, tmp_path):
         env={**os.environ, "KMSFS_SOCKET": str(fresh_daemon.socket), "HOME": "/nonexistent"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == ExitCode.STORAGE and "run this as root" in done.stderr
+
+
+# --- alarms ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.root
+def test_alarms_are_raised_as_the_log_grows(fresh_daemon, tmp_path):
+    daemon = fresh_daemon.start()
+    key = daemon.session().call("CreateKey", {})["KeyMetadata"]["KeyId"]
+    rules, out = tmp_path / "alarms.toml", tmp_path / "out"
+    rules.write_text(
+        f'''
+        [[alarm]]
+        name = "refused"
+        on = "denied"
+        more_than = 1
+        per = "principal"
+        operation = "Decrypt"
+        run = ["sh", "-c", "cat >> {out}"]
+
+        [[alarm]]
+        name = "dying"
+        on = "pending-deletion"
+        '''
+    )
+    environment = {**os.environ, "KMSFS_SOCKET": str(daemon.socket)}
+    command = [sys.executable, "-m", "kmsfs.cli", "--json", "audit", "watch", "--rules", str(rules)]
+    watcher = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "2 alarms" in watcher.stderr.readline()
+        time.sleep(0.5)
+        blob = daemon.session().call("Encrypt", {"KeyId": key, "Plaintext": b"x"})["CiphertextBlob"]
+        with as_user(daemon, 4321) as other:
+            for _ in range(3):
+                with pytest.raises(AccessDenied):
+                    other("Decrypt", CiphertextBlob=blob)
+        daemon.session().call("ScheduleKeyDeletion", {"KeyId": key})
+        with pytest.raises(KeyInvalidState):
+            daemon.session().call("Encrypt", {"KeyId": key, "Plaintext": b"x"})
+        first, second = (json.loads(watcher.stdout.readline()) for _ in range(2))
+        assert (first["alarm"], first["group"], first["count"]) == ("refused", "uid/4321", 2)
+        assert second["alarm"] == "dying" and second["record"]["key"].endswith(key)
+        soon("refused", lambda: json.loads(out.read_text() or "{}").get("alarm"))
+    finally:
+        watcher.terminate()
+        watcher.wait(10)
+        watcher.stdout.close()
+        watcher.stderr.close()
+    past = subprocess.run([*command, "--past"], env=environment, capture_output=True, text=True, timeout=60)
+    assert past.returncode == ExitCode.WARNINGS_FOUND and len(past.stdout.splitlines()) == 2

@@ -123,6 +123,26 @@ def test_rotation_by_timer(machine):
     assert len(value()) == 32 and value() != first
 
 
+def test_alarms_as_a_service(machine):
+    folder = machine.kept / "etc/kmsd"
+    folder.mkdir(parents=True, exist_ok=True)
+    out = "/var/lib/kmsd-alarm"
+    (folder / "alarms.toml").write_text(f'[[alarm]]\nname = "refused"\non = "denied"\nrun = ["sh", "-c", "cat > {out}"]\n')
+    drop_in = machine.kept / "etc/systemd/system/kmsfs-alarms.service.d"
+    drop_in.mkdir(parents=True)
+    (drop_in / "reach.conf").write_text("[Service]\nReadWritePaths=/var/lib\n")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "kmsfs-alarms.service")
+    deadline = time.monotonic() + 20
+    found = ""
+    while not found and time.monotonic() < deadline:
+        machine.run(str(BIN / "kmsfs"), "--no-autostart", "api", "GetMetrics", "{}", check=False)
+        time.sleep(0.3)
+        found = machine.run("cat", out, check=False).stdout
+    assert json.loads(found)["alarm"] == "refused"
+    machine.systemctl("stop", "kmsfs-alarms.service")
+
+
 def test_a_killed_daemon_comes_back_under_a_mount(machine):
     before = machine.main_pid("kmsd.service")
     machine.systemctl("kill", "-s", "KILL", "kmsd.service")

@@ -1,0 +1,99 @@
+"""Follow a log for alarms: its new records, whether they follow upon each other, and whether it is signed."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kmsfs.aead.kdf import sha256
+from kmsfs.alarms.watching import Alarm, Watching
+from kmsfs.errors import AuditChainBroken
+from kmsfs.formats.audit import parse_line
+from kmsfs.trail.reading import follow_lines, last_lines, read_lines, read_records
+from kmsfs.trail.verify import DIGESTS_NAME
+
+_SIGNED_EVERY_SECONDS = 30.0
+
+
+class _Chain:
+    """Whether each line follows upon the one before; the first is believed."""
+
+    def __init__(self) -> None:
+        self._next: tuple[int, str] | None = None
+
+    def forget(self) -> None:
+        """Begin anew: the log is another one."""
+        self._next = None
+
+    def follow(self, line: bytes) -> str:
+        """Take a line; return what is wrong with it, or nothing."""
+        try:
+            record, unsealed, _mac = parse_line(line)
+        except AuditChainBroken as error:
+            self._next = None
+            return str(error)
+        expected, self._next = self._next, (record["seq"] + 1, sha256(b"\0" + unsealed).hex())
+        if expected is not None and (record["seq"], record["prev"]) != expected:
+            return f"record {expected[0]} is missing or was changed"
+        return ""
+
+
+def watch_log(watching: Watching, log: Path, clock: Callable[[], float]) -> Iterator[Alarm]:
+    """Yield the alarms of what is written to a log from now on, for ever.
+
+    Raises:
+        StorageError: if the log cannot be read.
+    """
+    chain = _Chain()
+    before, end = last_lines(log, 1)
+    for known in before:
+        chain.follow(known)
+    if watching.needs_history:
+        for record in read_records(log, end):
+            watching.learn(record)
+    looked = 0.0
+    for line in follow_lines(log, end):
+        now = clock()
+        if now - looked >= _SIGNED_EVERY_SECONDS:
+            looked = now
+            yield from watching.unsigned(now, _signed(log, now))
+        if line is None:
+            continue
+        if not line:
+            chain.forget()
+            yield from watching.gap(now, "the log was replaced by another one, or cut")
+            continue
+        yield from _of_line(watching, chain, line, now)
+
+
+def _of_line(watching: Watching, chain: _Chain, line: bytes, now: float) -> Iterator[Alarm]:
+    wrong = chain.follow(line)
+    if wrong:
+        yield from watching.gap(now, wrong)
+    try:
+        record = json.loads(line)
+        record["op"], record["ts"]
+    except (ValueError, KeyError, TypeError):
+        return
+    yield from watching.see(record)
+
+
+def past_alarms(watching: Watching, log: Path) -> Iterator[Alarm]:
+    """Yield the alarms that the records which are there would have made as they were written.
+
+    Raises:
+        StorageError: if the log cannot be read.
+    """
+    chain = _Chain()
+    for line in read_lines(log):
+        yield from _of_line(watching, chain, line, time.time())
+
+
+def _signed(log: Path, now: float) -> float:
+    """When the last digest was written; a log that has none yet is as old as its file."""
+    for path in (log.with_name(DIGESTS_NAME), log):
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            continue
+    return now
