@@ -26,6 +26,7 @@ from kmsfs.cli import (
     secret,
     secretsview,
     service,
+    tightening,
 )
 from kmsfs.cli.output import SETTINGS, fail, log_message
 from kmsfs.client import locate
@@ -65,6 +66,7 @@ app.command("exec")(execute.execute)
 app.command("why")(access.why)
 app.command("who-can")(access.who_can)
 app.command("simulate")(access.simulate)
+app.command("tighten")(tightening.tighten)
 
 
 def _version(value: bool) -> None:

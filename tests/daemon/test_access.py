@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from conftest import DaemonProcess
-from kmsfs.errors import DecisionNotFound, ExitCode, InvalidRequest, NoSuchEntity, NotFound
+from kmsfs.errors import AccessDenied, DecisionNotFound, ExitCode, InvalidRequest, MalformedPolicy, NoSuchEntity, NotFound
+from support.peers import as_user as connected_as
 
 pytestmark = pytest.mark.root
 
@@ -145,3 +146,59 @@ def test_on_the_command_line(world):
     assert refused.returncode == ExitCode.DENIED and "wants prod; the call has none" in refused.stdout
     id_of_denial = denied_id(world, 999, "Encrypt", {"KeyId": world.key, "Plaintext": "aGk="})
     assert "it names other principals" in kmsfs("why", id_of_denial).stdout
+
+
+# --- the least ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.root
+def test_tighten_allows_what_was_used_and_no_more(make_daemon, tmp_path):
+    daemon = make_daemon()
+    session = daemon.session()
+    status = session.call("GetStatus", {})
+    everybody = {"Sid": "Open", "Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*"}
+    mine = {"Sid": "Mine", "Effect": "Allow", "Principal": {"AWS": status["Principal"]}, "Action": "kms:*", "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [mine, everybody]})
+    key = session.call("CreateKey", {"Policy": policy})["KeyMetadata"]["KeyId"]
+    spare = session.call("CreateGrant", {"KeyId": key, "GranteePrincipal": status["Principal"], "Operations": ["Decrypt"]})["GrantId"]
+    with connected_as(daemon, 4321) as other:
+        blobs = [other("Encrypt", KeyId=key, Plaintext=b"x", EncryptionContext={"stage": "prod", "n": str(n)})["CiphertextBlob"] for n in range(6)]
+        for n, blob in enumerate(blobs):
+            other("Decrypt", CiphertextBlob=blob, EncryptionContext={"stage": "prod", "n": str(n)})
+    session.call("GetStatus", {})
+
+    def tighten(*words):
+        environment = {**os.environ, "KMSFS_SOCKET": str(daemon.socket)}
+        return subprocess.run([sys.executable, "-m", "kmsfs.cli", "--json", "tighten", key, *words], env=environment, capture_output=True, text=True, timeout=60)
+
+    asked = tighten("--apply")
+    assert asked.returncode == ExitCode.USAGE
+    found = json.loads(asked.stdout)
+    assert found["UnusedGrants"][0]["GrantId"] == spare
+    assert {"Principal": status["Principal"], "Action": "kms:Encrypt"} in found["Lost"]
+    used = next(statement for statement in found["Policy"]["Statement"] if statement["Sid"] == "UsedByUid4321")
+    assert used["Action"] == ["kms:Decrypt", "kms:Encrypt"]
+    assert used["Condition"] == {"StringEquals": {"kms:EncryptionContext:stage": "prod"}}
+    assert json.loads(session.call("GetKeyPolicy", {"KeyId": key})["Policy"])["Statement"][1]["Sid"] == "Open"
+    assert tighten("--apply", "--yes").returncode == 0
+    with connected_as(daemon, 4321) as other:
+        assert other("Decrypt", CiphertextBlob=blobs[0], EncryptionContext={"stage": "prod", "n": "0"})["Plaintext"] == b"x"
+        for operation, parameters in (("Encrypt", {"KeyId": key, "Plaintext": b"x"}), ("DescribeKey", {"KeyId": key})):
+            with pytest.raises(AccessDenied):
+                other(operation, **parameters)
+    with connected_as(daemon, 4322) as other, pytest.raises(AccessDenied):
+        other("Encrypt", KeyId=key, Plaintext=b"x", EncryptionContext={"stage": "prod"})
+    session.call("PutKeyPolicy", {"KeyId": key, "PolicyName": "default", "Policy": policy})
+
+
+def test_a_policy_can_be_tried_before_it_is_the_keys(call):
+    key = call("CreateKey")["KeyMetadata"]["KeyId"]
+    who = call("GetStatus")["Principal"].rpartition(":")[0] + ":uid/4321"
+    statement = {"Effect": "Allow", "Principal": {"AWS": who}, "Action": "kms:Decrypt", "Resource": "*"}
+    text = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    asked = {"KeyId": key, "Principal": who, "Action": "kms:Decrypt"}
+    assert not call("SimulateKeyAccess", **asked)["Allowed"]
+    assert call("SimulateKeyAccess", **asked, Policy=text)["Allowed"]
+    assert not call("SimulateKeyAccess", **asked)["Allowed"]
+    with pytest.raises(MalformedPolicy):
+        call("SimulateKeyAccess", **asked, Policy="rubbish")

@@ -127,7 +127,7 @@ def test_alarms_as_a_service(machine):
     folder = machine.kept / "etc/kmsd"
     folder.mkdir(parents=True, exist_ok=True)
     out = "/var/lib/kmsd-alarm"
-    (folder / "alarms.toml").write_text(f'[[alarm]]\nname = "refused"\non = "denied"\nrun = ["sh", "-c", "cat > {out}"]\n')
+    (folder / "alarms.toml").write_text(f'[[alarm]]\nname = "looked"\non = "calls"\noperation = "GetStatus"\nrun = ["sh", "-c", "cat > {out}"]\n')
     drop_in = machine.kept / "etc/systemd/system/kmsfs-alarms.service.d"
     drop_in.mkdir(parents=True)
     (drop_in / "reach.conf").write_text("[Service]\nReadWritePaths=/var/lib\n")
@@ -136,10 +136,12 @@ def test_alarms_as_a_service(machine):
     deadline = time.monotonic() + 20
     found = ""
     while not found and time.monotonic() < deadline:
-        machine.run(str(BIN / "kmsfs"), "--no-autostart", "api", "GetMetrics", "{}", check=False)
+        kmsfs(machine, "daemon", "status")
         time.sleep(0.3)
         found = machine.run("cat", out, check=False).stdout
-    assert json.loads(found)["alarm"] == "refused"
+    told = machine.run("systemctl", "--no-pager", "status", "kmsfs-alarms.service", check=False).stdout
+    assert found, told
+    assert json.loads(found)["alarm"] == "looked"
     machine.systemctl("stop", "kmsfs-alarms.service")
 
 

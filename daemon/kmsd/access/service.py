@@ -8,6 +8,7 @@ from kmsd.access.denials import Denials
 from kmsd.authz.decide import Decision, Question, decide
 from kmsd.authz.explain import Step, explain, without_conditions, without_constraints
 from kmsd.authz.guardrails import Guardrails
+from kmsd.authz.policy import compile_policy
 from kmsd.authz.principal import Caller, make_caller
 from kmsd.dispatch.authorise import Authoriser
 from kmsd.dispatch.call import Call
@@ -64,14 +65,13 @@ class AccessService:
         return _answer(denial.caller.principal, denial.question, decision, steps)
 
     def simulate_key_access(self, call: Call) -> shapes.AccessResponse:
-        """SimulateKeyAccess: what the evaluator would say now."""
+        """SimulateKeyAccess: what the evaluator would say now, of the key's policy or of another one in its place."""
         request: shapes.SimulateKeyAccessRequest = call.request
         key = call.the_key
         caller = self._caller(check_principal(request.principal))
         question = self._question(call, request.action, request.asked_context, request.via_service)
-        decision, steps = explain(
-            caller, question, key.policy, key.grants.values(), self._guardrails.policies
-        )
+        policy = key.policy if request.policy is None else compile_policy(request.policy)
+        decision, steps = explain(caller, question, policy, key.grants.values(), self._guardrails.policies)
         return _answer(caller.principal, question, decision, steps)
 
     def list_authorized_principals(self, call: Call) -> shapes.ListAuthorizedPrincipalsResponse:

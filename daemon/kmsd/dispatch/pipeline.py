@@ -148,6 +148,8 @@ class Pipeline:
             record["err"] = error
         if call.key is not None:
             record["key"] = call.key.arn
+        if call.source is not None:
+            record["source"] = call.source.arn
         if call.decided_by:
             record["by"] = call.decided_by
         if call.via is not None:

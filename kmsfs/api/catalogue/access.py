@@ -16,7 +16,8 @@ ACCESS_OPERATIONS = (
         "SimulateKeyAccess", "kmsfs", "kms:GetKeyPolicy", access.SimulateKeyAccessRequest, access.AccessResponse,
         "Tell what the evaluator would say to a principal, and why.",
         resource=Resource.KEY, resource_field="key_id",
-        audit=("key_id", "principal", "action"), errors=(*_ON_KEY, errors.NoSuchEntity),
+        audit=("key_id", "principal", "action"),
+        errors=(*_ON_KEY, errors.NoSuchEntity, errors.MalformedPolicy, errors.LimitExceeded),
     ),
     Operation(
         "ListAuthorizedPrincipals", "kmsfs", "kms:GetKeyPolicy", access.ListAuthorizedPrincipalsRequest,

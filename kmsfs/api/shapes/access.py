@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from kmsfs.api.operation import Shape
-from kmsfs.api.shapes.common import Context, KeyIdText, PrincipalText, Seconds
+from kmsfs.api.shapes.common import Context, KeyIdText, PolicyText, PrincipalText, Seconds
 
 ActionText = Annotated[str, Meta(pattern=r"^kms:[A-Za-z]{1,64}$")]
 
@@ -41,13 +41,17 @@ class AccessResponse(Shape, kw_only=True):
 
 
 class SimulateKeyAccessRequest(Shape, kw_only=True):
-    """Would `principal` be allowed `action` on the key, with `asked_context` as encryption context?"""
+    """Would `principal` be allowed `action` on the key, with `asked_context` as encryption context?
+
+    With a `policy`, as if it were the key's.
+    """
 
     key_id: KeyIdText
     principal: PrincipalText
     action: ActionText
     asked_context: Context = field(default_factory=dict)
     via_service: str | None = None
+    policy: PolicyText | None = None
 
 
 class ListAuthorizedPrincipalsRequest(Shape, kw_only=True):
