@@ -47,6 +47,7 @@ from kmsd.keys.pairs import PairService
 from kmsd.keys.registry import KeyRegistry, KmsKey
 from kmsd.keys.retiring import RetirementService
 from kmsd.keys.service import KeyService
+from kmsd.keys.spares import SpareKeys
 from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.keys.usage import KeyUsage
 from kmsd.metrics.counts import CallCounts
@@ -105,17 +106,18 @@ class Daemon:
         self._journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom)
         seed = derive(oldest, Label.DOMAIN_DIGEST)
         self._digests = AuditDigests(config.audit, seed, self._journal, config.digest_seconds)
-        vault = MaterialVault(keyring.realm_id, domain_keys, os.urandom)
+        spares = SpareKeys()
+        vault = MaterialVault(keyring.realm_id, domain_keys, os.urandom, spares)
         self._registry = KeyRegistry(self._account, self._store, vault)
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
         self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}")
-        self._state = ServerState(self._pipeline, self._account, time.time, buckets=Buckets(config.quotas))
+        self._state = ServerState(self._pipeline, self._account, time.time, buckets=Buckets(config.quotas), spares=spares)
         self._pipeline.charge = self._state.buckets.spend_on_key
         self._iam = IamStore(self._store)
         self._keys = KeyService(self._registry, self._iam.principal_exists)
         self._upkeep = KeyUpkeepService(self._registry)
         self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), os.urandom)
-        self._imports = ImportService(self._registry, derive(oldest, Label.DOMAIN_IMPORT), os.urandom)
+        self._imports = ImportService(self._registry, derive(oldest, Label.DOMAIN_IMPORT), os.urandom, spares)
         self._door: DoorServer | None = None
         self._scrapes: DoorServer | None = None
         self._metrics_listener = bind_endpoint(config.metrics) if config.metrics else None
@@ -130,7 +132,7 @@ class Daemon:
         loaded = PairStore()
         registry.listeners.append(loaded.forget)
         crypto = CryptoService(os.urandom, loaded)
-        pairs = PairService(crypto, loaded)
+        pairs = PairService(crypto, loaded, self._state.spares)
         administrators = frozenset(uid_principal(self._account, uid) for uid in config.administrators)
         keepers = administrators | {root_principal(self._account), uid_principal(self._account, 0)}
         self._changes = changes = ChangeLog(os.urandom(8).hex(), time.time)
@@ -250,6 +252,7 @@ class Daemon:
                 await http.close()
         for session in list(self._state.sessions):
             session.push(None, {"kind": "closing"})
+        self._state.makers.shutdown(wait=False, cancel_futures=True)
         self._close()
         return self._sealing
 

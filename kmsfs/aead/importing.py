@@ -7,10 +7,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap_with_padding
 from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
     load_der_private_key,
 )
 
@@ -24,15 +20,6 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
 }
 WRAPPING_ALGORITHMS = tuple(_HASHES)
 _AES_KEY_BYTES = 32
-
-
-def make_wrapping_pair(bits: int) -> tuple[bytes, bytes]:
-    """Return (private key as PKCS #8 DER, public key as SubjectPublicKeyInfo DER) of a new RSA pair. The first is secret."""
-    made = rsa.generate_private_key(65537, bits)
-    return (
-        made.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
-        made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-    )
 
 
 def unwrap_imported(private_der: bytes, algorithm: str, wrapped: bytes) -> bytes:

@@ -1,5 +1,8 @@
 """The ASGI application: authenticate, run the same pipeline as the socket, answer in AWS's shapes."""
 
+import asyncio
+import contextlib
+import json
 import logging
 import os
 import uuid
@@ -53,6 +56,7 @@ class Door:
             body = await _body(receive)
             if scope["method"] != "POST" or scope["path"] != "/" or scope["query_string"]:
                 raise UnknownOperation("This door answers POST / only.")
+            await self._have_keys(headers, body)
             status, answer = 200, self._serve(headers, body, request_id)
         except KmsfsError as error:
             status, answer = self._failure(error, headers, request_id, query=query)
@@ -62,6 +66,18 @@ class Door:
                 InvariantBroken("internal error"), headers, request_id, query=query
             )
         await _send(send, status, answer, request_id, XML if query else JSON)
+
+    async def _have_keys(self, headers: Mapping[str, str], body: bytes) -> None:
+        """Have a key made in a thread, if the request may need one that is slow to make."""
+        operation = headers.get("x-amz-target", "").rpartition(".")[2]
+        if b'"RSA_' not in body:
+            return
+        with contextlib.suppress(ValueError, RecursionError):
+            parameters = json.loads(body)
+            spares = self._state.spares
+            spec = spares.lacking(operation, parameters) if isinstance(parameters, dict) else None
+            if spec is not None:
+                await asyncio.get_running_loop().run_in_executor(self._state.makers, spares.make, spec)
 
     def _serve(self, headers: Mapping[str, str], body: bytes, request_id: str) -> bytes:
         state = self._state

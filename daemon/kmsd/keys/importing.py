@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from kmsd.dispatch.call import Call
 from kmsd.keys.material import material_id
 from kmsd.keys.registry import KeyRegistry, KmsKey
-from kmsfs.aead.asymmetric import is_private_of
+from kmsd.keys.spares import SpareKeys
+from kmsfs.aead.asymmetric import KeyPair, is_private_of
 from kmsfs.aead.gcm import GcmKey
-from kmsfs.aead.importing import make_wrapping_pair, unwrap_imported
+from kmsfs.aead.importing import unwrap_imported
 from kmsfs.aead.nonces import Rng
 from kmsfs.api.keyspecs import SYMMETRIC, is_asymmetric
 from kmsfs.api.operation import KeyState
@@ -46,7 +47,8 @@ class _Token:
 class ImportService:
     """GetParametersForImport, ImportKeyMaterial, DeleteImportedKeyMaterial, and the end of material that expires."""
 
-    def __init__(self, registry: KeyRegistry, token_key: bytes, rng: Rng) -> None:
+    def __init__(self, registry: KeyRegistry, token_key: bytes, rng: Rng, spares: SpareKeys) -> None:
+        self._spares = spares
         self._registry = registry
         self._cipher = GcmKey(token_key)
         self._rng = rng
@@ -59,8 +61,7 @@ class ImportService:
             raise UnsupportedOperation(
                 f"{request.wrapping_algorithm} with {request.wrapping_key_spec} is not offered here."
             )
-        bits = int(request.wrapping_key_spec.removeprefix("RSA_"))
-        private, public = make_wrapping_pair(bits)
+        private = self._spares.take(request.wrapping_key_spec)
         expires = call.now + TOKEN_SECONDS
         plain = pack(
             {
@@ -73,7 +74,7 @@ class ImportService:
         return shapes.GetParametersForImportResponse(
             key_id=key.arn,
             import_token=self._cipher.seal(self._rng, plain, _AAD),
-            public_key=public,
+            public_key=KeyPair(request.wrapping_key_spec, private).public_der(),
             parameters_valid_to=expires,
         )
 

@@ -1,6 +1,6 @@
 """Key material: make it, wrap it at rest, and encrypt under it in ciphertext blobs."""
 
-from kmsfs.aead.asymmetric import generate_private
+from kmsd.keys.spares import SpareKeys
 from kmsfs.aead.derived import open_derived, seal_derived
 from kmsfs.aead.kdf import Label, derive, sha256
 from kmsfs.aead.nonces import Rng
@@ -17,7 +17,10 @@ MATERIAL_BYTES = 32
 class MaterialVault:
     """Wraps key material under the domain keyring (blobs of type 2)."""
 
-    def __init__(self, realm_id: bytes, domain_keys: dict[int, KeyMaterial], rng: Rng) -> None:
+    def __init__(
+        self, realm_id: bytes, domain_keys: dict[int, KeyMaterial], rng: Rng, spares: SpareKeys | None = None
+    ) -> None:
+        self._spares = spares or SpareKeys()
         self._realm_id = realm_id
         self._newest = max(domain_keys)
         self._keys = {number: derive(key.reveal(), Label.DOMAIN_EKT) for number, key in domain_keys.items()}
@@ -26,7 +29,7 @@ class MaterialVault:
     def make(self, spec: str) -> KeyMaterial:
         """Return fresh material of a key spec: random bytes, or a private key as PKCS #8 DER."""
         if is_asymmetric(spec):
-            return KeyMaterial(generate_private(spec))
+            return KeyMaterial(self._spares.take(spec))
         bits = int(spec.removeprefix("HMAC_")) if spec != SYMMETRIC else 8 * MATERIAL_BYTES
         return KeyMaterial(self._rng(bits // 8))
 

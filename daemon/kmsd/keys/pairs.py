@@ -4,7 +4,8 @@ from kmsd.dispatch.call import Call
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.loaded import PairStore
 from kmsd.keys.registry import KmsKey
-from kmsfs.aead.asymmetric import MU_BYTES, KeyPair, digest_bytes, generate_private, mac
+from kmsd.keys.spares import SpareKeys
+from kmsfs.aead.asymmetric import MU_BYTES, KeyPair, digest_bytes, mac
 from kmsfs.aead.kdf import equal
 from kmsfs.api.keyspecs import (
     AGREE,
@@ -32,7 +33,8 @@ from kmsfs.errors import (
 class PairService:
     """Sign to GenerateDataKeyPairWithoutPlaintext."""
 
-    def __init__(self, crypto: CryptoService, pairs: PairStore) -> None:
+    def __init__(self, crypto: CryptoService, pairs: PairStore, spares: SpareKeys) -> None:
+        self._spares = spares
         self._crypto = crypto
         self._pairs = pairs
 
@@ -163,7 +165,7 @@ class PairService:
             )
         if spec not in DATA_KEY_PAIR_SPECS:
             raise UnsupportedOperation(f"KeyPairSpec {spec} is not offered here.")
-        private = generate_private(spec)
+        private = self._spares.take(spec)
         blob = self._crypto.seal(key, private, request.encryption_context)
         return private, KeyPair(spec, private).public_der(), blob
 

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from kmsd.dispatch.pipeline import ALWAYS_ANSWERED, Pipeline
 from kmsd.dispatch.status import WATCHED_KEYS
 from kmsd.events.changes import Change, Following
 from kmsd.events.service import FOLLOWED
+from kmsd.keys.spares import SpareKeys
 from kmsd.server.frames import FrameBuffer
 from kmsd.server.linger import Linger
 from kmsd.server.peer import identify
@@ -46,6 +48,9 @@ class ServerState:
     clock: Callable[[], float]
     administrators: frozenset[str] = frozenset()
     buckets: Buckets = field(default_factory=Buckets)
+    spares: SpareKeys = field(default_factory=SpareKeys)
+    makers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "kmsd-rsa"))
+    """Makes keys that are slow to make, while others are served."""
     linger: Linger = field(default_factory=Linger)
     sessions: set["Session"] = field(default_factory=set)
     on_lost: Callable[[int, float], None] = lambda _connection, _now: None
@@ -89,6 +94,8 @@ class Session(asyncio.Protocol):
         self._followed: dict[int, Following] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._admitted = False
+        self._waits = False
+        """Whether a frame waits for a key that is being made."""
         self._arrived = 0.0
         self._caller: Caller | None = None
         self._transport: Any = None
@@ -136,13 +143,23 @@ class Session(asyncio.Protocol):
             return
         self._buffer.add(data)
         self._arrived = self._state.clock()
+        if not self._waits:
+            self._work(self._caller)
+
+    def _work(self, caller: Caller) -> None:
+        """Answer what has arrived, until something needs a key that is slow to make: that one and what follows wait for it."""
         answers: list[tuple[str, int, bytes]] = []
         fatal = False
         try:
             # One by one: answers already made are sent even if a later frame is broken.
             for body in self._buffer.bodies():
                 self._stop_timer()
-                answers.append(self._answer(self._caller, body))
+                frame = decode_request(body)
+                spec = self._state.spares.lacking(frame.operation, frame.parameters)
+                if spec is not None:
+                    self._wait_for_key(caller, spec, frame)
+                    break
+                answers.append(self._answer(caller, frame))
         except ProtocolError as error:
             answers.append(("", 0, encode_error(0, error.code, error.detail, error.hint, retryable=False)))
             fatal = True
@@ -150,8 +167,26 @@ class Session(asyncio.Protocol):
         self._state.linger.extend()
         if fatal:
             self._transport.close()
-        elif self._buffer:
+        elif self._buffer and not self._waits:
             self._start_timer()
+
+    def _wait_for_key(self, caller: Caller, spec: str, frame: Request) -> None:
+        """Have a key made in a thread, and then answer the frame that needs it and those behind it."""
+        self._waits = True
+        self._transport.pause_reading()
+        making = asyncio.get_running_loop().run_in_executor(self._state.makers, self._state.spares.make, spec)
+
+        def made(future: "asyncio.Future[None]") -> None:
+            self._waits = False
+            if future.cancelled() or self._transport.is_closing():
+                return
+            # A key that could not be made is tried again by who needs it, who then answers why.
+            future.exception()
+            self._send([self._answer(caller, frame)])
+            self._transport.resume_reading()
+            self._work(caller)
+
+        making.add_done_callback(made)
 
     def eof_received(self) -> bool:
         """Half-closed connections are closed."""
@@ -183,8 +218,7 @@ class Session(asyncio.Protocol):
 
     # --- frames ---------------------------------------------------------------------------------------------
 
-    def _answer(self, caller: Caller, body: bytes) -> tuple[str, int, bytes]:
-        frame = decode_request(body)
+    def _answer(self, caller: Caller, frame: Request) -> tuple[str, int, bytes]:
         try:
             now = self._state.clock()
             if frame.deadline_ms is not None and (now - self._arrived) * 1000 >= frame.deadline_ms:
