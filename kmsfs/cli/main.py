@@ -23,6 +23,7 @@ from kmsfs.cli import (
     paramtools,
     rendering,
     rotating,
+    scanning,
     secret,
     secretsview,
     service,
@@ -67,6 +68,7 @@ app.command("why")(access.why)
 app.command("who-can")(access.who_can)
 app.command("simulate")(access.simulate)
 app.command("tighten")(tightening.tighten)
+app.command("scan")(scanning.scan)
 
 
 def _version(value: bool) -> None:

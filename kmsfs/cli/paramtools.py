@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from kmsfs.cli import param
+from kmsfs.cli.importing import as_yaml, read_aws, read_values
 from kmsfs.cli.output import SETTINGS, call, confirm, pages, read_text_value, say, show
 from kmsfs.client.tree import variable_name
 from kmsfs.errors import KmsfsError, ParameterAlreadyExists, ParameterNotFound, UsageError
@@ -20,7 +21,6 @@ from kmsfs.errors import KmsfsError, ParameterAlreadyExists, ParameterNotFound, 
 app = param.app
 """The group `kmsfs param`, which these commands join."""
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name.")]
-_LINE = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*(?P<value>.*?)\s*\Z")
 
 
 def _below(path: str) -> list[dict[str, Any]]:
@@ -171,14 +171,17 @@ def _keep(value: str, memory: Path) -> str:
 @app.command("export")
 def export_tree(
     path: Annotated[str, typer.Argument(help="Path to export below.")],
-    style: Annotated[str, typer.Option("--format", help="dotenv, or json.")] = "dotenv",
+    style: Annotated[str, typer.Option("--format", help="dotenv, json, or yaml.")] = "dotenv",
 ) -> None:
     """Print the values below a path, decrypted. Example: kmsfs param export /app/prod > .env"""
     found = _below(path)
-    if style == "json" or SETTINGS.as_json:
+    if style in ("json", "yaml") or SETTINGS.as_json:
         prefix = path.rstrip("/") + "/"
         document = {p["Name"].removeprefix(prefix): p["Value"] for p in found}
-        print(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
+        if style == "yaml" and not SETTINGS.as_json:
+            print(as_yaml(document), end="")
+        else:
+            print(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
     elif style == "dotenv":
         variables = {variable_name(p["Name"], path): p["Value"] for p in found}
         if len(variables) != len(found):
@@ -188,30 +191,37 @@ def export_tree(
         for name, value in variables.items():
             print(f"{name}={_quoted(value)}")
     else:
-        raise UsageError(f"unknown format {style!r}", hint="dotenv or json")
+        raise UsageError(f"unknown format {style!r}", hint="dotenv, json or yaml")
 
 
 @app.command("import")
 def import_tree(
     path: Annotated[str, typer.Argument(help="Path to import below.")],
-    source: Annotated[str, typer.Option("--file", help="File, `-` for standard input.")],
-    style: Annotated[str, typer.Option("--format", help="dotenv, or json.")] = "dotenv",
-    kind: Annotated[str, typer.Option("--type", help="Type of new parameters.")] = "SecureString",
+    source: Annotated[str | None, typer.Option("--file", help="File, `-` for standard input.")] = None,
+    style: Annotated[
+        str, typer.Option("--format", help="dotenv, json, yaml, vault (`vault kv get -format=json`), or sops.")
+    ] = "dotenv",
+    from_aws: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Instead of a file: what is below this path of AWS's Parameter Store, by boto3.")
+    ] = None,
+    kind: Annotated[str, typer.Option("--type", help="Type of new parameters; those from AWS keep theirs.")] = "SecureString",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make new versions of what is there.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before overwriting.")] = False,
 ) -> None:
     """Store every value of a file as a parameter. Example: kmsfs param import /app/prod --file .env"""
-    text = read_text_value(source)
-    if style not in ("json", "dotenv"):
-        raise UsageError(f"unknown format {style!r}", hint="dotenv or json")
-    values = _flat(_json(text)) if style == "json" else _dotenv(text)
+    if (source is None) == (from_aws is None):
+        raise UsageError("give either --file or --from-aws")
+    if from_aws is not None:
+        values = read_aws(from_aws)
+    else:
+        values = {name: (kind, value) for name, value in read_values(style, read_text_value(source or "-")).items()}
     names = {f"{path.rstrip('/')}/{name}": value for name, value in values.items()}
     if overwrite:
         confirm(f"{len(names)} parameters below {path} get new values", path, yes=yes)
-    for name, value in names.items():
-        _put(name, value, overwrite=overwrite, Type=kind)
+    for name, (its_kind, value) in names.items():
+        _put(name, value, overwrite=overwrite, Type=its_kind)
     show(sorted(names), lambda: say(f"stored {len(names)} parameter(s) below {path}"))
 
 
@@ -223,52 +233,6 @@ def _put(name: str, value: str, *, overwrite: bool, **facts: str) -> None:
         if not overwrite:
             raise ParameterAlreadyExists(f"{name} exists already.", hint="pass --overwrite") from error
         call("PutParameter", Name=name, Value=value, Overwrite=True, **_facts(name))
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError("the file is not JSON") from error
-
-
-def _flat(document: Any, prefix: str = "") -> dict[str, str]:
-    """Return the leaves of nested objects by path; a value that is no text becomes JSON."""
-    if not isinstance(document, dict):
-        raise UsageError("the file holds no JSON object")
-    found: dict[str, str] = {}
-    for name, value in document.items():
-        place = f"{prefix}{name}"
-        if isinstance(value, dict):
-            found |= _flat(value, place + "/")
-        else:
-            found[place] = value if isinstance(value, str) else json.dumps(value)
-    return found
-
-
-def _dotenv(text: str) -> dict[str, str]:
-    """Read KEY=VALUE lines: comments, `export`, single quotes as they are, double quotes with escapes."""
-    found: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = _LINE.match(line)
-        if match is None:
-            raise UsageError(f"line {number} is not NAME=VALUE")
-        value = match["value"]
-        if value[:1] == '"':
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise UsageError(f"line {number} has an open or broken quote") from error
-        elif value[:1] == "'":
-            if len(value) < 2 or value[-1] != "'":
-                raise UsageError(f"line {number} has an open quote")
-            value = value[1:-1]
-        else:
-            value = value.split(" #", 1)[0].rstrip()
-        found[match["name"]] = value
-    return found
 
 
 def _quoted(value: str) -> str:

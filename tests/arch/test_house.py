@@ -71,11 +71,20 @@ def test_handlers_neither_validate_nor_authorise():
         assert "ShapeError" not in path.read_text(), f"{path}: shapes are declared in kmsfs/api"
 
 
+def test_yaml_is_read_as_plain_values_only():
+    """ADR 0018: by a SafeLoader, in the command line's own process, what the user hands over."""
+    text = (ROOT / "kmsfs" / "cli" / "importing.py").read_text()
+    used = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "yaml"}
+    assert used == {"SafeLoader", "MappingNode", "YAMLError", "load", "safe_dump"}
+    assert text.count("yaml.load(") == 1 and "yaml.load(text, _Loader)" in text
+
+
 def test_no_dangerous_modules():
     for path in PRODUCT:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
-            assert not {"pickle", "yaml", "marshal", "shelve"} & set(names), path
+            assert not {"pickle", "marshal", "shelve"} & set(names), path
+            assert "yaml" not in names or path.name == "importing.py", f"{path}: ADR 0018 lets one module read YAML"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec"), path
 
