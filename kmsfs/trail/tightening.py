@@ -153,6 +153,6 @@ def _sid(principal: str, taken: set[Any]) -> str:
     base = "UsedBy" + "".join(word.capitalize() for word in re.split(r"[^A-Za-z0-9]+", principal.rpartition(":")[2]))
     name, number = base, 2
     while name in taken:
-        name, number = f"{base}{number}", number + 1
+        name, number = f"{base}n{number}", number + 1
     taken.add(name)
     return name

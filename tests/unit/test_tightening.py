@@ -75,7 +75,7 @@ def test_what_enough_calls_have_in_common_becomes_a_condition():
 def test_statements_have_names_of_their_own():
     uses = {Use(who("uid/1"), "kms:Decrypt", (("a", "1"),)): 9, Use(who("uid/1"), "kms:Encrypt", (("a", "2"),)): 9, Use(who("user/uid-1"), "kms:Sign"): 1}
     made = propose({}, uses, [])
-    assert [statement["Sid"] for statement in made["Statement"]] == ["UsedByUid1", "UsedByUid12", "UsedByUserUid1"]
+    assert [statement["Sid"] for statement in made["Statement"]] == ["UsedByUid1", "UsedByUid1n2", "UsedByUserUid1"]
 
 
 def test_administration_never_uses_a_key():

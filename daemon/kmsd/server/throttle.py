@@ -16,7 +16,7 @@ _PRINCIPALS_MAX = 4096
 class OperationClass(Enum):
     """Operations that share a bucket, as at AWS ("Request quotas", AWS KMS developer guide), with tokens a second by default."""
 
-    CRYPTOGRAPHIC = ("cryptographic", 50_000.0)
+    CRYPTOGRAPHIC = ("cryptographic", 200_000.0)
     """With symmetric and HMAC keys."""
     ASYMMETRIC = ("asymmetric", 5_000.0)
     """With key pairs: hundreds of times the work."""
