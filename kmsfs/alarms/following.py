@@ -4,12 +4,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from kmsfs.aead.kdf import sha256
 from kmsfs.alarms.watching import Alarm, Watching
 from kmsfs.errors import AuditChainBroken
 from kmsfs.formats.audit import parse_line
-from kmsfs.trail.reading import follow_lines, last_lines, read_lines, read_records
+from kmsfs.trail.reading import follow_lines, last_lines, read_lines
 from kmsfs.trail.verify import DIGESTS_NAME
 
 _SIGNED_EVERY_SECONDS = 30.0
@@ -49,8 +50,14 @@ def watch_log(watching: Watching, log: Path, clock: Callable[[], float]) -> Iter
     for known in before:
         chain.follow(known)
     if watching.needs_history:
-        for record in read_records(log, end):
-            watching.learn(record)
+        strange = 0
+        for earlier in read_lines(log, end):
+            past = _record(earlier)
+            strange += past is None
+            if past is not None:
+                watching.learn(past)
+        if strange:
+            yield from watching.gap(clock(), f"{strange} lines of the log are no records")
     looked = 0.0
     for line in follow_lines(log, end):
         now = clock()
@@ -70,12 +77,19 @@ def _of_line(watching: Watching, chain: _Chain, line: bytes, now: float) -> Iter
     wrong = chain.follow(line)
     if wrong:
         yield from watching.gap(now, wrong)
+    record = _record(line)
+    if record is not None:
+        yield from watching.see(record)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return a line's record, or nothing of one that is none."""
     try:
-        record = json.loads(line)
-        record["op"], record["ts"]
+        record: dict[str, Any] = json.loads(line)
+        str(record["op"]), float(record["ts"])
     except (ValueError, KeyError, TypeError):
-        return
-    yield from watching.see(record)
+        return None
+    return record
 
 
 def past_alarms(watching: Watching, log: Path) -> Iterator[Alarm]:

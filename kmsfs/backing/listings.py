@@ -50,19 +50,21 @@ class ListingStore:
         except (sqlite3.Error, AuthenticationFailed, UnsupportedFormat):
             return {}
 
-    def store(self, listings: dict[bytes, list[ListedFile]], gone: set[bytes]) -> None:
-        """Remember the files of directories, by directory id, and forget directories."""
+    def store(self, dir_id: bytes, files: list[ListedFile]) -> None:
+        """Remember the files of a directory."""
+        sealed = self._key.seal(pack_listing(files), (LISTING_AAD, dir_id))
+        self._change("INSERT OR REPLACE INTO listings VALUES (?, ?)", [(self._place(dir_id), sealed)])
+
+    def forget(self, dir_ids: set[bytes]) -> None:
+        """Forget directories."""
+        self._change("DELETE FROM listings WHERE place = ?", [(self._place(dir_id),) for dir_id in dir_ids])
+
+    def _change(self, statement: str, rows: list[tuple[bytes, ...]]) -> None:
         if self._database is None:
             return
-        rows = [
-            (self._place(dir_id), self._key.seal(pack_listing(files), (LISTING_AAD, dir_id)))
-            for dir_id, files in listings.items()
-        ]
         try:
             with self._database:
-                self._database.executemany("INSERT OR REPLACE INTO listings VALUES (?, ?)", rows)
-                dead = [(self._place(dir_id),) for dir_id in gone]
-                self._database.executemany("DELETE FROM listings WHERE place = ?", dead)
+                self._database.executemany(statement, rows)
         except sqlite3.Error as error:
             _LOG.warning("listings cannot be remembered in %s: %s", self._path, error)
 

@@ -175,7 +175,8 @@ def _store(name: str, secret: str) -> None:
 
 def _write_template(path: Path, secrets: list[tuple[str, str]]) -> None:
     target = path.with_name(path.name + ".j2")
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as source:
+        text = source.read()
     names = dict(secrets)
     # Longest first: one secret may be a part of another. What means something to Jinja is said as a text.
     wanted = re.compile("|".join([*map(re.escape, sorted(names, key=len, reverse=True)), r"{{|{%|{#"]))
@@ -183,7 +184,7 @@ def _write_template(path: Path, secrets: list[tuple[str, str]]) -> None:
         lambda found: f"{{{{ param({json.dumps(names[found[0]])}) }}}}" if found[0] in names else f'{{{{ "{found[0]}" }}}}', text
     )
     try:
-        with target.open("x", encoding="utf-8", errors="surrogateescape") as stream:
+        with target.open("x", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             stream.write(text)
     except OSError as error:
         raise StorageError(f"cannot write {target}: {error.strerror}") from error

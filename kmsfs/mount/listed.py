@@ -47,7 +47,6 @@ def remember(store: ListingStore, directories: Iterator[tuple[Node, int]], gone:
     What was remembered of files that are not known now, and are still there, stays.
     """
     now_ns = time.time_ns()
-    listings: dict[bytes, list[ListedFile]] = {}
     looked_at = 0
     for node, descriptor in directories:
         looked_at += len(node.kids)
@@ -63,9 +62,9 @@ def remember(store: ListingStore, directories: Iterator[tuple[Node, int]], gone:
             here = set(os.listdir(descriptor))
             found = {name: file for name, file in (before | found).items() if name in here}
         if _FEWEST <= len(found) <= _MOST:
-            listings[node.dir_id] = list(found.values())
-    if listings or gone:
-        store.store(listings, gone - listings.keys())
+            store.store(node.dir_id, list(found.values()))
+    if gone:
+        store.forget(gone)
 
 
 def _files_of(directory: Node, descriptor: int, now_ns: int) -> Iterator[ListedFile]:

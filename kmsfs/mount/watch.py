@@ -168,6 +168,7 @@ class CipherWatcher:
         if self._lifetimes.positive > 1:
             _LOG.warning("%s: the kernel's caches are kept for a second only", why)
         self._vfs.keep_attributes = False
+        self._vfs.changes_behind += 1
         self._lifetimes.positive = 1
         self._lifetimes.negative = 0
 

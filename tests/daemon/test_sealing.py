@@ -241,6 +241,16 @@ def test_a_mount_stops_and_goes_on(make, make_mount):
     assert (mounted.plain / "file").read_text() == "changed"
 
 
+def test_shares_that_are_made_to_be_slow_are_refused():
+    from shamir_mnemonic import generate_mnemonics
+
+    slow = generate_mnemonics(1, [(2, 2)], os.urandom(32), iteration_exponent=4)[0]
+    unsealing = Unsealing(SealType.SHARES, lambda _: KeyMaterial(bytes(32)), lambda _: None)
+    for share in slow:
+        with pytest.raises(RootKeyMissing, match="something else"):
+            unsealing.take_share(share)
+
+
 def test_the_shares_of_many_sets_are_not_held_for_ever():
     taken = []
     unsealing = Unsealing(SealType.SHARES, lambda _: KeyMaterial(bytes(32)), taken.append)
@@ -302,7 +312,7 @@ def test_the_root_key_moves_from_source_to_source(make, tmp_path):
     os.environ["CREDENTIALS_DIRECTORY"] = str(credential.parent)
     try:
         opens()
-        change("--to", "keyfile", "--code-file", "-", stdin=told.split("recovery code")[1].strip() + "\n")
+        change("--to", "keyfile", "--code-file", "-", stdin=told.split("recovery code")[1].split()[0] + "\n")
     finally:
         del os.environ["CREDENTIALS_DIRECTORY"]
     opens()

@@ -261,7 +261,7 @@ def test_harm_to_the_records_is_as_if_they_were_not_there(volume, harm, headers_
         volume.path.write_bytes(os.urandom(8192))
     elif harm == "other volume":
         volume.path.unlink()
-        ListingStore(make_tools().keys.listing, volume.path).store({b"r" * 16: []}, set())
+        ListingStore(make_tools().keys.listing, volume.path).store(b"r" * 16, [])
     else:
         files = list(ListingStore(key, volume.path).load(b"r" * 16).values())
         sealed = {

@@ -192,6 +192,18 @@ def test_records_that_come_and_records_that_are_gone(tmp_path, follow):
     assert len(found) == 5
 
 
+def test_a_log_with_rubbish_in_its_past_is_watched_all_the_same(tmp_path, follow):
+    log = make_log(tmp_path)
+    log.add(record(1.0, uid=7))
+    with log.path.open("ab") as stream:
+        stream.write(b'rubbish\n[]\n{"op": 1, "ts": "x"}\n')
+    log.add(record(2.0, uid=8))
+    found = follow(Watching([Rule("new", Kind.NEW_PRINCIPAL, quiet_seconds=0), Rule("gap", Kind.GAP)], ACCOUNT), log.path)
+    log.add(record(3.0, uid=7))
+    log.add(record(4.0, uid=9))
+    soon([("gap", "3 lines of the log are no records"), ("new", None)], lambda: [(made.name, made.record.get("why")) for made in found])
+
+
 def test_the_past_is_told_too(tmp_path):
     log = make_log(tmp_path)
     for ts in (1.0, 2.0, 3.0):

@@ -13,6 +13,7 @@ SHARES_MAX = 16
 SHARE_WORDS = 33
 """Words of a share of a key of 32 bytes."""
 _ROOT_KEY_BYTES = 32
+_EXPONENT_MAX = 1
 
 
 def make_shares(root_key: KeyMaterial, threshold: int, count: int) -> list[str]:
@@ -54,7 +55,8 @@ def read_share(text: str) -> Share:
         found = Mnemonic.from_mnemonic(words)
     except (MnemonicError, ValueError) as error:
         raise RootKeyMissing(f"this is no share: {error}", hint=f"it has {SHARE_WORDS} words; compare them one by one") from error
-    if found.group_count != 1 or len(found.value) != _ROOT_KEY_BYTES:
+    # A share says how much work joining its set is: what we make is one step up, more is a way to keep a daemon busy for hours.
+    if found.group_count != 1 or len(found.value) != _ROOT_KEY_BYTES or found.iteration_exponent > _EXPONENT_MAX:
         raise RootKeyMissing("this is a share of something else")
     return Share(words, found.identifier, found.index, found.member_threshold)
 

@@ -22,6 +22,7 @@ from kmsfs.errors import (
     Conflict,
     DaemonUnreachable,
     RootKeyMissing,
+    StorageError,
     UnsupportedOperation,
     UsageError,
 )
@@ -98,7 +99,10 @@ def unseal(
 def _secret(file: Path | None, prompt: str) -> str:
     """Read one line: of a file, of standard input, or from the terminal without showing it."""
     if file is not None and os.fspath(file) != "-":
-        return file.read_text(encoding="utf-8").strip("\r\n")
+        try:
+            return file.read_text(encoding="utf-8").strip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageError(f"cannot read {file}: {error}") from error
     if file is None and sys.stdin.isatty():
         return getpass.getpass(prompt)
     return sys.stdin.readline().strip("\r\n")
@@ -129,13 +133,15 @@ def change_root_command(
     lock_state(config.lock, config.socket)
     old = read_code(code_file) if code_file is not None else read_root(config, passphrase_file)
     new, argon2 = _new_root(kind, new_passphrase_file, credential_file)
-    shares = make_shares(new, threshold, of) if kind is SealType.SHARES else []
-    change_root(config, old, new, kind, argon2)
-    print(f"The root key of {state} comes from {to} now. What follows is shown once and stored nowhere.")
-    if shares:
-        print_shares(shares, threshold)
+    # Before anything is changed: a realm whose shares nobody has seen is lost.
+    print("What follows is shown once and stored nowhere.")
+    if kind is SealType.SHARES:
+        print_shares(make_shares(new, threshold, of), threshold)
     else:
         print(f"  recovery code           {recovery_code(new)}")
+    sys.stdout.flush()
+    change_root(config, old, new, kind, argon2)
+    print(f"\nThe root key of {state} comes from {to} now.")
 
 
 def print_shares(shares: list[str], threshold: int) -> None:
