@@ -10,9 +10,11 @@ from kmsd.authz.policy import compile_policy
 from kmsd.door.arns import ArnTranslation
 from kmsd.door.protocol import answer_bytes, read_request
 from kmsd.parameters.policies import read_policies
+from kmsfs.alarms.rules import parse_rules
 from kmsfs.api.registry import OPERATIONS
 from kmsfs.api.validation import decode
-from kmsfs.cli.paramtools import _dotenv, _quoted
+from kmsfs.cli.importing import FORMATS, _dotenv, read_values
+from kmsfs.cli.paramtools import _quoted
 from kmsfs.errors import KmsfsError, UsageError
 from kmsfs.ids import check_principal, parse_key_reference
 
@@ -111,3 +113,21 @@ def test_answers_in_xml_are_well_formed(value):
         return 1.0 if isinstance(item, float) else item
 
     ElementTree.fromstring(answer_bytes(request, {"Arn": printable(plain)}, "id"))
+
+
+@given(st.sampled_from([style for style in FORMATS if style != "sops"]), st.text("abc:{}[]\"'\n\t -#&*!|>%@,=\0\u2028", max_size=60) | json_values.map(json.dumps))
+def test_any_text_in_any_format_of_settings(style, text):
+    try:
+        values = read_values(style, text)
+    except UsageError:
+        return
+    assert all(isinstance(name, str) and isinstance(value, str) for name, value in values.items())
+
+
+@given(st.text(max_size=60) | st.dictionaries(st.sampled_from(["name", "on", "within", "run", "webhook", "mail", "key", "per", "x"]), st.text('a"/:0@-', max_size=12), max_size=5).map(
+    lambda fields: "[[alarm]]\n" + "\n".join(f"{name} = {json.dumps(value)}" for name, value in fields.items())))
+def test_any_text_as_rules_of_alarms(text):
+    try:
+        assert parse_rules(text)
+    except UsageError as error:
+        assert error.detail
