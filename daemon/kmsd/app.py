@@ -73,7 +73,7 @@ from kmsd.sts.service import TokenService
 from kmsd.sts.tokens import SessionTokens
 from kmsd.volumes.service import VolumeService
 from kmsfs.aead.kdf import Label, derive
-from kmsfs.errors import AuditUnavailable, KmsfsError
+from kmsfs.errors import AuditUnavailable, KmsfsError, StorageError
 from kmsfs.ids import account_of_realm, root_principal, uid_principal
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
@@ -318,8 +318,18 @@ class Daemon:
             self._usage.write()
 
     def _alive(self) -> None:
-        self._journal.flush()
-        notify("WATCHDOG=1")
+        """Tell systemd that work gets done, after doing some; silence makes it start the daemon anew."""
+        status = "serving"
+        try:
+            self._store.probe()
+            self._journal.flush()
+        except (AuditUnavailable, StorageError) as error:
+            # A full disk is no better after a restart, and whoever is to mend it needs the daemon meanwhile.
+            status = f"not serving: {error.detail}"
+        except KmsfsError as error:
+            _LOG.critical("no sign of life for systemd: %s", error)
+            return
+        notify(f"WATCHDOG=1\nSTATUS={status}")
 
     def _push_change(self, key: KmsKey, event: str) -> None:
         message = {"kind": event, "key": key.arn, "generation": key.generation, "state": key.state.value}

@@ -81,6 +81,21 @@ class SealedStore:
         self._connection.close()
         self._engine.dispose()
 
+    def probe(self) -> None:
+        """Read the head record and open it: the disk answers, the keys work, and nobody else has written.
+
+        Raises:
+            StorageError: if the database cannot be read.
+            CorruptStore: if its head does not open, or is another one's.
+        """
+        with _storage_errors():
+            row = self._connection.execute(select(HEAD.c.blob)).first()
+            self._connection.rollback()
+        if row is None:
+            raise CorruptStore("the state database has no head record", hint="restore a backup of the state")
+        if self._sealer.open(Table.HEAD, _ZERO, _ZERO, 0, row.blob)["commit"] != self.commit_number:
+            raise CorruptStore("the state database was changed by another process")
+
     @property
     def digest(self) -> bytes:
         """SHA-256 over the accumulator: what the anchor remembers."""
