@@ -28,6 +28,7 @@ from kmsfs.cli import (
     secretsview,
     service,
     tightening,
+    top,
 )
 from kmsfs.cli.output import SETTINGS, fail, log_message
 from kmsfs.client import locate
@@ -69,6 +70,7 @@ app.command("who-can")(access.who_can)
 app.command("simulate")(access.simulate)
 app.command("tighten")(tightening.tighten)
 app.command("scan")(scanning.scan)
+app.command("top")(top.top)
 
 
 def _version(value: bool) -> None:

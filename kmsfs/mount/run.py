@@ -9,7 +9,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -372,13 +372,24 @@ def _mounted(mountpoint: Path) -> tuple[str, str]:
     """Return the type and source of what is mounted at a place; nothing, if nothing is."""
     wanted = os.path.realpath(mountpoint)
     found = ("", "")
+    for point, kind, source in _mounts():
+        if point == wanted:
+            found = kind, source
+    return found
+
+
+def mounted_volumes() -> list[str]:
+    """Return the mountpoints of all volumes that are mounted here."""
+    return [point for point, kind, _ in _mounts() if kind == _VOLUME]
+
+
+def _mounts() -> Iterator[tuple[str, str, str]]:
+    """Yield place, type and source of everything that is mounted, in order."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             left, _, right = line.partition(" - ")
             kind, source = right.split()[:2]
-            if _unescape(left.split()[4]) == wanted:
-                found = kind, _unescape(source)
-    return found
+            yield _unescape(left.split()[4]), kind, _unescape(source)
 
 
 def _unescape(text: str) -> str:
