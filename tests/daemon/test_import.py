@@ -169,3 +169,129 @@ def test_imported_material_survives_a_restart(fresh_daemon):
     assert session.call("DescribeKey", {"KeyId": empty})["KeyMetadata"]["KeyState"] == "PendingImport"
     stored = b"".join((daemon.state / file).read_bytes() for file in os.listdir(daemon.state) if file.startswith("state.db"))
     assert material not in stored
+
+
+# --- several materials of one key -----------------------------------------------------------------------------
+
+NEW = {"ImportType": "NEW_KEY_MATERIAL", "ExpirationModel": "KEY_MATERIAL_DOES_NOT_EXPIRE"}
+
+
+def rotations(call, key):
+    found = call("ListKeyRotations", KeyId=key, IncludeKeyMaterial="ALL_KEY_MATERIAL")["Rotations"]
+    return [(entry["KeyMaterialId"], entry["KeyMaterialState"], entry["ImportState"]) for entry in found]
+
+
+def state(call, key):
+    return call("DescribeKey", KeyId=key)["KeyMetadata"]["KeyState"]
+
+
+def test_new_material_waits_for_a_rotation_and_old_ciphertext_opens(call):
+    key, first, second = make(call), os.urandom(32), os.urandom(32)
+    one = bring(call, key, first)["KeyMaterialId"]
+    old = call("Encrypt", KeyId=key, Plaintext=b"old")["CiphertextBlob"]
+    with pytest.raises(errors.KeyInvalidState, match="pending rotation"):
+        call("RotateKeyOnDemand", KeyId=key)
+    two = bring(call, key, second, **NEW, KeyMaterialDescription="of this year")["KeyMaterialId"]
+    assert rotations(call, key) == [(one, "CURRENT", "IMPORTED"), (two, "PENDING_ROTATION", "IMPORTED")]
+    assert call("DescribeKey", KeyId=key)["KeyMetadata"]["CurrentKeyMaterialId"] == one
+    with pytest.raises(errors.KeyInvalidState, match="pending rotation"):
+        bring(call, key, os.urandom(32), **NEW)
+    call("RotateKeyOnDemand", KeyId=key)
+    new = call("Encrypt", KeyId=key, Plaintext=b"new")
+    assert call("DescribeKey", KeyId=key)["KeyMetadata"]["CurrentKeyMaterialId"] == two
+    assert rotations(call, key) == [(one, "NON_CURRENT", "IMPORTED"), (two, "CURRENT", "IMPORTED")]
+    (entry,) = call("ListKeyRotations", KeyId=key)["Rotations"]
+    assert (entry["RotationType"], entry["KeyMaterialDescription"]) == ("ON_DEMAND", "of this year")
+    assert [call("Decrypt", CiphertextBlob=blob)["Plaintext"] for blob in (old, new["CiphertextBlob"])] == [b"old", b"new"]
+    with pytest.raises(errors.UnsupportedOperation):
+        call("EnableKeyRotation", KeyId=key)
+
+
+def test_all_material_must_be_there(call):
+    key, first, second = make(call), os.urandom(32), os.urandom(32)
+    one = bring(call, key, first)["KeyMaterialId"]
+    old = call("Encrypt", KeyId=key, Plaintext=b"old")["CiphertextBlob"]
+    two = bring(call, key, second, **NEW, KeyMaterialDescription="kept")["KeyMaterialId"]
+    call("RotateKeyOnDemand", KeyId=key)
+    new = call("Encrypt", KeyId=key, Plaintext=b"new")["CiphertextBlob"]
+    assert call("DeleteImportedKeyMaterial", KeyId=key, KeyMaterialId=one)["KeyMaterialId"] == one
+    assert state(call, key) == "PendingImport" and rotations(call, key)[0] == (one, "NON_CURRENT", "PENDING_IMPORT")
+    for blob in (old, new):
+        with pytest.raises(errors.KeyInvalidState):
+            call("Decrypt", CiphertextBlob=blob)
+    assert call("DeleteImportedKeyMaterial", KeyId=key)["KeyMaterialId"] == two
+    with pytest.raises(errors.KeyInvalidState, match="pending import"):
+        bring(call, key, os.urandom(32), **NEW)
+    with pytest.raises(errors.IncorrectKeyMaterial):
+        bring(call, key, first, KeyMaterialId=two, ExpirationModel="KEY_MATERIAL_DOES_NOT_EXPIRE")
+    bring(call, key, second)
+    assert state(call, key) == "PendingImport"
+    bring(call, key, first, KeyMaterialId=one, ImportType="EXISTING_KEY_MATERIAL", ExpirationModel="KEY_MATERIAL_DOES_NOT_EXPIRE")
+    assert state(call, key) == "Enabled"
+    assert [call("Decrypt", CiphertextBlob=blob)["Plaintext"] for blob in (old, new)] == [b"old", b"new"]
+    assert call("ListKeyRotations", KeyId=key)["Rotations"][0]["KeyMaterialDescription"] == "kept"
+
+
+def test_material_that_was_never_current_goes_without_a_trace(call):
+    key = make(call)
+    bring(call, key, os.urandom(32))
+    two = bring(call, key, os.urandom(32), **NEW)["KeyMaterialId"]
+    call("DeleteImportedKeyMaterial", KeyId=key, KeyMaterialId=two)
+    assert state(call, key) == "Enabled" and len(rotations(call, key)) == 1
+    with pytest.raises(errors.NotFound):
+        call("DeleteImportedKeyMaterial", KeyId=key, KeyMaterialId=two)
+    bring(call, key, os.urandom(32), ImportType="NEW_KEY_MATERIAL", ValidTo=time.time() + 1.5)
+    deadline = time.monotonic() + 10
+    while len(rotations(call, key)) == 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        call("Encrypt", KeyId=key, Plaintext=b"x")
+    assert state(call, key) == "Enabled" and len(rotations(call, key)) == 1
+
+
+def test_what_is_asked_for_wrongly(call):
+    key, mac = make(call), make(call, KeySpec="HMAC_256", KeyUsage="GENERATE_VERIFY_MAC")
+    bring(call, key, os.urandom(32))
+    bring(call, mac, os.urandom(32))
+    with pytest.raises(errors.UnsupportedOperation, match="HMAC_256"):
+        bring(call, mac, os.urandom(32), **NEW)
+    with pytest.raises(errors.InvalidRequest, match="KeyMaterialId"):
+        bring(call, key, os.urandom(32), **NEW, KeyMaterialId="0" * 64)
+    with pytest.raises(errors.IncorrectKeyMaterial):
+        bring(call, key, os.urandom(32), ImportType="EXISTING_KEY_MATERIAL", ExpirationModel="KEY_MATERIAL_DOES_NOT_EXPIRE")
+
+
+def test_several_materials_survive_a_restart_and_a_deletion_that_was_called_off(fresh_daemon):
+    daemon = fresh_daemon.start()
+    call = lambda operation, **parameters: daemon.session().call(operation, parameters)  # noqa: E731
+    key, first = make(call), os.urandom(32)
+    one = bring(call, key, first)["KeyMaterialId"]
+    old = call("Encrypt", KeyId=key, Plaintext=b"old")["CiphertextBlob"]
+    bring(call, key, os.urandom(32), **NEW)
+    call("RotateKeyOnDemand", KeyId=key)
+    three = bring(call, key, os.urandom(32), **NEW)["KeyMaterialId"]
+    before = rotations(call, key)
+    daemon.stop(9)
+    daemon.start()
+    assert rotations(call, key) == before and before[-1] == (three, "PENDING_ROTATION", "IMPORTED")
+    assert call("Decrypt", CiphertextBlob=old)["Plaintext"] == b"old"
+    call("ScheduleKeyDeletion", KeyId=key, PendingWindowInDays=7)
+    call("CancelKeyDeletion", KeyId=key)
+    assert state(call, key) == "Disabled"
+    call("EnableKey", KeyId=key)
+    call("RotateKeyOnDemand", KeyId=key)
+    # Old material that nothing needs is destroyed, and the key does without it.
+    call("DestroyKeyMaterial", KeyId=key, KeyMaterialId=one)
+    assert state(call, key) == "Enabled" and one not in {entry[0] for entry in rotations(call, key)}
+    with pytest.raises(errors.InvalidCiphertext):
+        call("Decrypt", CiphertextBlob=old)
+    daemon.stop(9)
+    daemon.start()
+    assert state(call, key) == "Enabled" and len(rotations(call, key)) == 2
+
+
+def test_rows_of_before_keys_took_several_are_read():
+    from kmsd.keys.registry import Import, _imports
+
+    assert _imports({"imported_id": "x", "valid_to": 5.0, "expiration_model": "KEY_MATERIAL_EXPIRES"}) == {1: Import("x", 5.0, "KEY_MATERIAL_EXPIRES")}
+    assert _imports({"imported_id": None}) == {} and _imports({}) == {}
+    assert _imports({"imports": [[2, "y", None, None, "d"]]}) == {2: Import("y", None, None, "d")}

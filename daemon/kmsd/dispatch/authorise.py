@@ -152,8 +152,8 @@ class Authoriser:
         self._check_key(call, key)
 
     def _check_key(self, call: Call, key: KmsKey) -> None:
-        if key.expired(call.now) and key.materials:
-            self._registry.drop_material(key)
+        for term in key.overdue(call.now) if key.imports else ():
+            self._registry.drop_material(key, term)
         check_state(call.operation, key.state, key.arn)
         check_usage(call.operation, key.usage, key.arn)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from kmsd.dispatch.call import Call
 from kmsd.keys.material import material_id
-from kmsd.keys.registry import KeyRegistry, KmsKey
+from kmsd.keys.registry import EXTERNAL, Import, KeyRegistry, KmsKey
 from kmsd.keys.spares import SpareKeys
 from kmsfs.aead.asymmetric import KeyPair, is_private_of
 from kmsfs.aead.gcm import GcmKey
@@ -30,7 +30,7 @@ from kmsfs.secret import KeyMaterial
 
 TOKEN_SECONDS = 86_400
 _AAD = b"kmsfs/import/v1"
-EXTERNAL = "EXTERNAL"
+NEW = "NEW_KEY_MATERIAL"
 EXPIRES, LASTS = "KEY_MATERIAL_EXPIRES", "KEY_MATERIAL_DOES_NOT_EXPIRE"
 
 
@@ -79,9 +79,11 @@ class ImportService:
         )
 
     def import_material(self, call: Call) -> shapes.ImportedMaterialResponse:
-        """ImportKeyMaterial: what was imported once can be imported again, and nothing else."""
+        """ImportKeyMaterial: what was imported once can be imported again; new material of a symmetric key waits for a rotation."""
         request: shapes.ImportKeyMaterialRequest = call.request
         key = _external(call.the_key)
+        if request.import_type == NEW and request.key_material_id is not None:
+            raise ShapeError("A KeyMaterialId must not be set if the ImportType is NEW_KEY_MATERIAL.")
         valid_to = _valid_to(request, call.now)
         token = self._read(request.import_token)
         if token.key_id != key.key_id:
@@ -94,29 +96,35 @@ class ImportService:
             raise InvalidCiphertext(evidence=error.detail) from error
         material = _checked(key.spec, plain)
         found = material_id(material)
-        wanted = key.imported_id
-        if request.import_type == "NEW_KEY_MATERIAL" and wanted and wanted != found:
-            raise UnsupportedOperation("A key takes one key material here: make another key for another one.")
-        if (wanted and wanted != found) or request.key_material_id not in (None, found):
-            raise IncorrectKeyMaterial("The key material is not the one that was imported before.")
-        self._registry.import_material(key, material, valid_to, request.expiration_model)
+        if request.key_material_id not in (None, found):
+            raise IncorrectKeyMaterial("The key material is not the one with this id.")
+        term = _term_for(key, found, new=request.import_type == NEW)
+        before = key.imports.get(term)
+        told = request.key_material_description
+        if told is None and before is not None:
+            told = before.description
+        self._registry.import_material(key, term, material, Import(found, valid_to, request.expiration_model, told))
         return shapes.ImportedMaterialResponse(key_id=key.arn, key_material_id=found)
 
     def delete_material(self, call: Call) -> shapes.ImportedMaterialResponse:
         """DeleteImportedKeyMaterial: the key stays, and cannot be used until the same material is imported again."""
         key = _external(call.the_key)
-        if call.request.key_material_id not in (None, key.imported_id):
+        wanted = call.request.key_material_id
+        terms = {known.material_id: term for term, known in key.imports.items()}
+        if wanted is not None and wanted not in terms:
             raise KeyMaterialIdNotFound("The key has no such key material.")
-        if key.materials:
-            self._registry.drop_material(key)
-        return shapes.ImportedMaterialResponse(key_id=key.arn, key_material_id=key.imported_id)
+        term = key.term if wanted is None else terms[wanted]
+        known = key.imports.get(term)
+        if term in key.materials:
+            self._registry.drop_material(key, term)
+        return shapes.ImportedMaterialResponse(key_id=key.arn, key_material_id=known.material_id if known else None)
 
     def expire_due(self, now: float) -> list[str]:
         """Drop material whose time is over; return the ARNs of its keys."""
-        due = [key for key in self._registry.keys.values() if key.materials and key.expired(now)]
-        for key in due:
-            self._registry.drop_material(key)
-        return [key.arn for key in due]
+        due = [(key, term) for key in self._registry.keys.values() if key.imports for term in key.overdue(now)]
+        for key, term in due:
+            self._registry.drop_material(key, term)
+        return [key.arn for key, _ in due]
 
     def _read(self, token: bytes) -> _Token:
         try:
@@ -124,6 +132,30 @@ class ImportService:
             return _Token(facts["key"], facts["algorithm"], facts["private"], facts["expires"])
         except (AuthenticationFailed, BadFrame, KeyError) as error:
             raise InvalidImportToken("The import token is not one of this key service.") from error
+
+
+def _term_for(key: KmsKey, found: str, *, new: bool) -> int:
+    """Return the term that material belongs to: its own if the key has had it, else the first, or the next.
+
+    Raises:
+        IncorrectKeyMaterial: if the key has had other material, and this is not said to be new.
+        UnsupportedOperation: if the key takes one material only.
+        KeyInvalidState: if material is missing, or waits for its rotation already.
+    """
+    for term, known in key.imports.items():
+        if known.material_id == found:
+            return term
+    if not key.imports:
+        return key.term
+    if not new:
+        raise IncorrectKeyMaterial("The key material is not one that was imported before.")
+    if key.spec != SYMMETRIC:
+        raise UnsupportedOperation(f"{key.arn} key spec is {key.spec}: its key material cannot be changed after the first import.")
+    if key.waits_for_material:
+        raise KeyInvalidState(f"{key.arn} is pending import.")
+    if key.term + 1 in key.imports:
+        raise KeyInvalidState(f"{key.arn} has key material that is pending rotation.")
+    return key.term + 1
 
 
 def _external(key: KmsKey) -> KmsKey:

@@ -17,6 +17,19 @@ from kmsfs.ids import MULTI_REGION, alias_arn, key_arn, parse_key_reference, sco
 from kmsfs.secret import KeyMaterial
 
 
+@dataclass(frozen=True, slots=True)
+class Import:
+    """What is known of imported material: its id, until when it may be used, and what whoever brought it says of it.
+
+    Of material that is gone, the first and the last are left: the same is to be brought again.
+    """
+
+    material_id: str
+    valid_to: float | None = None
+    expiration_model: str | None = None
+    description: str | None = None
+
+
 @dataclass(slots=True)
 class KmsKey:
     """A KMS key with its unwrapped material by term. Never leaves this process."""
@@ -40,10 +53,8 @@ class KmsKey:
     """When and how each material after the first came: one entry a term from 2."""
     scope: str = ""
     origin: str = "AWS_KMS"
-    imported_id: str | None = None
-    """Id of the material that was imported first: no other is taken."""
-    valid_to: float | None = None
-    expiration_model: str | None = None
+    imports: dict[int, Import] = field(default_factory=dict)
+    """Of a key of EXTERNAL origin, by term: one past the current term waits for a rotation."""
     materials: dict[int, KeyMaterial] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
     """By id; changed by `keep_grant` and `drop_grant` only."""
@@ -54,9 +65,24 @@ class KmsKey:
         """The material that encrypts."""
         return self.materials[self.term]
 
-    def expired(self, now: float) -> bool:
-        """Tell whether imported material's time is over."""
-        return self.valid_to is not None and self.valid_to <= now
+    @property
+    def current_import(self) -> Import | None:
+        """What is known of the current material, if it is imported."""
+        return self.imports.get(self.term)
+
+    @property
+    def waits_for_material(self) -> bool:
+        """Whether imported material that the key has had, or its first, is not there."""
+        had = [term for term in self.imports if term <= self.term]
+        return self.origin == EXTERNAL and (not had or any(term not in self.materials for term in had))
+
+    def overdue(self, now: float) -> list[int]:
+        """Return the terms of imported material whose time is over."""
+        return [
+            term
+            for term, known in self.imports.items()
+            if known.valid_to is not None and known.valid_to <= now and term in self.materials
+        ]
 
     def condition_values(self) -> dict[str, str | list[str]]:
         """The condition keys that are the key's own (KMS developer guide, "Condition keys for AWS KMS"; tags: ABAC)."""
@@ -74,8 +100,11 @@ class KmsKey:
             "deletion": self.deletion, "policy": self.policy.text, "term": self.term,
             "generation": self.generation, "creator": self.creator, "spec": self.spec, "usage": self.usage,
             "tags": self.tags, "rotation_days": self.rotation_days, "next_rotation": self.next_rotation,
-            "rotations": [list(entry) for entry in self.rotations], "scope": self.scope, "origin": self.origin, "imported_id": self.imported_id, "valid_to": self.valid_to,
-            "expiration_model": self.expiration_model,
+            "rotations": [list(entry) for entry in self.rotations], "scope": self.scope, "origin": self.origin,
+            "imports": [
+                [term, known.material_id, known.valid_to, known.expiration_model, known.description]
+                for term, known in sorted(self.imports.items())
+            ],
         }  # fmt: skip
 
     def grants_for(self, caller: Caller) -> Iterator[Grant]:
@@ -123,9 +152,11 @@ class Alias:
 
 _BEFORE_SPECS: dict[str, Any] = {
     "spec": SYMMETRIC, "usage": ENCRYPT, "tags": {}, "rotation_days": None, "next_rotation": None, "rotations": [],
-    "origin": "AWS_KMS", "imported_id": None, "valid_to": None, "expiration_model": None,
+    "origin": "AWS_KMS",
 }  # fmt: skip
 """What rows of keys made before there were key specs lack."""
+EXTERNAL = "EXTERNAL"
+"""Origin of keys whose material is imported."""
 ChangeListener = Callable[[KmsKey, str], None]
 
 
@@ -211,41 +242,56 @@ class KeyRegistry:
         key.term, key.rotations, key.next_rotation = term, changed.rotations, due
         self._changed(key, "rotated")
 
-    def import_material(
-        self, key: KmsKey, material: KeyMaterial, valid_to: float | None, expiration_model: str
-    ) -> None:
-        """Give a key of EXTERNAL origin its material."""
-        state = KeyState.ENABLED if key.state is KeyState.PENDING_IMPORT else key.state
-        changed = replace(
-            key, state=state, imported_id=material_id(material), valid_to=valid_to, expiration_model=expiration_model,
-            generation=key.generation + 1, materials={key.term: material},
-        )  # fmt: skip
+    def rotate_imported(self, key: KmsKey, now: float, kind: str) -> None:
+        """Make the imported material that waits for it current."""
+        term = key.term + 1
+        changed = replace(key, term=term, rotations=[*key.rotations, (now, kind)])
         with self.store.transaction() as work:
-            self._put_material(work, changed, key.term)
             work.put(Table.KEY, key.key_id, changed.row())
-        for name in ("state", "imported_id", "valid_to", "expiration_model", "generation", "materials"):
-            setattr(key, name, getattr(changed, name))
-        self._changed(key, "enabled")
+        key.term, key.rotations = term, changed.rotations
+        self._changed(key, "rotated")
 
-    def drop_material(self, key: KmsKey) -> None:
-        """Take a key its imported material; it waits for the same material again."""
-        state = key.state if key.state is KeyState.PENDING_DELETION else KeyState.PENDING_IMPORT
+    def import_material(self, key: KmsKey, term: int, material: KeyMaterial, known: Import) -> None:
+        """Give a key of EXTERNAL origin its material of a term; one past the current waits for a rotation."""
         changed = replace(
-            key, state=state, valid_to=None, expiration_model=None, generation=key.generation + 1, materials={}
+            key, imports={**key.imports, term: known}, materials={**key.materials, term: material}, generation=key.generation + 1
         )
+        if key.state is KeyState.PENDING_IMPORT and not changed.waits_for_material:
+            changed.state = KeyState.ENABLED
         with self.store.transaction() as work:
-            work.delete(Table.MATERIAL, f"{key.key_id}/{key.term}")
+            self._put_material(work, changed, term)
             work.put(Table.KEY, key.key_id, changed.row())
-        for material in key.materials.values():
-            material.wipe()
-        for name in ("state", "valid_to", "expiration_model", "generation", "materials"):
+        self._take(key, changed, "enabled" if term <= key.term else "rotation")
+
+    def drop_material(self, key: KmsKey, term: int) -> None:
+        """Take a key imported material: it waits for the same again, but for what was never current, which is forgotten."""
+        never_used = term > key.term
+        left = {number: material for number, material in key.materials.items() if number != term}
+        known = {number: facts for number, facts in key.imports.items() if number != term}
+        if not never_used:
+            known[term] = Import(key.imports[term].material_id, description=key.imports[term].description)
+        waits = not never_used and key.state is not KeyState.PENDING_DELETION
+        state = KeyState.PENDING_IMPORT if waits else key.state
+        changed = replace(key, state=state, imports=known, materials=left, generation=key.generation + 1)
+        with self.store.transaction() as work:
+            work.delete(Table.MATERIAL, f"{key.key_id}/{term}")
+            work.put(Table.KEY, key.key_id, changed.row())
+        key.materials[term].wipe()
+        self._take(key, changed, "rotation" if never_used else "disabled")
+
+    def _take(self, key: KmsKey, changed: KmsKey, event: str) -> None:
+        for name in ("state", "imports", "materials", "generation"):
             setattr(key, name, getattr(changed, name))
-        self._changed(key, "disabled")
+        self._changed(key, event)
 
     def destroy_material(self, key: KmsKey, term: int) -> None:
         """Destroy old material for ever."""
+        changed = replace(key, imports={number: known for number, known in key.imports.items() if number != term})
         with self.store.transaction() as work:
             work.delete(Table.MATERIAL, f"{key.key_id}/{term}")
+            if term in key.imports:
+                work.put(Table.KEY, key.key_id, changed.row())
+        key.imports = changed.imports
         key.materials.pop(term).wipe()
         self._changed(key, "material-destroyed")
 
@@ -338,8 +384,7 @@ class KeyRegistry:
                 row["id"], key_arn(row["scope"], row["id"]), row["description"], KeyState(row["state"]),
                 row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
                 row["creator"], row["spec"], row["usage"], row["tags"], row["rotation_days"], row["next_rotation"],
-                [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], row["imported_id"],
-                row["valid_to"], row["expiration_model"],
+                [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], _imports(row),
             )  # fmt: skip
         for row in self.store.scan(Table.MATERIAL):
             place = f"{row['key']}/{row['term']}"
@@ -356,3 +401,12 @@ class KeyRegistry:
             self.keys[row["key"]].keep_grant(grant)
             if grant.expires is not None:
                 self._expiring[grant.grant_id] = grant
+
+
+def _imports(row: dict[str, Any]) -> dict[int, Import]:
+    """Read what a row says of imported material; rows of before keys took several have one, of the first term."""
+    if "imports" in row:
+        return {term: Import(*known) for term, *known in row["imports"]}
+    if row.get("imported_id") is None:
+        return {}
+    return {1: Import(row["imported_id"], row.get("valid_to"), row.get("expiration_model"))}

@@ -30,9 +30,9 @@ class RetirementService:
         term = next((t for t, material in key.materials.items() if material_id(material) == wanted), None)
         if term is None:
             raise KeyMaterialIdNotFound(f"{key.arn} has no key material {wanted}.")
-        if term == key.term:
+        if term >= key.term:
             raise MaterialInUse(
-                "This key material is the one that encrypts.", hint="rotate the key first: kmsfs key rotate"
+                "This key material is the one that encrypts, or will after the next rotation.", hint="rotate the key first: kmsfs key rotate"
             )
         users = [arn for values in self._stored for arn, value in values() if _under(value, key.key_id, term)]
         if users:

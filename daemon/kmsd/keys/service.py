@@ -159,7 +159,7 @@ class KeyService:
 
     def cancel_key_deletion(self, call: Call) -> shapes.KeyIdResponse:
         """CancelKeyDeletion."""
-        waiting = not call.the_key.materials
+        waiting = call.the_key.waits_for_material
         state = KeyState.PENDING_IMPORT if waiting else KeyState.DISABLED
         self._registry.update_key(call.the_key, "disabled", state=state, deletion=None)
         return shapes.KeyIdResponse(key_id=call.the_key.arn)
@@ -251,6 +251,7 @@ class KeyService:
         )
 
     def _metadata(self, key: KmsKey) -> shapes.KeyMetadata:
+        imported = key.current_import
         algorithms = {key.usage: list(SPECS[key.spec].algorithms[key.usage])}
         return shapes.KeyMetadata(
             aws_account_id=key.scope.partition(":")[2],
@@ -262,9 +263,9 @@ class KeyService:
             key_usage=key.usage,
             key_state=key.state.value,
             deletion_date=key.deletion,
-            valid_to=key.valid_to,
+            valid_to=imported.valid_to if imported is not None else None,
             origin=key.origin,
-            expiration_model=key.expiration_model,
+            expiration_model=imported.expiration_model if imported is not None else None,
             key_manager="CUSTOMER",
             customer_master_key_spec=key.spec,
             key_spec=key.spec,
@@ -275,5 +276,5 @@ class KeyService:
             mac_algorithms=algorithms.get(MAC),
             multi_region=key.key_id.startswith(MULTI_REGION),
             multi_region_configuration=_only_region(key) if key.key_id.startswith(MULTI_REGION) else None,
-            current_key_material_id=material_id(key.current_material) if key.spec == SYMMETRIC and key.materials else None,
+            current_key_material_id=material_id(key.current_material) if key.spec == SYMMETRIC and key.term in key.materials else None,
         )

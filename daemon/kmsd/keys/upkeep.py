@@ -4,11 +4,11 @@ from kmsd.dispatch.call import Call
 from kmsd.dispatch.paging import page_of
 from kmsd.keys.lifecycle import ROTATIONS_MAX, SECONDS_PER_DAY
 from kmsd.keys.material import material_id
-from kmsd.keys.registry import KeyRegistry, KmsKey
+from kmsd.keys.registry import EXTERNAL, KeyRegistry, KmsKey
 from kmsfs.api.keyspecs import SYMMETRIC
 from kmsfs.api.operation import KeyState
 from kmsfs.api.shapes import keys as shapes
-from kmsfs.errors import InvalidTag, LimitExceeded, UnsupportedOperation
+from kmsfs.errors import InvalidTag, KeyInvalidState, LimitExceeded, UnsupportedOperation
 from kmsfs.ids import MULTI_REGION
 
 ROTATION_DAYS = 365
@@ -26,13 +26,20 @@ class KeyUpkeepService:
 
     def rotate_key_on_demand(self, call: Call) -> shapes.KeyIdResponse:
         """RotateKeyOnDemand: 25 times a key at most."""
-        key = _rotatable(call.the_key)
+        key = _symmetric(call.the_key)
+        if key.origin != EXTERNAL:
+            _rotatable(key)
         if sum(kind == ON_DEMAND for _, kind in key.rotations) >= ROTATIONS_MAX:
             raise LimitExceeded(
                 "The on-demand rotations limit has been reached for the given keyId. "
                 f"No more on-demand rotations can be performed for this key: {key.arn}"
             )
-        self._registry.rotate(key, call.now, ON_DEMAND)
+        if key.origin != EXTERNAL:
+            self._registry.rotate(key, call.now, ON_DEMAND)
+        elif key.term + 1 in key.materials:
+            self._registry.rotate_imported(key, call.now, ON_DEMAND)
+        else:
+            raise KeyInvalidState(f"{key.arn} has no key material that is pending rotation.")
         return shapes.KeyIdResponse(key_id=key.arn)
 
     def enable_key_rotation(self, call: Call) -> shapes.Empty:
@@ -67,7 +74,8 @@ class KeyUpkeepService:
         request: shapes.ListKeyRotationsRequest = call.request
         key = _symmetric(call.the_key)
         first = 1 if request.include_key_material == "ALL_KEY_MATERIAL" else 2
-        terms = {f"{term:08d}": term for term in range(first, key.term + 1) if term in key.materials}
+        last = key.term + (1 if first == 1 and key.term + 1 in key.imports else 0)
+        terms = {f"{term:08d}": term for term in range(first, last + 1) if term in key.materials or term in key.imports}
         page, marker = page_of(list(terms), request.limit or 100, request.marker)
         rotations = [self._rotation(key, terms[name], whole=first == 1) for name in page]
         return shapes.ListKeyRotationsResponse(
@@ -76,12 +84,20 @@ class KeyUpkeepService:
 
     def _rotation(self, key: KmsKey, term: int, *, whole: bool) -> shapes.Rotation:
         # A key's first material came with the key, not by a rotation.
-        date, kind = key.rotations[term - 2] if term > 1 else (None, None)
-        state = ("CURRENT" if term == key.term else "NON_CURRENT") if whole else None
+        date, kind = key.rotations[term - 2] if 1 < term <= key.term else (None, None)
+        state = None
+        if whole:
+            state = "CURRENT" if term == key.term else "NON_CURRENT" if term < key.term else "PENDING_ROTATION"
+        known = key.imports.get(term)
+        there = "IMPORTED" if term in key.materials else "PENDING_IMPORT"
         return shapes.Rotation(
             key_id=key.arn,
-            key_material_id=material_id(key.materials[term]),
+            key_material_id=known.material_id if known is not None else material_id(key.materials[term]),
+            key_material_description=known.description if known is not None else None,
+            import_state=there if known is not None else None,
             key_material_state=state,
+            expiration_model=known.expiration_model if known is not None else None,
+            valid_to=known.valid_to if known is not None else None,
             rotation_date=date,
             rotation_type=kind,
         )

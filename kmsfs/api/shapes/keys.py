@@ -292,7 +292,11 @@ class Rotation(Shape, kw_only=True):
 
     key_id: str
     key_material_id: str
+    key_material_description: str | None = None
+    import_state: str | None = None
     key_material_state: str | None = None
+    expiration_model: str | None = None
+    valid_to: Seconds | None = None
     rotation_date: Seconds | None = None
     rotation_type: str | None = None
 
