@@ -43,7 +43,7 @@ def test_a_grant_made_through_one_that_ends_does_not_outlive_it():
 def key_of(count):
     key = KmsKey(
         "k", "arn", "", KeyState.ENABLED, 0.0, None, compile_policy(default_policy(f"arn:kmsfs:iam::{ACCOUNT}:uid/0")), 1, 1, "c",
-        "SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT", {}, None, None, [], "s", "AWS_KMS", None, None, None,
+        "SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT", {}, None, None, [], "s", "AWS_KMS",
     )  # fmt: skip
     for number in range(count):
         key.keep_grant(grant(number, uid=number))

@@ -56,12 +56,11 @@ def sealed(daemon):
 def make(tmp_path):
     made = []
 
-    def of(source, *options, serve=(), name="kmsd"):
-        daemon = DaemonProcess(tmp_path / name, *serve, source=("--source", source))
+    def of(source, passphrase_file=None, shares=(0, 0)):
+        daemon = DaemonProcess(tmp_path / "kmsd")
         daemon.folder.mkdir()
-        answer = daemon.init(*options)
-        assert answer.returncode == 0, answer.stderr
-        daemon.told = json.loads(answer.stdout)
+        config = Config(daemon.state, daemon.socket)
+        daemon.told = realm.initialise(config, SealType[source.upper()], passphrase_file, shares=shares)
         made.append(daemon)
         return daemon
 
@@ -72,15 +71,15 @@ def make(tmp_path):
 
 @pytest.fixture
 def shared(make):
-    daemon = make("shares", "--threshold", "2", "--of", "3")
+    daemon = make("shares", shares=(2, 3))
     daemon.start(wait=False)
     soon(True, lambda: sealed(daemon))
     return daemon
 
 
 def test_two_of_three_people_open_it(shared):
-    daemon, shares = shared, shared.told["shares"]
-    assert "recovery_code" not in daemon.told
+    daemon, shares = shared, shared.told.shares
+    assert not daemon.told.recovery_code
     assert not any(path.name.startswith("root.key") for path in daemon.state.iterdir())
     for operation in ("GetStatus", "CreateKey", "Seal", "ListKeys"):
         with pytest.raises(DaemonSealed, match="sealed"):
@@ -102,18 +101,18 @@ def test_two_of_three_people_open_it(shared):
 
 
 def test_the_audit_log_says_who_unsealed_it(shared):
-    for share in shared.told["shares"][:2]:
+    for share in shared.told.shares[:2]:
         give(shared, share)
     soon(False, lambda: sealed(shared))
     shared.session().call("GetStatus", {})
     records = [json.loads(line) for line in (shared.state / "audit" / "audit.jsonl").read_text().splitlines()]
     started = [record for record in records if record["op"] == "DaemonStarted"]
     assert [record["params"]["unsealed_by"] for record in started] == [[os.getuid(), os.getuid()]]
-    assert not any(word in json.dumps(records) for word in shared.told["shares"][0].split()[3:8])
+    assert not any(word in json.dumps(records) for word in shared.told.shares[0].split()[3:8])
 
 
 def test_wrong_shares_are_said_and_do_not_spoil_right_ones(shared):
-    shares = shared.told["shares"]
+    shares = shared.told.shares
     words = shares[0].split()
     words[7] = "academic" if words[7] != "academic" else "acid"
     for wrong in (" ".join(words), "no share at all", ""):
@@ -193,7 +192,7 @@ def test_a_passphrase_opens_it(make, tmp_path):
     secret = tmp_path / "passphrase"
     secret.write_text(PASSPHRASE)
     secret.chmod(0o600)
-    daemon = make("passphrase", "--passphrase-file", str(secret))
+    daemon = make("passphrase", secret)
     daemon.start("--sealed", wait=False)
     soon(True, lambda: sealed(daemon))
     for wrong, why in ((b"another one altogether", "does not open"), (b"short", "less than 8 bytes")):
@@ -212,6 +211,14 @@ def test_an_ephemeral_realm_is_not_sealed(tmp_path):
         assert daemon.answers()
     finally:
         daemon.stop()
+
+
+def test_init_prints_the_shares_and_no_code(tmp_path):
+    done = kmsd("init", "--state", tmp_path / "state", "--source", "shares", "--threshold", 2, "--of", 3, "--json")
+    told = json.loads(done.stdout)
+    assert len(told["shares"]) == 3 and "recovery_code" not in told
+    refused = kmsd("init", "--state", tmp_path / "other", "--source", "shares")
+    assert refused.returncode == ExitCode.USAGE and not (tmp_path / "other" / "keyring.kms").exists()
 
 
 def test_two_daemons_do_not_wait_for_the_same_realm(shared):
@@ -316,14 +323,14 @@ def test_the_root_key_moves_from_source_to_source(make, tmp_path):
     finally:
         del os.environ["CREDENTIALS_DIRECTORY"]
     opens()
-    key = daemon.told["audit_verification_key"]
+    key = daemon.told.audit_verification_key
     log = daemon.state / "audit" / "audit.jsonl"
     assert kmsd("verify-audit", log, "--key-file", "-", stdin=key + "\n").returncode == 0
     changed = [record["params"] for line in log.read_text().splitlines() if (record := json.loads(line))["op"] == "RootKeyChanged"]
     assert [(found["from"], found["to"]) for found in changed] == [
         ("keyfile", "keyfile"), ("keyfile", "passphrase"), ("passphrase", "shares"), ("shares", "credential"), ("credential", "keyfile"),
     ]  # fmt: skip
-    old = kmsd("recover", "--state", daemon.state, stdin=daemon.told["recovery_code"] + "\n")
+    old = kmsd("recover", "--state", daemon.state, stdin=daemon.told.recovery_code + "\n")
     assert old.returncode == ExitCode.SEALED
 
 

@@ -145,6 +145,21 @@ def test_alarms_as_a_service(machine):
     machine.systemctl("stop", "kmsfs-alarms.service")
 
 
+def test_sealed_and_unsealed_it_stays_the_same_service(machine):
+    before = machine.main_pid("kmsd.service")
+    machine.run(str(BIN / "kmsd"), "seal", "--yes")
+    refused = machine.run(str(BIN / "kmsfs"), "--no-autostart", "param", "get", "/app/db", check=False)
+    assert refused.returncode == 32 and "sealed" in refused.stderr
+    assert "sealed: it waits" in machine.systemctl("show", "-P", "StatusText", "kmsd.service").stdout
+    assert machine.run(str(BIN / "kmsd"), "unseal").stdout == "Unsealed.\n"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and machine.run(str(BIN / "kmsfs"), "--no-autostart", "daemon", "status", check=False).returncode:
+        time.sleep(0.1)
+    assert kmsfs(machine, "param", "get", "/app/db", "--with-decryption", "--raw").stdout == "s3cret"
+    assert machine.main_pid("kmsd.service") == before
+    assert machine.run("cat", "/srv/data/file").stdout == "kept\n"
+
+
 def test_a_killed_daemon_comes_back_under_a_mount(machine):
     before = machine.main_pid("kmsd.service")
     machine.systemctl("kill", "-s", "KILL", "kmsd.service")
