@@ -126,7 +126,9 @@ def _actions(record: dict[str, Any], key_arn: str) -> list[str]:
         ends = (("kms:ReEncryptFrom", record.get("source")), ("kms:ReEncryptTo", record.get("key")))
         return [action for action, arn in ends if arn == key_arn]
     operation = OPERATIONS.get(record["op"])
-    return [operation.action] if operation is not None and operation.action.startswith("kms:") else []
+    # What acts on no key yet, as CreateKey does, is not the key policy's to allow.
+    asked = operation is not None and operation.resource is not Resource.NONE and operation.action.startswith("kms:")
+    return [operation.action] if operation is not None and asked else []
 
 
 def _context(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:

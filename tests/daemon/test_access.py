@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from conftest import DaemonProcess
-from kmsfs.errors import AccessDenied, DecisionNotFound, ExitCode, InvalidRequest, MalformedPolicy, NoSuchEntity, NotFound
+from kmsfs.errors import AccessDenied, DecisionNotFound, ExitCode, InvalidRequest, InvariantBroken, MalformedPolicy, NoSuchEntity, NotFound
 from support.peers import as_user as connected_as
 
 pytestmark = pytest.mark.root
@@ -202,3 +202,19 @@ def test_a_policy_can_be_tried_before_it_is_the_keys(call):
     assert not call("SimulateKeyAccess", **asked)["Allowed"]
     with pytest.raises(MalformedPolicy):
         call("SimulateKeyAccess", **asked, Policy="rubbish")
+
+
+def test_a_proposal_that_would_deny_what_was_used_is_not_shown(call, daemon, monkeypatch, capsys):
+    from kmsfs.cli import tightening
+    from kmsfs.cli.output import SETTINGS
+
+    key = call("CreateKey")["KeyMetadata"]["KeyId"]
+    call("Encrypt", KeyId=key, Plaintext=b"x")
+    call("GetStatus")
+    propose = tightening.propose
+    monkeypatch.setattr(SETTINGS, "socket", str(daemon.socket))
+    monkeypatch.setattr(tightening, "propose", lambda policy, _uses, administrators: propose(policy, {}, administrators))
+    with pytest.raises(InvariantBroken, match="kms:Encrypt"):
+        tightening.tighten(key, 90, None, apply=True, yes=True)
+    assert capsys.readouterr().out == ""
+    assert json.loads(call("GetKeyPolicy", KeyId=key)["Policy"])["Statement"][0]["Sid"] == "Creator"

@@ -22,7 +22,7 @@ def seen(*records, since=0.0):
 def test_only_what_was_allowed_by_a_policy_on_this_key_and_lately_counts():
     found = seen(
         record(), record(), record(err="AccessDeniedException"), record(req="-"), record(ts=1.0), record(key=OTHER),
-        record(by="grant:g1"), record(op="ListKeys", key=None), record(op="Nonsense"), since=50.0,
+        record(by="grant:g1"), record(op="ListKeys", key=None), record(op="Nonsense"), record(op="CreateKey"), since=50.0,
     )  # fmt: skip
     assert found.uses == {Use(who("uid/1000"), "kms:Decrypt"): 2} and found.grants == {"g1"}
 

@@ -83,11 +83,12 @@ class Door:
         state = self._state
         request = read_request(headers.get("x-amz-target", ""), headers.get("content-type", ""), body)
         caller, region = self._authenticate(request, headers, body)
+        # Before anything else is done: what is refused costs a token too.
+        state.spend(caller.principal, Request(0, request.operation.wire_name, request.parameters, None, None))
         translation = self._translation(region)
         parameters = translation.inward(with_bytes(request.parameters, request.operation.request))
         refuse_alias(request.operation, parameters)
         frame = Request(0, request.operation.wire_name, parameters, None, None)
-        state.spend(caller.principal, frame)
         try:
             result, _ = state.pipeline.run(
                 caller, frame, next(state.numbers), translation.region, request_id
