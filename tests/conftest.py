@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 from hypothesis import HealthCheck, settings
 
 from kmsfs.client.session import ClientSession
-from kmsfs.mount.run import mounted_source
+from kmsfs.mount.mounttable import mounted_source
 
 settings.register_profile(
     "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)

@@ -67,9 +67,9 @@ def _looks(interval: float, count: int) -> Iterator[dict[str, Any]]:
 
 def _mount_times() -> dict[str, tuple[int, float, int]]:
     """Return (pid, seconds of processor time, bytes of memory) of the process behind each volume that is mounted here."""
-    from kmsfs.mount.run import mounted_volumes
+    from kmsfs.mount.mounttable import mounted_volumes
 
-    points = set(mounted_volumes())
+    points = {entry.point for entry in mounted_volumes()}
     found: dict[str, tuple[int, float, int]] = {}
     for folder in Path("/proc").iterdir() if points else ():
         if not folder.name.isdecimal():

@@ -13,12 +13,17 @@ from kmsfs.errors import DaemonUnreachable, DeadlineExceeded, KmsfsError
 from kmsfs.quantity import HEARTBEAT_SECONDS, LEASE_SECONDS
 
 EventListener = Callable[[dict[str, Any]], None]
+LOST, RESUMED = "lost", "resumed"
+"""Kinds of events that the daemon does not send: the stream broke; it is back, and what happened meanwhile is unknown."""
 _RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.5, 8.0
 _COUNTING = threading.Lock()
 
 
 class KeyWatcher:
-    """Watches keys. `on_event` runs in the watcher's thread for each change and with kind `lost` when it breaks."""
+    """Watches keys. `on_event` runs in the watcher's thread for each change, and with the kinds `LOST` and `RESUMED`.
+
+    Whoever holds something that a key allowed has to give it up at `RESUMED`: a change in between is told to nobody.
+    """
 
     def __init__(
         self,
@@ -90,7 +95,7 @@ class KeyWatcher:
             if self._closed.is_set():
                 return
             if self._ready.is_set():
-                self._on_event({"kind": "lost"})
+                self._on_event({"kind": LOST})
             self._closed.wait(pause)
 
     def _follow(self) -> None:
@@ -103,6 +108,8 @@ class KeyWatcher:
             if "e" in answer:
                 raise to_exception(answer["e"])
             self._last_heard = time.monotonic()
+            if self._ready.is_set():
+                self._on_event({"kind": RESUMED})
             self._ready.set()
             self._tried.set()
             while not self._closed.is_set():

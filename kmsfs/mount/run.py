@@ -9,7 +9,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from kmsfs.backing.listings import ListingStore
 from kmsfs.client.provider import SocketKeySource
 from kmsfs.client.session import ClientSession
 from kmsfs.client.transport import Transport
-from kmsfs.client.watch import KeyWatcher
+from kmsfs.client.watch import RESUMED, KeyWatcher
 from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
@@ -36,6 +36,7 @@ from kmsfs.mount.kernel.wakeups import DEVICE, WakeUps
 from kmsfs.mount.kernel.wire import MAX_WRITE
 from kmsfs.mount.keypool import PoolFiller
 from kmsfs.mount.listed import listings_path
+from kmsfs.mount.mounttable import VIEW, VOLUME, find_mounted
 from kmsfs.mount.otherkeys import OtherKeys
 from kmsfs.mount.vfs import VfsOptions
 from kmsfs.mount.volume import (
@@ -52,8 +53,9 @@ _REVALIDATE_SECONDS = 1.0
 _DESCRIPTORS = 8192
 _COLLECT_EVERY = 10_000
 """Objects made between two looks at the youngest generation."""
-_REVOKING = frozenset({"disabled", "pending-deletion", "deleted", "policy", "grant-ended", "material-destroyed"})
-_VOLUME, _VIEW = "fuse.kmsfs", "fuse.kmsfs-secrets"
+_REVOKING = frozenset(
+    {"disabled", "pending-deletion", "deleted", "policy", "grant-ended", "material-destroyed", RESUMED}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,48 +356,12 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
     Raises:
         UsageError: if it is not mounted, busy, or not ours.
     """
-    kind, source = _mounted(mountpoint)
-    if kind not in (_VOLUME, _VIEW):
+    found = find_mounted(mountpoint)
+    if found is None or found.kind not in (VOLUME, VIEW):
         raise UsageError(f"{mountpoint} is not a kmsfs mount")
     detach(mountpoint, lazy=lazy)
-    if kind == _VOLUME:
-        _wait_until_unlocked(Path(source))
-
-
-def mounted_source(mountpoint: Path) -> str | None:
-    """Return the cipher directory of a kmsfs mount, or None."""
-    kind, source = _mounted(mountpoint)
-    return source if kind == _VOLUME else None
-
-
-def _mounted(mountpoint: Path) -> tuple[str, str]:
-    """Return the type and source of what is mounted at a place; nothing, if nothing is."""
-    wanted = os.path.realpath(mountpoint)
-    found = ("", "")
-    for point, kind, source in _mounts():
-        if point == wanted:
-            found = kind, source
-    return found
-
-
-def mounted_volumes() -> list[str]:
-    """Return the mountpoints of all volumes that are mounted here."""
-    return [point for point, kind, _ in _mounts() if kind == _VOLUME]
-
-
-def _mounts() -> Iterator[tuple[str, str, str]]:
-    """Yield place, type and source of everything that is mounted, in order."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            left, _, right = line.partition(" - ")
-            kind, source = right.split()[:2]
-            yield _unescape(left.split()[4]), kind, _unescape(source)
-
-
-def _unescape(text: str) -> str:
-    for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, letter)
-    return text
+    if found.kind == VOLUME:
+        _wait_until_unlocked(Path(found.source))
 
 
 def _wait_until_unlocked(cipher_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -13,10 +14,11 @@ from kmsfs.api.registry import OPERATIONS
 from kmsfs.client.boto import make_client
 from kmsfs.client.datakeys import DataKeyCache
 from kmsfs.client.transport import Transport
-from kmsfs.client.watch import KeyWatcher
+from kmsfs.client.watch import LOST, RESUMED, KeyWatcher
 from kmsfs.formats.frame import encode_request
 from kmsfs.formats.packing import pack
 from support.peers import as_user
+from support.waiting import soon
 
 
 @pytest.fixture
@@ -428,6 +430,20 @@ def test_watch_tells_of_changes(daemon, call, key):
     assert seen.wait(5)
     assert events[0]["kind"] == "disabled" and events[0]["key"] == key["Arn"]
     assert watcher.alive
+    watcher.close()
+
+
+def test_watch_tells_that_it_was_away(fresh_daemon):
+    """What changed meanwhile is unknown: who holds a key because of it learns that he has to ask again."""
+    fresh_daemon.start()
+    key = fresh_daemon.session().call("CreateKey", {})["KeyMetadata"]["KeyId"]
+    kinds = []
+    watcher = KeyWatcher(fresh_daemon.session(), [key], lambda event: kinds.append(event["kind"]))
+    watcher.start()
+    assert not kinds
+    fresh_daemon.stop(signal.SIGKILL)
+    fresh_daemon.start()
+    soon([LOST, RESUMED], lambda: kinds[:1] + kinds[-1:])
     watcher.close()
 
 

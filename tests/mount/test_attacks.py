@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from kmsfs import errors
+from support.waiting import soon
 
 pytestmark = pytest.mark.fuse
 
@@ -337,6 +338,29 @@ def test_disabling_the_key_takes_effect_at_once(daemon, make_mount):
             time.sleep(0.05)
     os.close(descriptor)
     assert (mounted.plain / "f").read_bytes() == b"secret" * 10_000
+
+
+def test_a_key_that_is_disabled_while_the_mount_hears_nothing(fresh_daemon, make_mount):
+    """kmsd is killed, comes back, and the key is disabled before the mount watches again: no event tells of that."""
+    fresh_daemon.start()
+    session = fresh_daemon.session()
+    key = session.call("CreateKey", {})["KeyMetadata"]["KeyId"]
+    mounted = make_mount("--key", key, on=fresh_daemon).start()
+    (mounted.plain / "f").write_bytes(b"secret" * 10_000)
+    descriptor = os.open(mounted.plain / "f", os.O_RDONLY)
+    assert os.read(descriptor, 6) == b"secret"
+    mounted.process.send_signal(signal.SIGSTOP)
+    fresh_daemon.stop(signal.SIGKILL)
+    fresh_daemon.start()
+    fresh_daemon.session().call("DisableKey", {"KeyId": key})
+    mounted.process.send_signal(signal.SIGCONT)
+
+    soon(errno.EKEYREVOKED, lambda: os.pread(descriptor, 6, 30_000))
+    with pytest.raises(OSError):
+        (mounted.plain / "f").read_bytes()
+    fresh_daemon.session().call("EnableKey", {"KeyId": key})
+    soon(b"secret", lambda: os.pread(descriptor, 6, 30_000))
+    os.close(descriptor)
 
 
 @pytest.mark.root
