@@ -54,6 +54,7 @@ class FreshnessStore:
         self._key = key
         self._path = path
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._changed: dict[bytes, tuple[int, bytes] | None] = {}
         self._gone: list[bytes] = []
         self._read_only = read_only
@@ -170,6 +171,10 @@ class FreshnessStore:
         Raises:
             StorageError: as there.
         """
+        with self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
         with self._lock:
             batch = dict(self._changed)
         if not batch:

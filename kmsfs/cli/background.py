@@ -25,7 +25,7 @@ def serve_mount(serve: Serve, mountpoint: Path, said: str, *, foreground: bool) 
         KmsfsError: in the foreground, why it could not begin.
     """
     if foreground:
-        _log_to_stderr()
+        log_to_stderr()
         serve(lambda: say(said))
         return
     reader, writer = os.pipe()
@@ -36,7 +36,7 @@ def serve_mount(serve: Serve, mountpoint: Path, said: str, *, foreground: bool) 
     os.close(reader)
     status = 1
     try:
-        _log_to_stderr()
+        log_to_stderr()
         serve(lambda: _detach_from_terminal(writer, mountpoint))
         status = 0
     except KmsfsError as error:
@@ -69,7 +69,16 @@ def _detach_from_terminal(writer: int, mountpoint: Path) -> None:
     """The file system serves: leave the terminal, log to a file from here on."""
     os.setsid()
     os.chdir("/")
-    log = mount_log(mountpoint)
+    log_to_file(mount_log(mountpoint))
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
+    os.write(writer, b"1")
+    os.close(writer)
+
+
+def log_to_file(log: Path) -> None:
+    """Log to a file of this user's own."""
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     root = logging.getLogger()
     for handler in list(root.handlers):
@@ -77,11 +86,7 @@ def _detach_from_terminal(writer: int, mountpoint: Path) -> None:
     target = _PrivateLog(log, maxBytes=1 << 20, backupCount=2)
     target.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(target)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(nothing, number)
-    os.write(writer, b"1")
-    os.close(writer)
+    root.setLevel(logging.INFO)
 
 
 class _PrivateLog(logging.handlers.RotatingFileHandler):
@@ -92,5 +97,6 @@ class _PrivateLog(logging.handlers.RotatingFileHandler):
         return TextIOWrapper(os.fdopen(os.open(self.baseFilename, flags, 0o600), "ab"), encoding="utf-8")
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """Log to stderr."""
     logging.basicConfig(level=logging.INFO, format="kmsfs: %(message)s", stream=sys.stderr)

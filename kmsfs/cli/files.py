@@ -48,6 +48,7 @@ def mount(
     ] = True,
 ) -> None:
     """Mount an encrypted directory; makes it on first use. Example: kmsfs mount ~/cipher ~/plain"""
+    from kmsfs.cli.successor import successor
     from kmsfs.mount.run import MountRequest, check_places, run_mount
 
     if transport not in TRANSPORTS:
@@ -58,8 +59,9 @@ def mount(
     )  # fmt: skip
     check_places(request)
     talk = session()
+    following = successor(request.mountpoint, SETTINGS.socket, autostart=SETTINGS.autostart, foreground=foreground)
     serve_mount(
-        lambda ready: run_mount(request, talk, ready), request.mountpoint,
+        lambda ready: run_mount(request, talk, following, ready), request.mountpoint,
         f"{cipher_dir} is mounted on {mountpoint}", foreground=foreground,
     )  # fmt: skip
 
@@ -91,6 +93,36 @@ def info(cipher_dir: CipherDir) -> None:
     except KmsfsError as error:
         found["access"] = f"refused: {error.detail}"
     show(found, lambda: facts((name.replace("_", " "), value) for name, value in found.items()))
+
+
+@volume_app.command()
+def restart(
+    mountpoints: Annotated[
+        list[Path] | None, typer.Argument(metavar="MOUNTPOINT…", help="Where volumes are mounted.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All volumes that you have mounted on this machine.")] = False,
+) -> None:
+    """Let the kmsfs that is installed now serve a mount, after an upgrade: open files and working directories stay. Example: kmsfs volume restart --all"""
+    from kmsfs.mount.control import ask_restart
+    from kmsfs.mount.mounttable import VOLUME, find_mounted, mounted_volumes
+
+    if bool(mountpoints) == every:
+        raise UsageError("name the mountpoints, or say --all")
+    chosen = [entry for entry in mounted_volumes() if entry.uid == os.getuid()] if every else []
+    for point in mountpoints or []:
+        entry = find_mounted(point)
+        if entry is None or entry.kind != VOLUME:
+            raise UsageError(f"{point} is not a kmsfs mount")
+        chosen.append(entry)
+    done = []
+    for entry in chosen:
+        told = {"mountpoint": entry.point, **ask_restart(entry)}
+        done.append(told)
+        say(
+            f"{entry.point} is served by kmsfs {told['version']} now; requests waited {told['waited_seconds']:.2f} s, "
+            f"{told['open_files']} open files stayed open"
+        )
+    show({"restarted": done}, lambda: None)
 
 
 @volume_app.command()

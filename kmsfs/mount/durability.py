@@ -137,6 +137,16 @@ class Vfs(DirectoryOperations):
                 remember(self.listings, self._known_directories(), self.removed_directories)
         return stored
 
+    def unstored(self) -> bool:
+        """Whether anything is in memory alone, or not known to be beyond a power cut."""
+        if self.options.read_only:
+            return False
+        files = [node.file for node in self.open_files if node.file is not None]
+        return bool(
+            self.recent or self.fresh_directories or self.extras.unsynced()
+            or any(file.failed or file.dirty or file.provisional for file in files)
+        )  # fmt: skip
+
     def _known_directories(self) -> Iterator[tuple[Node, int]]:
         """The directories whose id and some of whose entries are known, with their descriptors."""
         for node in self.nodes.all_nodes():
@@ -147,7 +157,8 @@ class Vfs(DirectoryOperations):
     def heal(self) -> int:
         """Open every file that an unclean session may have touched: recovery runs, headers and homes are rewritten.
 
-        Returns the number of entries that could not be recovered. Runs in the background; takes the lock per entry.
+        Returns the number of entries that could not be recovered, or that were not come to before `healing_ends`. Runs
+        in the background; takes the lock per entry.
         """
         return self._heal_directory(self.nodes.root)
 
@@ -162,6 +173,9 @@ class Vfs(DirectoryOperations):
             node.lookups += 1
         for entry in entries:
             with self.lock:
+                if self.healing_ends:
+                    bad += 1
+                    break
                 try:
                     child, _ = self.lookup(node, entry.name)
                     if entry.kind == stat.S_IFREG:

@@ -51,6 +51,23 @@ def open_records(keys: VolumeKeys, lease: VolumeLease, *, read_only: bool) -> Fr
     return store
 
 
+def resume_records(keys: VolumeKeys, lease: VolumeLease, *, read_only: bool) -> FreshnessStore:
+    """Open the records that the image of this process before kept in this session.
+
+    Raises:
+        CorruptVolume: if they are missing, damaged or of another session.
+        StorageError: if they cannot be read.
+    """
+    path = records_path(keys.volume_id)
+    if not path.exists():
+        raise CorruptVolume(f"the freshness records of this volume ({path}) are gone")
+    store = FreshnessStore(keys.freshness, path, read_only=read_only)
+    if not read_only and store.facts.session != lease.number:
+        store.close()
+        raise CorruptVolume(f"the freshness records of this volume ({path}) are of another session")
+    return store
+
+
 def accept_restore(cipher_dir: Path, session: ClientSession) -> None:
     """Let kmsd take a volume as it is now: its next mount begins new records.
 

@@ -22,10 +22,19 @@ class Mounted:
 
 def find_mounted(mountpoint: Path) -> Mounted | None:
     """Return what is mounted at a place, the topmost if it is several."""
-    wanted = os.path.realpath(mountpoint)
+    return _topmost(os.path.realpath(mountpoint))
+
+
+def device_of(point: str) -> str:
+    """Return the device number of what is mounted at a place, given without symbolic links; it is not looked at."""
+    found = _topmost(point)
+    return found.device if found is not None else ""
+
+
+def _topmost(point: str) -> Mounted | None:
     found = None
     for entry in _mounts():
-        if entry.point == wanted:
+        if entry.point == point:
             found = entry
     return found
 

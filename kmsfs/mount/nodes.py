@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.formats.fileheader import Attributes
+from kmsfs.formats.handover import NodeFacts
 
 ROOT_ID = 1
 _OPEN_DIRECTORIES_MAX = 512
@@ -165,6 +166,40 @@ class NodeTable:
             for extra in parents[1:]:
                 self.drop_if_unused(extra)
             node = parents[0]
+
+    # --- handing on -------------------------------------------------------------------------------------------
+
+    def export(self) -> tuple[list[NodeFacts], int]:
+        """Return every node and the next id."""
+        return [self._facts(node) for node in self._by_id.values()], self._next_id
+
+    def _facts(self, node: Node) -> NodeFacts:
+        kept = node.handles and node.file is not None if node.is_file else node is not self.root and not node.names
+        return NodeFacts(
+            node.node_id, node.kind, node.key, self._by_key.get(node.key) is node,
+            [(parent, name, disk_name) for (parent, name), disk_name in node.names.items()],
+            node.lookups, node.handles, node.dir_id, node.dir_tags, node.synced_entry, node.keep_cache,
+            node.descriptor if kept else -1,
+        )  # fmt: skip
+
+    def restore(self, nodes: list[NodeFacts], next_id: int) -> None:
+        """Make the table what it was when it was exported; files are closed still."""
+        self._next_id = next_id
+        for facts in nodes:
+            node = self.root
+            if facts.node_id != ROOT_ID:
+                node = Node(facts.node_id, facts.kind, facts.key, dir_id=facts.dir_id, dir_tags=facts.dir_tags)
+                self._by_id[node.node_id] = node
+                if facts.has_key:
+                    self._by_key[node.key] = node
+                if node.is_dir and facts.descriptor >= 0:
+                    node.descriptor = facts.descriptor
+                    self._open_dirs[node.node_id] = node
+            node.lookups, node.handles = facts.lookups, facts.handles
+            node.synced_entry, node.keep_cache = facts.synced_entry, facts.keep_cache and bool(facts.handles)
+        for facts in nodes:
+            for parent_id, name, disk_name in facts.names:
+                self.link(self._by_id[facts.node_id], self._by_id[parent_id], name, disk_name)
 
     # --- directory descriptors --------------------------------------------------------------------------------
 

@@ -10,10 +10,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from kmsfs import __version__
 from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.backing.freshness import FreshnessStore
 from kmsfs.backing.listings import ListingStore
@@ -24,10 +25,23 @@ from kmsfs.client.watch import RESUMED, KeyWatcher
 from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
-from kmsfs.errors import KmsfsError, StorageError, UsageError
+from kmsfs.errors import CorruptVolume, KmsfsError, StorageError, UnsupportedFormat, UsageError, VolumeBusy
+from kmsfs.formats.handover import STATE_VERSION, Inheritance
 from kmsfs.formats.volume import CONFIG_NAME
+from kmsfs.mount.control import MountControl
 from kmsfs.mount.durability import TICK_SECONDS, Vfs
-from kmsfs.mount.freshness import open_records
+from kmsfs.mount.freshness import open_records, resume_records
+from kmsfs.mount.handover import (
+    HELD_BACK,
+    changed_meanwhile,
+    execute_next,
+    pack_nodes,
+    require_startable,
+    resume_lease,
+    store_all,
+    tell_taken_over,
+    unpack_nodes,
+)
 from kmsfs.mount.hardening import forbid_dumps
 from kmsfs.mount.kernel.attach import MountOptions, attach, detach
 from kmsfs.mount.kernel.notify import KernelNotifier
@@ -36,7 +50,7 @@ from kmsfs.mount.kernel.wakeups import DEVICE, WakeUps
 from kmsfs.mount.kernel.wire import MAX_WRITE
 from kmsfs.mount.keypool import PoolFiller
 from kmsfs.mount.listed import listings_path
-from kmsfs.mount.mounttable import VIEW, VOLUME, find_mounted
+from kmsfs.mount.mounttable import VIEW, VOLUME, device_of, find_mounted
 from kmsfs.mount.otherkeys import OtherKeys
 from kmsfs.mount.vfs import VfsOptions
 from kmsfs.mount.volume import (
@@ -44,11 +58,17 @@ from kmsfs.mount.volume import (
     VolumeLease,
     decrypt_volume_keys,
     default_key,
+    inherit_volume,
     make_volume,
     open_volume,
 )
 
+if TYPE_CHECKING:
+    from kmsfs.mount.watch import CipherWatcher
+
+_Got = TypeVar("_Got")
 _LOG = logging.getLogger("kmsfs.mount")
+_RETRY_SECONDS = 1.0
 _REVALIDATE_SECONDS = 1.0
 _DESCRIPTORS = 8192
 _COLLECT_EVERY = 10_000
@@ -71,6 +91,22 @@ class MountRequest:
     recover: bool = False
     low_latency: bool = True
     keys_ahead: bool = True
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {**asdict(self), "cipher_dir": os.fspath(self.cipher_dir), "mountpoint": os.fspath(self.mountpoint)}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> "MountRequest":
+        """Return the request of plain values.
+
+        Raises:
+            UnsupportedFormat: if they are another version's.
+        """
+        try:
+            return cls(**{**plain, "cipher_dir": Path(plain["cipher_dir"]), "mountpoint": Path(plain["mountpoint"])})
+        except (KeyError, TypeError) as error:
+            raise UnsupportedFormat(f"the request of the mount cannot be taken over: {error}") from error
 
 
 def check_places(request: MountRequest) -> None:
@@ -98,19 +134,37 @@ def check_places(request: MountRequest) -> None:
         raise UsageError(f"{point} is not empty: its files would be hidden", hint="choose an empty directory")
 
 
-class RunningMount:
-    """One mounted volume."""
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """How the next image of a mount's process is executed: the command, before its own arguments, and what it has to know."""
 
-    def __init__(self, request: MountRequest, session: ClientSession) -> None:
+    command: tuple[str, ...]
+    context: dict[str, Any]
+
+
+class RunningMount:
+    """One mounted volume; with `inherited`, one that the image of this process before has mounted."""
+
+    def __init__(
+        self, request: MountRequest, session: ClientSession, successor: Successor, inherited: Inheritance | None = None
+    ) -> None:
         self._request = request
         self._session = session
+        self._successor = successor
+        self._inherited = inherited
+        # Before it is mounted: looking at our own mountpoint, we would wait for ourselves.
+        self._point = os.path.realpath(request.mountpoint) if inherited is None else inherited.point
         self._stopping = threading.Event()
-        self._volume = self._open()
+        self._storing = threading.Lock()
+        self._healer: threading.Thread | None = None
+        self._volume = self._open() if inherited is None else self._open_again(inherited)
         config = self._volume.config
         self._lease = VolumeLease(config, read_only=request.read_only)
+        if inherited is not None:
+            resume_lease(self._lease, inherited)
         self._lease_transport: Transport | None = None
-        self._claim(patiently=True)
-        self._records = self._open_records()
+        _patiently(lambda: self._claim(patiently=True), forever=inherited is not None)
+        self._records = self._open_records() if inherited is None else self._resume_records(inherited)
         self._watcher = KeyWatcher(session, [config.key_arn], self._on_event, self._on_connect)
         self._watcher.start()
         self._key_id = config.key_arn.rpartition("/")[2]
@@ -131,6 +185,11 @@ class RunningMount:
             make_volume(request.cipher_dir, self._session, key)
         return open_volume(request.cipher_dir, self._session, read_only=request.read_only)
 
+    def _open_again(self, inherited: Inheritance) -> OpenVolume:
+        return _patiently(
+            lambda: inherit_volume(self._request.cipher_dir, self._session, inherited.cipher_dir), forever=True
+        )
+
     def _claim(self, *, patiently: bool = False) -> None:
         if self._lease_transport is not None:
             self._lease_transport.close()
@@ -147,6 +206,11 @@ class RunningMount:
             # Nothing was changed in this session.
             self._lease.end()
             raise
+
+    def _resume_records(self, inherited: Inheritance) -> FreshnessStore | None:
+        if not inherited.records:
+            return None
+        return resume_records(self._volume.keys, self._lease, read_only=self._request.read_only)
 
     def _on_connect(self, _transport: Transport) -> None:
         """The stream is (back) up: make sure that the lease is ours on a live connection."""
@@ -185,39 +249,54 @@ class RunningMount:
         Raises:
             UsageError, StorageError: if it cannot be mounted.
         """
-        threads = [threading.Thread(target=self._tick_loop, name="kmsfs-tick", daemon=True)]
-        if self._lease.unclean and not self._request.read_only:
-            threads.append(threading.Thread(target=self._heal, name="kmsfs-heal", daemon=True))
         if not self._request.read_only:
             self._filler.start()
+        # What happened between the Decrypt of the volume's key and the watch stream's beginning was told to nobody.
+        self._revalidate(force=True)
         options = MountOptions(
             os.fspath(self._request.cipher_dir), self._request.allow_other, self._request.read_only
         )
         try:
             if self._request.transport == "kernel":
-                self._serve_kernel(options, on_ready, threads)
+                self._serve_kernel(options, on_ready)
             else:
-                self._serve_fusepy(options, on_ready, threads)
+                self._serve_fusepy(options, on_ready)
         finally:
             self._finish()
 
-    def _serve_kernel(
-        self, options: MountOptions, on_ready: Callable[[], None], threads: list[threading.Thread]
-    ) -> None:
+    def _start_threads(self) -> None:
+        threading.Thread(target=self._tick_loop, name="kmsfs-tick", daemon=True).start()
+        self._start_healing()
+
+    def _start_healing(self) -> None:
+        if self._lease.unclean and not self._request.read_only:
+            self.vfs.healing_ends = False
+            self._healer = threading.Thread(target=self._heal, name="kmsfs-heal", daemon=True)
+            self._healer.start()
+
+    def _serve_kernel(self, options: MountOptions, on_ready: Callable[[], None]) -> None:
         from kmsfs.mount.watch import CipherWatcher
 
-        descriptor = attach(self._request.mountpoint, options)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        inherited = self._inherited
+        descriptor = attach(self._request.mountpoint, options) if inherited is None else inherited.fuse
+        for number in HELD_BACK:
             signal.signal(number, self._stop_from_signal)
-        self._notifier = KernelNotifier(descriptor)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+        notifier = self._notifier = KernelNotifier(descriptor)
         guarded = options.allow_other or os.geteuid() != 0
         wake_ups = WakeUps(DEVICE if self._request.low_latency else None)
         kernel = KernelSession(self.vfs, descriptor, wake_ups, check_permissions=guarded)
-        watcher = CipherWatcher(self.vfs, self._notifier, kernel.lifetimes)
+        if inherited is not None:
+            unpack_nodes(inherited, self.vfs, kernel.directories)
+        watcher = CipherWatcher(self.vfs, notifier, kernel.lifetimes)
         kernel.watch_directories(watcher.add)
         self.vfs.forget_directory = watcher.forget
-        for thread in threads:
-            thread.start()
+        if inherited is not None:
+            watcher.add_known()
+            stale = changed_meanwhile(inherited, self.vfs)
+            threading.Thread(target=self._catch_up, args=(watcher, stale), name="kmsfs-catch-up", daemon=True).start()
+        self._start_threads()
+        control = MountControl(device_of(self._point), lambda: require_startable(self._successor.command), kernel.leave)
         gc.collect()
         gc.freeze()
         gc.set_threshold(_COLLECT_EVERY)
@@ -226,20 +305,56 @@ class RunningMount:
         # volume, folders and logs, is made under the user's own.
         os.umask(0)
         try:
-            kernel.serve()
+            while kernel.serve():
+                self._hand_over(kernel, descriptor, control)
         finally:
+            control.close()
             wake_ups.close()
             watcher.close()
             os.close(descriptor)
 
-    def _serve_fusepy(
-        self, options: MountOptions, on_ready: Callable[[], None], threads: list[threading.Thread]
-    ) -> None:
+    def _catch_up(self, watcher: "CipherWatcher", stale: list[int]) -> None:
+        """Let the kernel look again at what may have changed while one image of this process followed the other."""
+        self._drop_pages()
+        watcher.forget_entries(stale)
+
+    def _hand_over(self, kernel: KernelSession, descriptor: int, control: MountControl) -> None:
+        """Execute the next image of this process. Returns only where that cannot be: then this one goes on."""
+        since_ns = time.monotonic_ns()
+        try:
+            self.vfs.healing_ends = True
+            if self._healer is not None:
+                self._healer.join()
+            with self._storing:
+                self._revalidate(force=True)
+                if self.vfs.locked is not None:
+                    raise self.vfs.locked
+                store_all(self.vfs)
+                with self.vfs.lock:
+                    state = self._state(kernel, descriptor, control, since_ns)
+                    execute_next(state, [*self._successor.command, "mount", state.request["cipher_dir"], self._point])
+        except (KmsfsError, OSError) as error:
+            control.refuse(error)
+            self._start_healing()
+
+    def _state(
+        self, kernel: KernelSession, descriptor: int, control: MountControl, since_ns: int
+    ) -> Inheritance:
+        lease, asked = self._lease, control.connection
+        return Inheritance(
+            state_version=STATE_VERSION, kmsfs_version=__version__, request=self._request.plain(),
+            context=self._successor.context, point=self._point, fuse=descriptor, cipher_dir=self._volume.descriptor,
+            answer=asked.fileno() if asked is not None else -1, since_ns=since_ns,
+            session=lease.number, unclean=sorted(lease.unclean), head=lease.head, may_begin=lease.may_begin,
+            directory_keys={directory.hex(): key for directory, key in self.vfs.directory_keys.items()},
+            records=self._records is not None, **pack_nodes(self.vfs, kernel.directories),
+        )  # fmt: skip
+
+    def _serve_fusepy(self, options: MountOptions, on_ready: Callable[[], None]) -> None:
         from kmsfs.mount import fusepy
 
         def ready() -> None:
-            for thread in threads:
-                thread.start()
+            self._start_threads()
             on_ready()
             os.umask(0)
 
@@ -289,12 +404,15 @@ class RunningMount:
     def _tick_loop(self) -> None:
         while not self._stopping.wait(TICK_SECONDS):
             try:
-                self.vfs.tick()
+                with self._storing:
+                    self.vfs.tick()
             except (KmsfsError, OSError) as error:
                 _LOG.error("the volume could not be synced: %s", error)
 
     def _heal(self) -> None:
         bad = self.vfs.heal()
+        if self.vfs.healing_ends:
+            return
         if bad:
             _LOG.error("%d entries could not be recovered; the volume stays marked as unclean", bad)
             return
@@ -337,7 +455,21 @@ class RunningMount:
             self.vfs.locked = error
 
 
-def run_mount(request: MountRequest, session: ClientSession, on_ready: Callable[[], None]) -> None:
+def _patiently(act: Callable[[], _Got], *, forever: bool) -> _Got:
+    """Do what kmsd is needed for; where requests wait in the kernel already, as long as kmsd is away or says no."""
+    while True:
+        try:
+            return act()
+        except (VolumeBusy, CorruptVolume, UnsupportedFormat, UsageError):
+            raise
+        except KmsfsError as error:
+            if not forever:
+                raise
+            _LOG.warning("requests wait: %s", error)
+            time.sleep(_RETRY_SECONDS)
+
+
+def run_mount(request: MountRequest, session: ClientSession, successor: Successor, on_ready: Callable[[], None]) -> None:
     """Mount a volume and serve it until it is unmounted.
 
     Raises:
@@ -347,7 +479,20 @@ def run_mount(request: MountRequest, session: ClientSession, on_ready: Callable[
     check_places(request)
     _raise_descriptor_limit()
     forbid_dumps()
-    RunningMount(request, session).serve(on_ready)
+    RunningMount(request, session, successor).serve(on_ready)
+
+
+def take_over(inherited: Inheritance, session: ClientSession, command: tuple[str, ...]) -> None:
+    """Serve what the image of this process before has mounted, until it is unmounted.
+
+    Raises:
+        VolumeBusy, CorruptVolume, UnsupportedFormat, UsageError: why it cannot be served; it is no more then.
+    """
+    run_self_check()
+    forbid_dumps()
+    request = MountRequest.of(inherited.request)
+    mount = RunningMount(request, session, Successor(command, inherited.context), inherited)
+    mount.serve(lambda: tell_taken_over(inherited))
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> None:

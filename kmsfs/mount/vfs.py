@@ -109,6 +109,8 @@ class VfsBase:
         """How often something was changed behind the mount."""
         self.names_changed = False
         """Whether entries came, went or moved since the last tick."""
+        self.healing_ends = False
+        """Set to let `heal` return before it is done."""
         self.own_changes: set[str] = set()
         self.own_changes_before: set[str] = set()
 

@@ -105,6 +105,17 @@ class OpenFiles(VfsBase):
         node.handles += 1
         return node.file
 
+    def reopen(self, node: Node, descriptor: int) -> None:
+        """Take over a file that another image of this process had open and stored.
+
+        Raises:
+            KmsfsError: if its header cannot be read; operations on it are refused then, until it is closed.
+        """
+        backing = PosixFile(descriptor)
+        node.file = Kf1File.open_pair(self.tools, backing, read_slots(self.keys, backing), None, known=False)
+        node.descriptor = descriptor
+        self.open_files.add(node)
+
     def _open_file(self, node: Node, backing: PosixFile, facts: os.stat_result) -> Kf1File:
         if not facts.st_size and not self.tools.rules.clean:
             # Created by a session that crashed before its first commit: it is empty.

@@ -138,6 +138,18 @@ def open_volume(cipher_dir: Path, session: ClientSession, *, read_only: bool = F
     return OpenVolume(config, keys, descriptor)
 
 
+def inherit_volume(cipher_dir: Path, session: ClientSession, descriptor: int) -> OpenVolume:
+    """As `open_volume`, with a descriptor that the image of this process before had locked.
+
+    Raises:
+        UsageError, CorruptVolume, UnsupportedFormat, KmsfsError: why it cannot be opened.
+    """
+    config, mac = read_config(cipher_dir)
+    keys = decrypt_volume_keys(config, session)
+    keys.check_config(config.signed_bytes(), mac)
+    return OpenVolume(config, keys, descriptor)
+
+
 def decrypt_volume_keys(config: VolumeConfig, session: ClientSession) -> VolumeKeys:
     """Return the volume's keys.
 
@@ -167,6 +179,13 @@ class VolumeLease:
         """Whether new freshness records may begin."""
         self.directory_keys: dict[bytes, str] = {}
         """The KMS keys of directories that have one of their own, by directory id."""
+
+    def inherit(
+        self, number: int, unclean: set[int], head: bytes, directory_keys: dict[bytes, str], *, may_begin: bool
+    ) -> None:
+        """Be the lease of a session that this process has already; `claim` resumes it."""
+        self.number, self.unclean, self.head = number, unclean, head
+        self.directory_keys, self.may_begin = directory_keys, may_begin
 
     def claim(self, transport: Transport) -> None:
         """Take or resume the lease on this connection.

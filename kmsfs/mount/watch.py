@@ -98,6 +98,24 @@ class CipherWatcher:
             return
         self._watches[node.node_id] = wd
 
+    def add_known(self) -> None:
+        """Watch every directory that the kernel knows already."""
+        with self._vfs.lock:
+            for node in self._vfs.nodes.all_nodes():
+                if node.is_dir and node.lookups and node.place() is not None:
+                    self.add(node)
+
+    def forget_entries(self, node_ids: list[int]) -> None:
+        """Drop what the kernel holds of the entries of some directories."""
+        with self._vfs.lock:
+            self._vfs.changes_behind += 1
+            known = [node for node in self._vfs.nodes.all_nodes() if node.node_id in set(node_ids)]
+            entries = [(node.node_id, name) for node in known for name in node.kids]
+        for parent_id, name in entries:
+            self._notifier.drop_entry(parent_id, name)
+        for node_id in node_ids:
+            self._notifier.drop_inode(node_id)
+
     def forget(self, node: Node) -> None:
         """Watch a directory no more. The caller holds the vfs lock."""
         wd = self._watches.pop(node.node_id, None)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kmsfs.errors import KmsfsError
+from kmsfs.formats.handover import OpenDirectory
 from kmsfs.mount.durability import Vfs
 from kmsfs.mount.kernel import wire
 from kmsfs.mount.nodes import Node
@@ -83,6 +84,25 @@ class OpenDirectories:
         if listing is not None:
             listing.node.handles -= 1
             self._vfs.nodes.drop_if_unused(listing.node)
+
+    def export(self) -> tuple[list[OpenDirectory], int]:
+        """Return every open directory and the next handle."""
+        self.forget_ahead()
+        opened = [
+            OpenDirectory(
+                handle, listing.node.node_id,
+                None if listing.entries is None else [(e.name, e.disk_name, e.kind, e.ino) for e in listing.entries],
+            )
+            for handle, listing in self._listings.items()
+        ]  # fmt: skip
+        return opened, self._next_handle
+
+    def restore(self, opened: list[OpenDirectory], next_handle: int) -> None:
+        """Open what was open when it was exported; the nodes have counted it already."""
+        self._next_handle = next_handle
+        for facts in opened:
+            entries = None if facts.entries is None else [Entry(*entry) for entry in facts.entries]
+            self._listings[facts.handle] = _Listing(self._vfs.nodes.get(facts.node_id), entries)
 
     def _entries(self, handle: int, offset: int) -> tuple[_Listing, int]:
         """Return an open directory and how many entries it has, its own two among them."""

@@ -58,7 +58,9 @@ class KernelSession:
         self.requests = 0
         self._wanted = int(_WANTED | (InitFlag.POSIX_ACL if check_permissions else 0))
         self._on_directory: Callable[[Node], None] | None = None
-        self._directories = OpenDirectories(vfs, self._known)
+        self._leaving = False
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.directories = OpenDirectories(vfs, self._known)
         self._who = Requester(0, 0)
         self._handlers: dict[int, Callable[[Node, memoryview], Answer]] = {
             Opcode.LOOKUP: self._lookup,
@@ -101,8 +103,13 @@ class KernelSession:
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
-    def serve(self) -> None:
-        """Answer requests until the file system is unmounted.
+    def leave(self) -> None:
+        """Let `serve` return between two requests. From any thread."""
+        self._leaving = True
+        os.eventfd_write(self._bell, 1)
+
+    def serve(self) -> bool:
+        """Answer requests until the file system is unmounted, or until `leave`; return whether it was that.
 
         Raises:
             OSError: if the descriptor fails in an unknown way.
@@ -113,7 +120,7 @@ class KernelSession:
         descriptor, dispatch, wake_ups = self.descriptor, self.dispatch, self._wake_ups
         os.set_blocking(descriptor, False)
         spin_until = 0
-        while True:
+        while not self._leaving:
             try:
                 length = os.readv(descriptor, buffers)
             except BlockingIOError:
@@ -122,26 +129,29 @@ class KernelSession:
                     and (self.vfs.provider.awaits or time.perf_counter_ns() > spin_until)
                     and not self._quiet_step()
                 ):
-                    wake_ups.wait(descriptor)
+                    wake_ups.wait(descriptor, self._bell)
                 continue
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINTR):
                     continue
                 if error.errno == errno.ENODEV:
-                    return
+                    return False
                 raise
             if not length:
-                return
+                return False
             self.requests += 1
             wake_ups.served()
             dispatch(view[:length])
             spin_until = time.perf_counter_ns() + _SPIN_NS
+        self._leaving = False
+        os.eventfd_read(self._bell)
+        return True
 
     def _use_the_wait(self) -> bool:
         """While the kernel has no request, do a piece of work that was put off."""
         try:
             with self.vfs.lock:
-                return self.vfs.idle_step() or self._directories.look_ahead(self.lifetimes.positive)
+                return self.vfs.idle_step() or self.directories.look_ahead(self.lifetimes.positive)
         except Exception:
             _LOG.exception("work that was put off failed")
             return False
@@ -166,7 +176,7 @@ class KernelSession:
         try:
             with self.vfs.lock:
                 if opcode not in _LOOKS:
-                    self._directories.forget_ahead()
+                    self.directories.forget_ahead()
                 self.vfs.asked_by = uid
                 try:
                     answer = handler(self.vfs.nodes.get(node_id), body)
@@ -231,7 +241,7 @@ class KernelSession:
 
     def _forget(self, node_id: int, lookups: int) -> None:
         with self.vfs.lock:
-            self._directories.forget_ahead()
+            self.directories.forget_ahead()
             try:
                 self.vfs.nodes.forget(self.vfs.nodes.get(node_id), lookups)
             except OSError:
@@ -405,19 +415,19 @@ class KernelSession:
     # --- directories ------------------------------------------------------------------------------------------
 
     def _opendir(self, node: Node, _body: memoryview) -> Answer:
-        return wire.OPEN_OUT.pack(self._directories.open(node), wire.FOPEN_KEEP_CACHE | wire.FOPEN_CACHE_DIR, 0)
+        return wire.OPEN_OUT.pack(self.directories.open(node), wire.FOPEN_KEEP_CACHE | wire.FOPEN_CACHE_DIR, 0)
 
     def _releasedir(self, _node: Node, body: memoryview) -> Answer:
-        self._directories.release(wire.RELEASE_IN.unpack_from(body)[0])
+        self.directories.release(wire.RELEASE_IN.unpack_from(body)[0])
         return None
 
     def _readdir(self, _node: Node, body: memoryview) -> Answer:
         handle, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        return self._directories.read(handle, offset, size)
+        return self.directories.read(handle, offset, size)
 
     def _readdirplus(self, _node: Node, body: memoryview) -> Answer:
         handle, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        return self._directories.read_plus(handle, offset, size, self.lifetimes.positive)
+        return self.directories.read_plus(handle, offset, size, self.lifetimes.positive)
 
     def _fsyncdir(self, node: Node, _body: memoryview) -> Answer:
         self.vfs.fsyncdir(node)

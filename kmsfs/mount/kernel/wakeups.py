@@ -52,14 +52,15 @@ class WakeUps:
         if self._served == DENSE:
             self._ask(self._wanted)
 
-    def wait(self, descriptor: int) -> None:
-        """Sleep until `descriptor` can be read.
+    def wait(self, descriptor: int, bell: int) -> None:
+        """Sleep until `descriptor` or `bell` can be read.
 
         Raises:
             OSError: if it cannot be waited for.
         """
         waiter = select.poll()
         waiter.register(descriptor, select.POLLIN)
+        waiter.register(bell, select.POLLIN)
         if self._served >= DENSE:
             if waiter.poll(KEPT_MILLISECONDS):
                 return
