@@ -65,7 +65,11 @@ class Kf1File:
         self.durable_slot: int | None = None
         self.last_slot: int | None = None
         self.synced_generation = 0
+        self.header_lost = False
+        """Whether a header that could not be written has taken the place of the last commit's: no barrier covers that then."""
         self.failed = False
+        self.leftover = False
+        """Whether the slot that is not in use holds something that only a crash explains: a later session must not find it."""
         self.reclaimed = False
         self.stale_check: Commit | None = None
         """What the disk had when the file was opened, until it was compared with the freshness records."""
@@ -140,6 +144,8 @@ class Kf1File:
         if choice.verified:
             # What was accepted must be durable before anything that it does not refer to is reused.
             self.file.datasync()
+        trusts = self.tools.rules.trusts
+        self.leftover = pair.damaged is not None or not all(trusts(slot.clear.session) for slot in pair.valid)
         self.durable_slot = durable_slot if known else choice.slot.number
         self.clear.generation = max(slot.clear.generation for slot in pair.valid)
         self.synced_generation = 0 if known else self.clear.generation
@@ -254,7 +260,9 @@ class Kf1File:
             self.file.write(slot, target * SLOT_BYTES)
         except BaseException:
             self.clear.generation = generation - 1
+            self.header_lost = self.header_lost or target == self.last_slot
             raise
+        self.header_lost = self.leftover = False
         self.last_slot = target
         self.tag = header_tag(slot)
         self.committed_generation = generation
@@ -280,7 +288,7 @@ class Kf1File:
 
     def mark_durable(self, generation: int) -> None:
         """Note that a barrier covered the commit of `generation`; later commits do not profit from it."""
-        if generation != self.clear.generation or self.last_slot is None:
+        if generation != self.clear.generation or self.last_slot is None or self.header_lost:
             return
         self.synced_generation = generation
         self.durable_slot = self.last_slot

@@ -40,6 +40,7 @@ class Vfs(DirectoryOperations):
     def _barrier(self, *, always: bool = False) -> None:
         with self.lock:
             self._commit_open_files()
+            self._rewrite_doubtful()
             covered = [
                 (n, n.file, n.file.clear.generation)
                 for n in self.open_files
@@ -69,7 +70,11 @@ class Vfs(DirectoryOperations):
                     file.mark_durable(generation)
             for key, mark in closed.items():
                 if self.recent.get(key) == mark and not mark.doubtful:
-                    self._covered(self.recent.pop(key))
+                    del self.recent[key]
+                    known = self.nodes.of_inode(key)
+                    # Of a file that was opened since, its own commits are covered above: this one may be older.
+                    if known is None or known.file is None:
+                        self._covered(mark)
             if self.tools.freshness is not None:
                 self.tools.freshness.removed(gone)
             try:
@@ -89,9 +94,25 @@ class Vfs(DirectoryOperations):
                 if node.file is file and file.provisional:
                     with contextlib.suppress(StorageError):
                         file.make_durable()
+                    if file.failed and not node.handles:
+                        # Nobody has it open: the next one who opens it goes on from what is durable.
+                        self.close_file(node)
             for key, mark in closed.items():
                 if self.recent.get(key) == mark:
                     self.recent[key] = replace(mark, doubtful=True)
+
+    def _rewrite_doubtful(self) -> None:
+        """Write once more what a failed barrier may have lost of closed files, so that the next one stores it."""
+        for key, mark in list(self.recent.items()):
+            node = self.nodes.of_inode(key) if mark.doubtful else None
+            if node is None or node.file is not None or node.place() is None:
+                continue
+            try:
+                self.acquire(node, at_home=False)
+            except (KmsfsError, OSError) as error:
+                self.complain("a file that the disk failed to store could not be written again: %s", error)
+            else:
+                self.give_back(node)
 
     def _covered(self, mark: Recent) -> None:
         if mark.commit is not None and self.tools.freshness is not None:
@@ -194,7 +215,7 @@ class Vfs(DirectoryOperations):
     def _heal_file(self, child: Node, parent: Node, name: bytes) -> None:
         file = self.acquire(child)
         try:
-            touched = file.clear.session in self.tools.rules.unclean or file.last_slot is None
+            touched = file.leftover or file.clear.session in self.tools.rules.unclean or file.last_slot is None
             if self._heal_home(child, file, parent, name) or touched:
                 # Two commits: no slot keeps a header of the unclean session.
                 for _ in range(2):

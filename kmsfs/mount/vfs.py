@@ -49,6 +49,8 @@ class Recent:
     number: int
     commit: Commit | None = None
     """The commit that the next barrier covers; None of a new file that has none yet."""
+    entry_synced: bool = False
+    """Whether its names are beyond a power cut."""
     doubtful: bool = False
     """A barrier failed: a later one that succeeds says nothing about this commit (fsync(2), NOTES)."""
 

@@ -53,7 +53,7 @@ class FileOperations(ExtrasOperations):
         node.file, node.descriptor = file, backing.descriptor
         node.handles += 1
         node.synced_entry = False
-        self.open_files.add(node)
+        self.open_files[node] = None
         self.recent_counter += 1
         self.recent[node.key] = Recent(None, self.recent_counter)
 

@@ -13,6 +13,7 @@ import resource
 import stat
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 from kmsfs.backing.posix import PosixFile
@@ -38,7 +39,7 @@ class OpenFiles(VfsBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.open_files: set[Node] = set()
+        self.open_files: dict[Node, None] = {}
         self.resting: OrderedDict[Node, None] = OrderedDict()
         """Files that nobody has open, kept without keys so that the next open, rename or utimens is cheap."""
         self.resting_max = min(_RESTING_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
@@ -98,7 +99,7 @@ class OpenFiles(VfsBase):
                 backing.close()
                 raise
             node.descriptor = backing.descriptor
-            self.open_files.add(node)
+            self.open_files[node] = None
         else:
             self.resting.pop(node, None)
             self.settling.pop(node, None)
@@ -114,7 +115,7 @@ class OpenFiles(VfsBase):
         backing = PosixFile(descriptor)
         node.file = Kf1File.open_pair(self.tools, backing, read_slots(self.keys, backing), None, known=False)
         node.descriptor = descriptor
-        self.open_files.add(node)
+        self.open_files[node] = None
 
     def _open_file(self, node: Node, backing: PosixFile, facts: os.stat_result) -> Kf1File:
         if not facts.st_size and not self.tools.rules.clean:
@@ -126,6 +127,7 @@ class OpenFiles(VfsBase):
                 made.attributes.primary_dir, made.attributes.name = self.dir_id(place[0]), place[1]
             made.attributes.mtime_ns = made.attributes.btime_ns = facts.st_mtime_ns
             return made
+        self._write_again(node, backing)
         return Kf1File.open_pair(self.tools, backing, self._headers_of(node, backing), *self._durability_of(node))
 
     def _headers_of(self, node: Node, backing: PosixFile) -> SlotPair:
@@ -144,6 +146,7 @@ class OpenFiles(VfsBase):
             return
         file = None
         try:
+            self._write_again(node, backing)
             pair = self._headers_of(node, backing)
             if pair.valid and pair.damaged is None and self.tools.rules.trusts(pair.valid[0].clear.session):
                 file = Kf1File.open_pair(self.tools, backing, pair, *self._durability_of(node))
@@ -154,13 +157,28 @@ class OpenFiles(VfsBase):
                 backing.close()
         if file is not None:
             node.file, node.descriptor = file, backing.descriptor
-            self.open_files.add(node)
+            self.open_files[node] = None
             self._rest(node, file)
 
     def _durability_of(self, node: Node) -> tuple[int | None, bool]:
         """Return (slot of the last durable commit, whether this mount committed since) of a closed file."""
         known = self.recent.get(node.key)
-        return (known.durable_slot if known is not None else None), known is not None
+        if known is None:
+            return None, False
+        node.synced_entry = node.synced_entry and known.entry_synced
+        return known.durable_slot, True
+
+    def _write_again(self, node: Node, backing: PosixFile) -> None:
+        """Before a file is opened: if a barrier failed since its last commits, let the next one store them.
+
+        Raises:
+            StorageError: if what the file holds cannot be written once more.
+        """
+        known = self.recent.get(node.key)
+        if known is not None and known.doubtful:
+            backing.rewrite()
+            self.recent_counter += 1
+            self.recent[node.key] = replace(known, number=self.recent_counter, doubtful=False)
 
     def give_back(self, node: Node) -> None:
         """Undo `acquire`. The last one stores the file, now or soon; it rests open for a while, without keys.
@@ -225,16 +243,24 @@ class OpenFiles(VfsBase):
         linked = self.linked(node)
         if linked and not file.failed and not self.options.read_only:
             file.commit()
-            if file.provisional:
+            if file.provisional or not node.synced_entry:
                 self.recent_counter += 1
-                self.recent[node.key] = Recent(file.durable_slot, self.recent_counter, file.last_commit())
+                self.recent[node.key] = Recent(
+                    file.durable_slot, self.recent_counter, file.last_commit(), node.synced_entry
+                )
             else:
                 self.recent.pop(node.key, None)
+        elif linked and file.failed:
+            # What the disk has of the last commits is unknown: the durable one stays the base, and is not written over.
+            self.recent_counter += 1
+            self.recent[node.key] = Recent(
+                file.durable_slot, self.recent_counter, entry_synced=node.synced_entry, doubtful=True
+            )
         if not linked:
             self.file_gone(file.attributes)
         node.file = None
         node.descriptor = -1
-        self.open_files.discard(node)
+        self.open_files.pop(node, None)
         for waiting in (self.resting, self.settling, self.restless):
             waiting.pop(node, None)
         self.own_changes.update(node.names.values())

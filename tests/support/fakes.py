@@ -51,6 +51,8 @@ class MemoryRecords:
         return self.changed[file_id] if file_id in self.changed else self.stored.get(file_id)
 
     def durable(self, commit):
+        known = self.find(commit.file_id)
+        assert known is None or known[0] <= commit.generation, "a record went back in time"
         self.changed[commit.file_id] = (commit.generation, commit.tag)
 
     def gone(self, file_id):

@@ -44,6 +44,8 @@ class FileData:
         self.durable = bytearray(content)
         self.cache = bytearray(content)
         self.versions = {}
+        self.lost = {}
+        """Sectors whose write-back failed: the kernel takes them for clean, and no later barrier stores them."""
 
     def write(self, data, offset):
         if len(self.cache) < offset + len(data):
@@ -52,14 +54,23 @@ class FileData:
         for at in range(0, len(data), SECTOR):
             piece = bytes(data[at : at + SECTOR]).ljust(SECTOR, b"\0")
             self.versions.setdefault((offset + at) // SECTOR, []).append(piece)
+            self.lost.pop((offset + at) // SECTOR, None)
 
     def barrier(self):
-        self.durable, self.versions = bytearray(self.cache), {}
+        before, self.durable, self.versions = self.durable, bytearray(self.cache), dict(self.lost)
+        for number in self.lost:
+            old = bytes(before[number * SECTOR : (number + 1) * SECTOR]).ljust(SECTOR, b"\0")
+            end = min(len(self.durable), (number + 1) * SECTOR)
+            self.durable[number * SECTOR : end] = old[: end - number * SECTOR]
+
+    def failed_barrier(self):
+        self.lost = dict(self.versions)
 
     def truncate(self, size):
         for copy in (self.cache, self.durable):
             del copy[size:]
         self.versions = {number: v for number, v in self.versions.items() if number * SECTOR < size}
+        self.lost = {number: v for number, v in self.lost.items() if number * SECTOR < size}
 
     def survivor(self, rng):
         left = bytearray(self.durable)
@@ -119,11 +130,16 @@ class Recorder:
                 self.kinds[number], self.data[number] = "f", FileData(Path(entry.path).read_bytes())
         self.current[here] = dict(entries)
 
-    def burn(self):
+    def burn(self, _call, _inode=None):
+        """Before each system call that changes something."""
         if self.fuse is not None:
             self.fuse -= 1
             if self.fuse < 0:
                 raise Cut
+
+    def shorten(self, data):
+        """A write may be shorter than asked."""
+        return data
 
     def change(self, places, *inodes):
         self.changes.append(Change(places, set(inodes)))
@@ -225,7 +241,7 @@ class Recorder:
         def do_open(path, flags, mode=0o777, *, dir_fd=None):
             if dir_fd is None or not flags & os.O_CREAT or number(dir_fd) not in self.current:
                 return real["open"](path, flags, mode, dir_fd=dir_fd)
-            self.burn()
+            self.burn("open")
             fd = real["open"](path, flags, mode, dir_fd=dir_fd)
             inode = self.identify(os.fstat(fd).st_ino)
             self.kinds[inode], self.data[inode] = "f", FileData()
@@ -235,7 +251,7 @@ class Recorder:
         def do_mkdir(path, mode=0o777, *, dir_fd=None):
             if dir_fd is None:
                 return real["mkdir"](path, mode)
-            self.burn()
+            self.burn("mkdir")
             real["mkdir"](path, mode, dir_fd=dir_fd)
             inode = made(path, dir_fd)
             self.kinds[inode], self.current[inode] = "d", {}
@@ -244,7 +260,7 @@ class Recorder:
         def do_symlink(target, path, *args, dir_fd=None, **kwargs):
             if dir_fd is None:
                 return real["symlink"](target, path, *args, **kwargs)
-            self.burn()
+            self.burn("symlink")
             real["symlink"](target, path, dir_fd=dir_fd)
             inode = made(path, dir_fd)
             self.kinds[inode], self.links[inode] = "l", target
@@ -254,13 +270,13 @@ class Recorder:
         def do_rename(old, new, *, src_dir_fd=None, dst_dir_fd=None):
             if src_dir_fd is None:
                 return real["rename"](old, new)
-            self.burn()
+            self.burn("rename")
             inode = child(old, src_dir_fd)
             real["rename"](old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
             self.change([(number(src_dir_fd), old, None), (number(dst_dir_fd), new, inode)], inode)
 
         def do_flags(old_dir, old, new_dir, new, flags):
-            self.burn()
+            self.burn("rename")
             inode = child(old, old_dir)
             other = child(new, new_dir) if flags == _RENAME_EXCHANGE else None
             REAL_FLAGS(old_dir, old, new_dir, new, flags)
@@ -271,7 +287,7 @@ class Recorder:
             def remove(path, *, dir_fd=None):
                 if dir_fd is None:
                     return real[kind](path)
-                self.burn()
+                self.burn(kind)
                 inode = child(path, dir_fd)
                 real[kind](path, dir_fd=dir_fd)
                 directory, name = place(path, dir_fd)
@@ -282,7 +298,7 @@ class Recorder:
         def do_link(old, new, *, src_dir_fd=None, dst_dir_fd=None, follow_symlinks=True):
             if src_dir_fd is None:
                 return real["link"](old, new)
-            self.burn()
+            self.burn("link")
             real["link"](old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=follow_symlinks)
             inode = child(new, dst_dir_fd)
             self.change([(number(dst_dir_fd), new, inode)], inode)
@@ -290,26 +306,27 @@ class Recorder:
         def do_pwrite(fd, data, offset):
             inode = number(fd)
             if inode in self.data:
-                self.burn()
-                self.data[inode].write(bytes(data), offset)
+                self.burn("pwrite")
+                data = self.shorten(bytes(data))
+                self.data[inode].write(data, offset)
             return real["pwrite"](fd, data, offset)
 
         def do_truncate(fd, size):
             inode = number(fd)
             if inode in self.data:
-                self.burn()
+                self.burn("ftruncate")
                 self.data[inode].truncate(size)
             return real["ftruncate"](fd, size)
 
         def do_sync(*, names):
             def sync(fd):
-                self.burn()
+                self.burn("fsync", number(fd))
                 self.sync(number(fd), names=names)
 
             return sync
 
         def do_sync_all(_fd):
-            self.burn()
+            self.burn("syncfs")
             self.sync_all()
 
         return {
@@ -352,6 +369,8 @@ class TreeHistory:
         self.unclean = set()
         self.lives = 0
         self.old_inodes, self.with_header = {}, set()
+        self.torn = False
+        """Whether a write was cut short in the last life: a new file's only header may be torn without a power cut."""
         self.root = Path(folder) / "0"
         self.root.mkdir()
 
@@ -403,7 +422,7 @@ class TreeHistory:
             group = self.groups.get(inode)
             if there is UNREADABLE:
                 # A power cut may tear the first header of a file that was never promised; a kill may not.
-                if not self.power or (group is not None and group.whole):
+                if not (self.power or self.torn) or (group is not None and group.whole):
                     raise Violation(f"{path} is unreadable, power {self.power}, whole {group and group.whole}")
                 item = self.tree.get(path)
                 if item is not None and item.promised and (item.replaced or item.group).whole:
@@ -479,7 +498,7 @@ class TreeHistory:
         for item in self.tree.values():
             item.promised = False
         self.heal()
-        recorder = self.recorder = Recorder(self.root, self.rng)
+        recorder = self.recorder = self.make_recorder()
         self.groups = {recorder.ids[real]: group for real, group in self.groups.items()}
         recorder.fuse = self.rng.randrange(0, 120)
         with patched(recorder.wrap()):
@@ -503,6 +522,9 @@ class TreeHistory:
         self.old_inodes, self.with_header = recorder.make_anew(after, power=power)
         shutil.rmtree(self.root)
         self.root = after
+
+    def make_recorder(self):
+        return Recorder(self.root, self.rng)
 
     def heal(self):
         """Sometimes recovery gets through before anything happens: from then on nothing counts as touched by a crash."""
@@ -695,7 +717,7 @@ class Item:
     def during(self, data):
         """From now on every prefix of the new content may be found: each piece may have been committed."""
         self.group.contents.append(b"")
-        for end in range(8192, len(data), 8192):
+        for end in range(4096, len(data), 4096):
             self.group.contents.append(data[:end])
         self.group.contents.append(data)
 
