@@ -90,7 +90,7 @@ class DirectoryOperations(FileOperations):
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         os.symlink(self.keys.seal_link(target, self.tools.rng), disk_name, dir_fd=directory)
-        self.own(parent, disk_name, who, stat.S_IFLNK)
+        self._own_or_undo(parent, directory, disk_name, who, stat.S_IFLNK)
         return self.enter(
             parent, name, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False)
         )
@@ -112,10 +112,17 @@ class DirectoryOperations(FileOperations):
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         os.mknod(disk_name, self.made_mode(parent, mode, who), rdev, dir_fd=directory)
-        self.own(parent, disk_name, who, mode)
+        self._own_or_undo(parent, directory, disk_name, who, mode)
         return self.enter(
             parent, name, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False)
         )
+
+    def _own_or_undo(self, parent: Node, directory: int, disk_name: str, who: Requester, mode: int) -> None:
+        try:
+            self.own(parent, disk_name, who, mode)
+        except BaseException:
+            self.undo_making(directory, disk_name)
+            raise
 
     def link(self, node: Node, parent: Node, name: bytes) -> Stat:
         """Make a hard link: the file's header learns of its new home first.
@@ -244,12 +251,15 @@ class DirectoryOperations(FileOperations):
         try:
             if set(os.listdir(inner)) - {DIR_ID_NAME, _NEW_ID}:
                 raise OSError(errno.ENOTEMPTY, "directory not empty")
-            target = None
-            with contextlib.suppress(FileNotFoundError):
-                target = os.readlink(DIR_ID_NAME, dir_fd=inner)
-                os.unlink(DIR_ID_NAME, dir_fd=inner)
+            # What a crash may have left goes first: whatever fails, a directory keeps its id.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_NEW_ID, dir_fd=inner)
+            target = None
+            with contextlib.suppress(FileNotFoundError):
+                # One that is damaged is no link: it goes all the same.
+                with contextlib.suppress(OSError):
+                    target = os.readlink(DIR_ID_NAME, dir_fd=inner)
+                os.unlink(DIR_ID_NAME, dir_fd=inner)
             try:
                 os.rmdir(disk_name, dir_fd=directory)
             except OSError:

@@ -1,5 +1,6 @@
 """File operations: create, open, read, write, allocate, seek, fsync."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -39,14 +40,20 @@ class FileOperations(ExtrasOperations):
         try:
             self.own(parent, disk_name, who, mode)
             facts = os.fstat(backing.descriptor)
-            node = self.nodes.adopt(parent, name, disk_name, facts)
             file = Kf1File.create(self.tools, backing, fresh)
         except BaseException:
             backing.close()
+            self.undo_making(directory, disk_name)
             raise
+        node = self.nodes.adopt(parent, name, disk_name, facts)
         file.attributes.primary_dir, file.attributes.name = self.dir_id(parent), name
         self._opened_new(node, file, backing)
         return node, self._stat(node, facts, None, b"")
+
+    def undo_making(self, directory: int, disk_name: str) -> None:
+        """Take back an entry that could not be given to its maker, by a quota for instance: he was told that it failed."""
+        with contextlib.suppress(OSError):
+            os.unlink(disk_name, dir_fd=directory)
 
     def _opened_new(self, node: Node, file: Kf1File, backing: PosixFile) -> None:
         file.attributes.mtime_ns = file.attributes.btime_ns = time.time_ns()

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import random
+import stat
 
 import pytest
 
@@ -209,6 +210,55 @@ def test_a_new_files_name_is_synced_though_the_kernel_forgot_it_meanwhile(disk, 
     disk.vfs.fsync(again)
     assert synced == [True]
     disk.vfs.release(again)
+
+
+def test_what_cannot_be_given_to_its_maker_is_not_made(tmp_path, monkeypatch):
+    """chown(2) fails by a quota: an empty backing file would be a damaged file for ever."""
+    disk = Disk(tmp_path)
+    disk.mount()
+
+    def refused(*_args, **_more):
+        raise OSError(errno.EDQUOT, "quota")
+
+    monkeypatch.setattr(Vfs, "own", refused)
+    root = disk.vfs.nodes.root
+    for make in (
+        lambda: disk.vfs.create(root, b"a", 0o600, WHO), lambda: disk.vfs.symlink(root, b"b", b"target", WHO),
+        lambda: disk.vfs.mknod(root, b"c", stat.S_IFIFO | 0o600, 0, WHO), lambda: disk.vfs.mkdir(root, b"d", 0o700, WHO),
+    ):  # fmt: skip
+        with pytest.raises(OSError, match="quota"):
+            make()
+    assert disk.vfs.list_directory(root) == [] and not root.kids
+
+
+def test_a_directory_that_cannot_be_removed_keeps_its_id(disk):
+    root = disk.vfs.nodes.root
+    for number in range(1, 5):
+        disk.vfs.mkdir(root, b"d", 0o700, WHO)[0].lookups += 1
+        disk.recorder.calls["any"] = 0
+        disk.recorder.arm("any", number)
+        try:
+            disk.vfs.rmdir(root, b"d")
+        except OSError:
+            disk.recorder.calm()
+            disk.vfs.finish()
+            disk.mount()
+            root = disk.vfs.nodes.root
+            assert disk.vfs.list_directory(disk.look(b"d")) == []
+            disk.vfs.rmdir(root, b"d")
+        disk.recorder.calm()
+
+
+def test_a_directory_whose_id_is_rubbish_can_be_removed(tmp_path):
+    disk = Disk(tmp_path)
+    root = disk.mount().nodes.root
+    disk.vfs.mkdir(root, b"d", 0o700, WHO)
+    (damaged,) = [disk.folder / entry.disk_name for entry in disk.vfs.list_directory(root)]
+    (damaged / ".kd").unlink()
+    (damaged / ".kd").write_bytes(b"rubbish")
+    disk.mount()
+    disk.vfs.rmdir(disk.vfs.nodes.root, b"d")
+    assert not damaged.exists()
 
 
 def test_records_never_go_back(disk):

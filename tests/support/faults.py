@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from kmsfs.errors import KmsfsError, StorageError
+from kmsfs.mount.attributes import Changes
 
 from support.powercut import Cut, Violation
 from support.treecut import DIRECTORY, UNREADABLE, WHO, Group, Item, Recorder, TreeHistory, patched
@@ -118,8 +119,8 @@ class FaultHistory(TreeHistory):
         self.vfs.resting_max = self.rng.choice((4, 8, 4096))
 
     def step(self):
-        if self.rng.random() < 0.25 and self.files():
-            self.rng.choice((self.append, self.overwrite))()
+        if self.rng.random() < 0.35 and self.files():
+            self.rng.choice((self.append, self.overwrite, self.cut_off, self.rmdir))()
         else:
             super().step()
 
@@ -275,6 +276,30 @@ class FaultHistory(TreeHistory):
         with self.held(node):
             self.vfs.write(node, piece, at, cached=False)
         group.contents.append(new)
+
+    def cut_off(self):
+        """truncate(2), shorter or longer."""
+        path = self.rng.choice(self.files())
+        group = self.tree[path].group
+        old = group.contents[-1]
+        size = self.rng.randrange(0, 2 * len(old) + 100)
+        new = old[:size] + bytes(max(0, size - len(old)))
+        group.contents.append(new)
+        self.vfs.setattr(self.node(path), Changes(size=size))
+        group.contents.append(new)
+
+    def rmdir(self):
+        empty = [path for path in self.directories() if path and not any(other[:-1] == path for other in self.tree)]
+        if empty:
+            path = self.rng.choice(empty)
+            parent = self.node(path[:-1])
+            item = self.tree.pop(path)
+            try:
+                self.vfs.rmdir(parent, path[-1])
+            except (KmsfsError, OSError):
+                item.promised = False
+                self.tree[path] = item
+                raise
 
     def put(self, node, data):
         for start in range(0, len(data), 4096):

@@ -725,7 +725,12 @@ class Item:
         self.group.contents.append(data)
 
     def right(self):
-        return [*self.group.right(), *(content for item in self.others for content in item.right())]
+        """Each content of each file that may be there; who failed to replace whom may go in a circle."""
+        items, contents = [self], []
+        for item in items:
+            contents += item.group.right()
+            items += [other for other in item.others if other not in items]
+        return contents
 
 
 def tree_campaign(count, folder, modes=("power", "kill", "mixed"), first_seed=0):
