@@ -297,13 +297,23 @@ class DirectoryOperations(FileOperations):
             self.require_same_key(target, parent, old_parent)
         if target is not None:
             self._before_name_goes(target, self.nodes.descriptor(parent), new_disk)
-        self._before_rename(source, parent, name, replaces=target is not None)
-        if flags & _EXCHANGE and target is not None:
-            self._before_rename(target, old_parent, old_name, replaces=False)
-        self._rename_on_disk(old_parent, old_disk, parent, (new_disk, new_sidecar), flags, target)
+        with contextlib.ExitStack() as held:
+            # Open before anything has moved: what cannot be read is not renamed, and afterwards nothing has to be read.
+            moves = [(source, (old_parent, old_name), (parent, name))]
+            if flags & _EXCHANGE and target is not None:
+                moves.append((target, (parent, name), (old_parent, old_name)))
+            for node, old, new in moves:
+                if node.is_file:
+                    file = self.acquire(node)
+                    held.callback(self.give_back, node)
+                    self.ready_home(node, file, old, new)
+            self._before_rename(source, parent, name, replaces=target is not None)
+            if flags & _EXCHANGE and target is not None:
+                self._before_rename(target, old_parent, old_name, replaces=False)
+            self._rename_on_disk(old_parent, old_disk, parent, (new_disk, new_sidecar), flags, target)
+            self._after_rename(source, (old_parent, old_name), (parent, name), new_disk, target, old_disk, flags)
         if not flags & _EXCHANGE:
             self._drop_sidecar(self.nodes.descriptor(old_parent), old_disk, old_sidecar)
-        self._after_rename(source, (old_parent, old_name), (parent, name), new_disk, target, old_disk, flags)
 
     def _rename_target(self, parent: Node, name: bytes, disk_name: str, flags: int) -> Node | None:
         directory = self.nodes.descriptor(parent)
@@ -404,8 +414,10 @@ class DirectoryOperations(FileOperations):
             self._write_dir_tags(node, [self.keys.dir_tag(self.dir_id(new[0]), new[1])])
         elif node.is_file:
             file = self.acquire(node, at_home=False)
-            self.move_home(node, file, old, new)
-            self.give_back(node)
+            try:
+                self.move_home(node, file, old, new)
+            finally:
+                self.give_back(node)
 
     # --- listing ----------------------------------------------------------------------------------------------
 

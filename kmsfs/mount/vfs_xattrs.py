@@ -278,6 +278,18 @@ class ExtrasOperations(KeyOperations):
             return
         file.attributes_dirty = True
 
+    def ready_home(self, node: Node, file: Kf1File, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
+        """Before a rename: a home that stands in the file's record is written there first, as a hard link's is.
+
+        Raises:
+            CorruptFile, StorageError: if the record is damaged or cannot be written; nothing was renamed then.
+        """
+        attributes = file.attributes
+        old_dir = self.dir_id(old[0])
+        primary = attributes.primary_dir == old_dir and attributes.name == old[1]
+        if attributes.extras and not primary and self.keys.home_tag(old_dir, old[1]) not in attributes.extra_homes:
+            self._add_to_record(node, self.keys.home_tag(self.dir_id(new[0]), new[1]))
+
     def move_home(self, node: Node, file: Kf1File, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
         """Write a renamed link's new home in the place of the old one."""
         attributes = file.attributes
@@ -290,6 +302,6 @@ class ExtrasOperations(KeyOperations):
             attributes.extra_homes[attributes.extra_homes.index(tag)] = new_tag
         else:
             extras = self._load_extras(node)
-            extras.homes = [new_tag, *(home for home in extras.homes if home != tag)]
+            extras.homes = [new_tag, *(home for home in extras.homes if home not in (tag, new_tag))]
             self._store_extras(node, extras)
         file.attributes_dirty = True

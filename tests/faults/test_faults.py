@@ -261,6 +261,33 @@ def test_a_directory_whose_id_is_rubbish_can_be_removed(tmp_path):
     assert not damaged.exists()
 
 
+@pytest.mark.parametrize("links", [0, 8])
+@pytest.mark.parametrize("kind", ["read", "any"])
+def test_a_rename_that_fails_leaves_the_file_readable(disk, kind, links):
+    """Whichever call is refused, under the name that it has then; after an unmount too, when nothing is forgiven."""
+    root = disk.vfs.nodes.root
+    for number in range(1, 12):
+        names = [b"f%d" % number, *(b"l%d-%d" % (number, link) for link in range(links))]
+        node = disk.make(b"content" * 1000, names[0])
+        for name in names[1:]:
+            disk.vfs.link(node, root, name)
+        disk.vfs.close_file(node)
+        node.attributes = None
+        disk.recorder.calls = dict.fromkeys(disk.recorder.calls, 0)
+        disk.recorder.arm(kind, number)
+        try:
+            disk.vfs.rename(root, names[-1], root, b"moved%d" % number)
+        except (OSError, StorageError):
+            assert disk.recorder.fired
+        disk.recorder.calm()
+        assert disk.vfs.finish()
+        disk.mount()
+        root = disk.vfs.nodes.root
+        for entry in disk.vfs.list_directory(root):
+            assert disk.read(entry.name) == b"content" * 1000
+        assert len(disk.vfs.list_directory(root)) == number * (links + 1)
+
+
 def test_records_never_go_back(disk):
     node = disk.make(b"one" * 3000)
     disk.vfs.close_file(node)

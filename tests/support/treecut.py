@@ -222,7 +222,7 @@ class Recorder:
     def wrap(self):
         """Return {(module, name): replacement} for what the vfs calls."""
         real = {name: getattr(os, name) for name in ("open", "mkdir", "symlink", "rename", "unlink", "rmdir", "link",
-                                                     "pwrite", "ftruncate", "fsync", "fdatasync")}  # fmt: skip
+                                                     "pwrite", "write", "ftruncate", "fsync", "fdatasync")}  # fmt: skip
 
         def number(fd):
             return self.ids.get(os.fstat(fd).st_ino)
@@ -311,6 +311,14 @@ class Recorder:
                 self.data[inode].write(data, offset)
             return real["pwrite"](fd, data, offset)
 
+        def do_write(fd, data):
+            inode = self.ids.get(os.fstat(fd).st_ino)
+            if inode in self.data:
+                self.burn("pwrite")
+                data = self.shorten(bytes(data))
+                self.data[inode].write(data, os.lseek(fd, 0, os.SEEK_CUR))
+            return real["write"](fd, data)
+
         def do_truncate(fd, size):
             inode = number(fd)
             if inode in self.data:
@@ -332,7 +340,7 @@ class Recorder:
         return {
             (os, "open"): do_open, (os, "mkdir"): do_mkdir, (os, "symlink"): do_symlink, (os, "rename"): do_rename,
             (os, "unlink"): do_remove("unlink"), (os, "rmdir"): do_remove("rmdir"), (os, "link"): do_link,
-            (os, "pwrite"): do_pwrite, (os, "ftruncate"): do_truncate, (os, "fsync"): do_sync(names=True),
+            (os, "pwrite"): do_pwrite, (os, "write"): do_write, (os, "ftruncate"): do_truncate, (os, "fsync"): do_sync(names=True),
             (os, "fdatasync"): do_sync(names=False), (durability, "sync_file_system"): do_sync_all,
             (vfs_dirs, "rename_with_flags"): do_flags, (vfs_dirs, "sync_file_system"): do_sync_all,
         }  # fmt: skip
