@@ -35,6 +35,7 @@ from kmsd.events.service import ChangeService
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
 from kmsd.iam.entities import EntityService, IamService
+from kmsd.iam.mfa import MfaCodes, MfaService
 from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.iam.records import GROUP, ROLE, USER
 from kmsd.iam.store import IamStore
@@ -170,7 +171,8 @@ class Daemon:
         )  # fmt: skip
         admin = AdminService(facts, registry, authoriser, time.time)
         batches = BatchService(pipeline, authoriser, crypto)
-        sts = TokenService(self._sessions, self._iam)
+        codes = MfaCodes(self._iam)
+        sts = TokenService(self._sessions, self._iam, codes)
         self._state.administrators = administrators
         self._book = CredentialBook(self._account, self._sessions, self._iam, administrators, os.getuid())
         pipeline.bind(
@@ -180,7 +182,7 @@ class Daemon:
                     self._keys, self._upkeep, pairs, crypto, grants, parameters, ParameterMarkService(parameters),
                     volumes, batches, admin, sts, self._secrets, SecretUpkeepService(secret_store),
                     RotationService(secret_store, os.urandom),
-                    *self._identities(), self._imports,
+                    *self._identities(), MfaService(self._iam, codes, os.urandom), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
                     dependents, self._metrics, ChangeService(changes),
                     SealService(facts.root_key_source, sealing_keepers(config.administrators), None if config.ephemeral else self._seal),

@@ -31,6 +31,13 @@ class IamLimitExceeded(Conflict):
     http_status = 409
 
 
+class InvalidAuthenticationCode(InvalidRequest):
+    """The codes are not those that the MFA device shows one after the other."""
+
+    code = "InvalidAuthenticationCode"
+    http_status = 403
+
+
 class MalformedIdentityPolicy(InvalidRequest):
     """A policy of IAM could not be read."""
 

@@ -1,7 +1,11 @@
 """IAM's identities over the HTTP door, and what they may do with keys, parameters and secrets."""
 
+import base64
 import json
 import os
+import subprocess
+import sys
+import time
 import uuid
 
 import boto3
@@ -9,6 +13,8 @@ import botocore.exceptions
 import botocore.session
 import pytest
 from botocore.config import Config
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from msgspec import NODEFAULT
 
 from conftest import DaemonProcess
@@ -423,3 +429,158 @@ def test_operations_are_those_of_awss_model(service):
         given = dict(zip(names[::-1], defaults[::-1], strict=False))
         required = {field for field in names if given.get(field, NODEFAULT) is NODEFAULT}
         assert required == set(wanted.input_shape.required_members if wanted.input_shape else ()), operation_name
+
+
+# --- MFA --------------------------------------------------------------------------------------------------------
+
+
+class Authenticator:
+    """What a person's telephone does with the seed (RFC 6238)."""
+
+    def __init__(self, seed, ahead=0):
+        self.seed, self.ahead = base64.b32decode(seed), ahead
+
+    def code(self, steps=0):
+        now = time.time() + (steps + self.ahead) * 30
+        return TOTP(self.seed, 6, SHA1(), 30).generate(int(now)).decode()
+
+
+def answers_with(code, act, **arguments):
+    with pytest.raises(botocore.exceptions.ClientError) as caught:
+        act(**arguments)
+    assert caught.value.response["Error"]["Code"] == code
+    return caught.value.response["Error"]["Message"]
+
+
+def device_of(world, name, ahead=0):
+    iam = world.client("iam")
+    made = iam.create_virtual_mfa_device(VirtualMFADeviceName=name)["VirtualMFADevice"]
+    shown = Authenticator(made["Base32StringSeed"], ahead)
+    serial = made["SerialNumber"]
+    iam.enable_mfa_device(
+        UserName=name, SerialNumber=serial, AuthenticationCode1=shown.code(-2), AuthenticationCode2=shown.code(-1)
+    )
+    return serial, shown
+
+
+def test_a_policy_that_asks_for_mfa(world):
+    needs = {"Bool": {"aws:MultiFactorAuthPresent": "true"}, "NumericLessThan": {"aws:MultiFactorAuthAge": "3600"}}
+    name, keys = world.user(policy=[allow("kms:GenerateRandom", Condition=needs)])
+    serial, shown = device_of(world, name)
+    assert serial == f"arn:aws:iam::111122223333:mfa/{name}"
+    # With the long-lived key the request has no such condition key at all, and with a session without MFA it is false.
+    answers_with("AccessDeniedException", world.client("kms", keys).generate_random, NumberOfBytes=8)
+    sts = world.client("sts", keys)
+    plain = sts.get_session_token()["Credentials"]
+    plain = (plain["AccessKeyId"], plain["SecretAccessKey"], plain["SessionToken"])
+    answers_with("AccessDeniedException", world.client("kms", plain).generate_random, NumberOfBytes=8)
+    code = shown.code()
+    made = sts.get_session_token(SerialNumber=serial, TokenCode=code)["Credentials"]
+    strong = (made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"])
+    assert len(world.client("kms", strong).generate_random(NumberOfBytes=8)["Plaintext"]) == 8
+    # No code counts twice, and one of the past never.
+    for used in (code, shown.code(-1)):
+        assert "invalid MFA" in answers_with("AccessDenied", sts.get_session_token, SerialNumber=serial, TokenCode=used)
+    assert "both" in answers_with("AccessDenied", sts.get_session_token, SerialNumber=serial)
+    # Somebody else's device is none of his.
+    other, other_keys = world.user()
+    message = answers_with("AccessDenied", world.client("sts", other_keys).get_session_token, SerialNumber=serial, TokenCode=shown.code(1))
+    assert "associated with this user" in message
+
+
+def test_a_role_that_asks_for_mfa(world):
+    name, keys = world.user(policy=[allow("sts:AssumeRole")])
+    serial, shown = device_of(world, name)
+    trust = document({
+        "Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::111122223333:user/{name}"}, "Action": "sts:AssumeRole",
+        "Condition": {"Bool": {"aws:MultiFactorAuthPresent": "true"}},
+    })  # fmt: skip
+    role = f"r-{name}"
+    iam = world.client("iam")
+    arn = iam.create_role(RoleName=role, AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+    needs = {"Bool": {"aws:MultiFactorAuthPresent": "true"}}
+    iam.put_role_policy(
+        RoleName=role, PolicyName="p",
+        PolicyDocument=document(allow("kms:GenerateRandom"), allow("kms:ListKeys", Condition=needs)),
+    )  # fmt: skip
+    sts = world.client("sts", keys)
+    answers_with("AccessDenied", sts.assume_role, RoleArn=arn, RoleSessionName="session")
+    answers_with("AccessDenied", sts.assume_role, RoleArn=arn, RoleSessionName="session", SerialNumber=serial, TokenCode="000000")
+    made = sts.assume_role(RoleArn=arn, RoleSessionName="session", SerialNumber=serial, TokenCode=shown.code())["Credentials"]
+    session = (made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"])
+    world.client("kms", session).generate_random(NumberOfBytes=8)
+    # The role's own credentials say nothing of MFA, as at AWS ("Configuring MFA-protected API access").
+    answers_with("AccessDeniedException", world.client("kms", session).list_keys)
+
+
+def test_devices_belong_to_one_user_and_know_their_clock(world):
+    iam = world.client("iam")
+    name, keys = world.user()
+    serial, shown = device_of(world, name, ahead=7)
+    assert [d["SerialNumber"] for d in iam.list_mfa_devices(UserName=name)["MFADevices"]] == [serial]
+    mine = [d for d in iam.list_virtual_mfa_devices(AssignmentStatus="Assigned")["VirtualMFADevices"] if d["SerialNumber"] == serial]
+    assert mine[0]["User"]["UserName"] == name and "Base32StringSeed" not in mine[0]
+    # Its clock is three and a half minutes ahead, which was learnt when it was given to the user.
+    sts = world.client("sts", keys)
+    sts.get_session_token(SerialNumber=serial, TokenCode=shown.code())
+    other, _ = world.user()
+    codes = {"AuthenticationCode1": shown.code(1), "AuthenticationCode2": shown.code(2)}
+    answers_with("EntityAlreadyExists", iam.enable_mfa_device, UserName=other, SerialNumber=serial, **codes)
+    answers_with("NoSuchEntity", iam.resync_mfa_device, UserName=other, SerialNumber=serial, **codes)
+    answers_with("NoSuchEntity", iam.deactivate_mfa_device, UserName=other, SerialNumber=serial)
+    answers_with("DeleteConflict", iam.delete_virtual_mfa_device, SerialNumber=serial)
+    swapped = {"AuthenticationCode1": shown.code(3), "AuthenticationCode2": shown.code(2)}
+    answers_with("InvalidAuthenticationCode", iam.resync_mfa_device, UserName=name, SerialNumber=serial, **swapped)
+    iam.resync_mfa_device(UserName=name, SerialNumber=serial, **codes)
+    for key in iam.list_access_keys(UserName=name)["AccessKeyMetadata"]:
+        iam.delete_access_key(UserName=name, AccessKeyId=key["AccessKeyId"])
+    answers_with("DeleteConflict", iam.delete_user, UserName=name)
+    iam.deactivate_mfa_device(UserName=name, SerialNumber=serial)
+    iam.delete_user(UserName=name)
+    iam.delete_virtual_mfa_device(SerialNumber=serial)
+    answers_with("NoSuchEntity", iam.delete_virtual_mfa_device, SerialNumber=serial)
+
+
+def test_codes_are_not_guessed(world):
+    name, keys = world.user()
+    serial, shown = device_of(world, name)
+    sts = world.client("sts", keys)
+    wrong = f"{(int(shown.code()) + 500_000) % 1_000_000:06}"
+    for _ in range(10):
+        answers_with("AccessDenied", sts.get_session_token, SerialNumber=serial, TokenCode=wrong)
+    assert "too many" in answers_with("AccessDenied", sts.get_session_token, SerialNumber=serial, TokenCode=shown.code())
+
+
+def test_devices_and_used_codes_outlive_the_daemon(world, daemon):
+    name, keys = world.user()
+    serial, shown = device_of(world, name)
+    code = shown.code()
+    world.client("sts", keys).get_session_token(SerialNumber=serial, TokenCode=code)
+    daemon.stop()
+    daemon.start()
+    again = World(daemon)
+    sts = again.client("sts", keys)
+    answers_with("AccessDenied", sts.get_session_token, SerialNumber=serial, TokenCode=code)
+    sts.get_session_token(SerialNumber=serial, TokenCode=shown.code(1))
+    log = (daemon.state / "audit" / "audit.jsonl").read_text()
+    assert serial.replace("arn:aws:", "arn:kmsfs:") in log and f'"{code}"' not in log
+
+
+def test_awss_command_line_makes_a_device(world, tmp_path):
+    name, _ = world.user()
+    key, secret, token = world.admin
+    environment = {
+        **os.environ, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token,
+        "AWS_DEFAULT_REGION": REGION, "AWS_ENDPOINT_URL": world.endpoint, "AWS_CONFIG_FILE": "/nonexistent",
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "awscli", "iam", "create-virtual-mfa-device", "--virtual-mfa-device-name", name,
+        "--bootstrap-method", "Base32StringSeed", "--outfile", str(tmp_path / "seed"),
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    serial = json.loads(done.stdout)["VirtualMFADevice"]["SerialNumber"]
+    shown = Authenticator((tmp_path / "seed").read_bytes())
+    world.client("iam").enable_mfa_device(
+        UserName=name, SerialNumber=serial, AuthenticationCode1=shown.code(-1), AuthenticationCode2=shown.code()
+    )

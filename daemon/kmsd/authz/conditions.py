@@ -18,7 +18,7 @@ RequestValues = Mapping[str, str | list[str]]
 _Test = Callable[[str, str], bool]
 _OPEN_ENDED = ("kms:EncryptionContext:", "aws:ResourceTag/", "aws:RequestTag/")
 REQUEST_KEYS = (
-    "aws:CurrentTime", "aws:EpochTime", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:TagKeys", "aws:username",
+    "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:TagKeys", "aws:username",
     "kms:BypassPolicyLockoutSafetyCheck", "kms:CallerAccount", "kms:EncryptionAlgorithm", "kms:EncryptionContextKeys",
     "kms:GrantConstraintType", "kms:GrantOperations", "kms:GranteePrincipal", "kms:KeyOrigin", "kms:KeySpec", "kms:KeyUsage",
     "kms:MacAlgorithm", "kms:MessageType", "kms:RequestAlias", "kms:RetiringPrincipal",
@@ -28,7 +28,7 @@ REQUEST_KEYS = (
 """All keys that a request may have, but those that end in a name of the caller's own: contexts and tags."""
 ALWAYS_THERE = frozenset(
     {
-        "aws:CurrentTime", "aws:EpochTime", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:username", "kms:CallerAccount",
+        "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:username", "kms:CallerAccount",
         "kms:EncryptionContextKeys", "kms:ViaService", "kmsfs:VolumeId",
     }
 )  # fmt: skip

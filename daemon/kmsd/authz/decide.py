@@ -14,6 +14,9 @@ from kmsd.authz.policy import KeyPolicy
 from kmsd.authz.principal import Caller
 from kmsfs.ids import root_principal
 
+TEMPORARY = "ASIA"
+"""What the ids of temporary access keys begin with."""
+
 
 class Question(msgspec.Struct, frozen=True):
     """What a caller wants to do with a resource. `values` are condition keys beyond those derived here."""
@@ -36,6 +39,11 @@ class Question(msgspec.Struct, frozen=True):
         }
         if ":user/" in caller.principal:
             values["aws:username"] = caller.principal.rpartition("/")[2]
+        if caller.access_key_id.startswith(TEMPORARY):
+            # Requests with long-lived keys have neither (IAM user guide, "AWS global condition context keys").
+            values["aws:MultiFactorAuthPresent"] = "true" if caller.mfa_at is not None else "false"
+            if caller.mfa_at is not None:
+                values["aws:MultiFactorAuthAge"] = str(max(0, int(self.now - caller.mfa_at)))
         if self.via is not None:
             values["kms:ViaService"] = self.via
         if self.context:

@@ -23,6 +23,8 @@ class Caller:
     """What IAM lets the caller do; None for a local user, who has what belongs to him or names him."""
     root: bool = False
     """Whether the caller stands for the account itself: its root, or a local administrator."""
+    mfa_at: float | None = None
+    """When the caller showed a code of his MFA device for these temporary credentials, in seconds since the epoch."""
     unit: str = ""
     """The systemd unit that asks for a credential."""
 

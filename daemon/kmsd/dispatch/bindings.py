@@ -9,6 +9,7 @@ from kmsd.dispatch.status import AdminService
 from kmsd.events.service import ChangeService
 from kmsd.grants.service import GrantService
 from kmsd.iam.entities import EntityService, IamService
+from kmsd.iam.mfa import MfaService
 from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.dependents import DependentsService
@@ -50,6 +51,7 @@ class Services:
     iam: IamService
     policies: PolicyService
     access_keys: AccessKeyService
+    mfa: MfaService
     imports: ImportService
     retirement: RetirementService
     access: AccessService
@@ -176,6 +178,13 @@ def _of_identities(services: Services) -> dict[str, Handler]:
         "UpdateAccessKey": services.access_keys.update_access_key,
         "DeleteAccessKey": services.access_keys.delete_access_key,
         "PutAccessKey": services.access_keys.put_access_key,
+        "CreateVirtualMFADevice": services.mfa.create_virtual_mfa_device,
+        "EnableMFADevice": services.mfa.enable_mfa_device,
+        "ResyncMFADevice": services.mfa.resync_mfa_device,
+        "DeactivateMFADevice": services.mfa.deactivate_mfa_device,
+        "DeleteVirtualMFADevice": services.mfa.delete_virtual_mfa_device,
+        "ListMFADevices": services.mfa.list_mfa_devices,
+        "ListVirtualMFADevices": services.mfa.list_virtual_mfa_devices,
     }
 
 

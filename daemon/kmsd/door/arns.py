@@ -16,7 +16,7 @@ _FIELDS = frozenset(
     {
         "AliasArn", "AliasName", "Arn", "PermissionsBoundary", "PermissionsBoundaryArn", "PolicyArn", "PolicySourceArn",
         "ResourceArns", "RoleArn", "arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "InvalidParameters", "IssuingAccount", "KeyArn", "KeyId",
-        "DeletedParameters", "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SecretId", "SecretIdList", "SourceKeyId", "TargetKeyId",
+        "DeletedParameters", "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SecretId", "SecretIdList", "SerialNumber", "SourceKeyId", "TargetKeyId",
     }
 )  # fmt: skip
 _DOCUMENTS = frozenset(

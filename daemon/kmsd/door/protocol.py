@@ -1,5 +1,6 @@
 """Requests and answers of AWS's JSON 1.1 and query protocols as bytes. Pure."""
 
+import base64
 import datetime
 import json
 from dataclasses import dataclass
@@ -148,6 +149,8 @@ def _xml(name: str, value: Any) -> str:
     if isinstance(value, float):
         moment = datetime.datetime.fromtimestamp(value, datetime.UTC)
         return f"<{name}>{moment.strftime('%Y-%m-%dT%H:%M:%SZ')}</{name}>"
+    if isinstance(value, bytes):
+        value = base64.b64encode(value).decode()
     text = quote(value, safe="") if name in _DOCUMENTS else str(value)
     return f"<{name}>{escape(text)}</{name}>"
 

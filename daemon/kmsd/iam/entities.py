@@ -122,6 +122,8 @@ class EntityService:
             raise DeleteConflict("Cannot delete entity, must remove users from group first.")
         if self._kind == USER and self._store.keys_of(entity.account, entity.name):
             raise DeleteConflict("Cannot delete entity, must delete access keys first.")
+        if self._kind == USER and self._store.devices_of(entity.account, entity.name):
+            raise DeleteConflict("Cannot delete entity, must delete MFA device first.")
         if self._kind == GROUP and self._store.members(entity):
             raise DeleteConflict("Cannot delete entity, must remove users from group first.")
         self._store.remove(entity)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-USER, GROUP, ROLE, POLICY = "user", "group", "role", "policy"
+USER, GROUP, ROLE, POLICY, MFA = "user", "group", "role", "policy", "mfa"
 PREFIXES = {USER: "AIDA", GROUP: "AGPA", ROLE: "AROA", POLICY: "ANPA"}
 ACTIVE, INACTIVE = "Active", "Inactive"
 
@@ -47,6 +47,27 @@ class Entity:
 def entity_of(row: dict[str, Any]) -> Entity:
     """Read a sealed row."""
     return Entity(**{**row, "attached": tuple(row["attached"]), "groups": tuple(row["groups"])})
+
+
+@dataclass(frozen=True, slots=True)
+class MfaDevice:
+    """A virtual MFA device. `user` is whose it is, None of nobody's; `seed` is secret."""
+
+    arn: str
+    account: str
+    name: str
+    seed: bytes
+    user: str | None = None
+    enabled: float = 0.0
+    drift: int = 0
+    """By how many steps of 30 seconds its clock is ahead of ours."""
+    last_step: int = 0
+    """The step of the last code that was taken: none is taken twice."""
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """The sealed row."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

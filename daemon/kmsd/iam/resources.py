@@ -3,7 +3,7 @@
 from typing import Any
 
 from kmsd.authz.principal import Caller
-from kmsd.iam.records import GROUP, POLICY, ROLE, USER
+from kmsd.iam.records import GROUP, MFA, POLICY, ROLE, USER
 from kmsd.iam.store import IamStore
 from kmsfs.ids import iam_arn
 
@@ -18,19 +18,24 @@ def resource_of(request: Any, caller: Caller, store: IamStore, *, himself: bool)
     An entity that is there has its own path; one to be made has that of the request. Who names no user means `himself`
     in IAM's operations; in PutAccessKey he means the account root.
     """
+    own = store.of_arn(caller.principal) if himself and hasattr(request, "user_name") else None
+    if own is not None and own.kind == USER and request.user_name is None:
+        return own.arn
     for field, kind in _NAMED:
         name = getattr(request, field, None)
         if name:
             return _arn(store, caller.account, kind, name, getattr(request, "path", "/"))
-    for field in ("policy_arn", "policy_source_arn"):
+    device = getattr(request, "virtual_mfa_device_name", None)
+    if device:
+        return iam_arn(caller.account, MFA, request.path, device)
+    for field in ("policy_arn", "policy_source_arn", "serial_number"):
         arn: str | None = getattr(request, field, None)
         if arn:
             return arn
     name = getattr(request, "policy_name", None)
     if name:
         return _arn(store, caller.account, POLICY, name, getattr(request, "path", "/"))
-    own = store.of_arn(caller.principal) if himself and hasattr(request, "user_name") else None
-    return own.arn if own is not None and own.kind == USER else EVERYTHING
+    return EVERYTHING
 
 
 def _arn(store: IamStore, account: str, kind: str, name: str, path: str) -> str:

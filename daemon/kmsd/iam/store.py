@@ -5,7 +5,7 @@ from typing import Any
 
 from kmsd.authz.identity import Identity, IdentityPolicy, compile_identity_policy
 from kmsd.authz.policy import KeyPolicy, compile_policy
-from kmsd.iam.records import GROUP, POLICY, ROLE, USER, AccessKey, Entity, entity_of
+from kmsd.iam.records import GROUP, POLICY, ROLE, USER, AccessKey, Entity, MfaDevice, entity_of
 from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
 from kmsfs.errors import NoSuchEntity
@@ -21,6 +21,8 @@ class IamStore:
         self._by_arn: dict[str, Entity] = {}
         self._by_name: dict[tuple[str, str, str], str] = {}
         self.access_keys: dict[str, AccessKey] = {}
+        self.mfa_devices: dict[str, MfaDevice] = {}
+        """By serial number, which is the ARN."""
         self._compiled: dict[str, IdentityPolicy] = {}
         self._identities: dict[str, Identity] = {}
         self._trust: dict[str, KeyPolicy] = {}
@@ -28,6 +30,8 @@ class IamStore:
             self._keep(entity_of(row))
         for row in store.scan(Table.ACCESS_KEY):
             self.access_keys[row["key_id"]] = AccessKey(**row)
+        for row in store.scan(Table.MFA_DEVICE):
+            self.mfa_devices[row["arn"]] = MfaDevice(**row)
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -82,6 +86,11 @@ class IamStore:
         found = [key for key in self.access_keys.values() if (key.account, key.user) == (account, user)]
         return sorted(found, key=lambda key: (key.created, key.key_id))
 
+    def devices_of(self, account: str, user: str) -> list[MfaDevice]:
+        """Return a user's MFA devices, by serial number."""
+        found = [each for each in self.mfa_devices.values() if (each.account, each.user) == (account, user)]
+        return sorted(found, key=lambda device: device.arn)
+
     # --- changing ---------------------------------------------------------------------------------------------
 
     def put(self, entity: Entity) -> None:
@@ -109,6 +118,18 @@ class IamStore:
         with self._store.transaction() as work:
             work.delete(Table.ACCESS_KEY, key.key_id)
         del self.access_keys[key.key_id]
+
+    def put_device(self, device: MfaDevice) -> None:
+        """Store a new or changed MFA device."""
+        with self._store.transaction() as work:
+            work.put(Table.MFA_DEVICE, device.arn, device.row())
+        self.mfa_devices[device.arn] = device
+
+    def remove_device(self, device: MfaDevice) -> None:
+        """Remove an MFA device."""
+        with self._store.transaction() as work:
+            work.delete(Table.MFA_DEVICE, device.arn)
+        del self.mfa_devices[device.arn]
 
     def _keep(self, entity: Entity) -> None:
         self._by_arn[entity.arn] = entity

@@ -54,6 +54,8 @@ class Table(IntEnum):
     """Natural key: access key id. {id, account, user, secret, status, created}; user None: the account root."""
     KEY_USAGE = 12
     """Natural key: key id. {key, operation, at, call}; and one named `tracking`: {since}."""
+    MFA_DEVICE = 13
+    """Natural key: ARN. The fields of kmsd.iam.records.MfaDevice."""
 
 METADATA = MetaData()
 ROW = SqlTable(

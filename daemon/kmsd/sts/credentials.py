@@ -1,5 +1,7 @@
 """From an access key id and a session token to the caller whom they stand for."""
 
+from dataclasses import replace
+
 from kmsd.authz.identity import Identity
 from kmsd.authz.principal import Caller, make_caller
 from kmsd.iam.records import ACTIVE, ROLE, USER, Entity
@@ -80,7 +82,7 @@ class CredentialBook:
             # The user or role is gone, or was made anew: its sessions end with it.
             raise UnknownCredentials(INVALID)
         if entity.kind != ROLE:
-            return self._of_user(entity, access_key_id)
+            return replace(self._of_user(entity, access_key_id), mfa_at=session.mfa_at)
         limits = session_policies(self._iam, entity.account, session)
         whole = self._iam.identity(entity)
         identity = Identity(whole.policies, whole.boundary, limits)

@@ -2,6 +2,7 @@
 
 from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.dispatch.call import Call
+from kmsd.iam.mfa import MfaCodes
 from kmsd.iam.records import ROLE
 from kmsd.iam.store import IamStore
 from kmsd.sts.sessions import SessionIdentity, session_policies
@@ -20,9 +21,10 @@ from kmsfs.ids import session_principal
 class TokenService:
     """The Security Token Service: of local users, who they are comes from the socket; of others, from IAM."""
 
-    def __init__(self, tokens: SessionTokens, iam: IamStore) -> None:
+    def __init__(self, tokens: SessionTokens, iam: IamStore, codes: MfaCodes) -> None:
         self._tokens = tokens
         self._iam = iam
+        self._codes = codes
 
     def get_caller_identity(self, call: Call) -> shapes.CallerIdentity:
         """GetCallerIdentity."""
@@ -46,11 +48,13 @@ class TokenService:
         caller = call.caller
         if caller.access_key_id.startswith("ASIA"):
             raise AccessDenied("Cannot call GetSessionToken with session credentials")
+        shown = self._codes.shown(call)
         if caller.access_key_id:
             entity = self._iam.of_arn(caller.principal)
             session = SessionIdentity(
-                caller.principal, entity.entity_id if entity else "", root=entity is None and caller.root
-            )
+                caller.principal, entity.entity_id if entity else "", root=entity is None and caller.root,
+                mfa_at=call.now if shown else None,
+            )  # fmt: skip
             made = self._tokens.issue({"iam": session.facts()}, call.now, request.duration_seconds)
         else:
             facts = {"uid": caller.uid, "gid": caller.gid, "groups": list(caller.groups)}
@@ -70,6 +74,8 @@ class TokenService:
         values: dict[str, str | list[str]] = {"sts:RoleSessionName": request.role_session_name}
         if request.external_id is not None:
             values["sts:ExternalId"] = request.external_id
+        if self._codes.shown(call):
+            values["aws:MultiFactorAuthPresent"], values["aws:MultiFactorAuthAge"] = "true", "0"
         question = Question("sts:AssumeRole", role.arn, now=call.now, values=values)
         decision = decide(caller, question, self._iam.trust(role), ())
         call.decided_by = decision.by

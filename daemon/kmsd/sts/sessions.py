@@ -17,6 +17,8 @@ class SessionIdentity:
     policy: str | None = None
     policy_arns: list[str] = field(default_factory=list)
     root: bool = False
+    mfa_at: float | None = None
+    """When the user proved that he has his MFA device, in seconds since the epoch."""
 
     def facts(self) -> dict[str, Any]:
         """Return what goes into the token."""

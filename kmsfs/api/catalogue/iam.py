@@ -10,13 +10,14 @@ _COMMON = (errors.AccessDenied, errors.InvalidIamInput, errors.InvalidMarker)
 _FIND = (*_COMMON, errors.NoSuchEntity)
 _MAKE = (*_FIND, errors.EntityAlreadyExists, errors.IamLimitExceeded, errors.MalformedIdentityPolicy)
 _REMOVE = (*_FIND, errors.DeleteConflict)
+_CODES = (*_MAKE, errors.InvalidAuthenticationCode)
 
 
 def _declare(
     name: str, request: type[Shape], response: type[Shape], summary: str, declared: tuple[type[KmsfsError], ...],
     *, mutates: bool = True, service: str = "iam", secret: tuple[str, ...] = (),
 ) -> Operation:  # fmt: skip
-    kept = {"tags", "policy_document", "assume_role_policy_document", "secret_access_key", "policy_input_list"}
+    kept = {"tags", "policy_document", "assume_role_policy_document", "secret_access_key", "policy_input_list", "authentication_code1", "authentication_code2"}
     audit = tuple(field for field in request.__struct_fields__ if field not in kept)
     return Operation(
         name, service, f"{service}:{name}", request, response, summary, resource=Resource.IAM, mutates=mutates, audit=audit,
@@ -84,6 +85,16 @@ IAM_OPERATIONS = (
              mutates=False),
     _declare("UpdateAccessKey", iam.UpdateAccessKeyRequest, Empty, "Switch an access key on or off.", _FIND),
     _declare("DeleteAccessKey", iam.NamedAccessKeyRequest, Empty, "Remove an access key.", _FIND),
+    _declare("CreateVirtualMFADevice", iam.CreateVirtualMfaDeviceRequest, iam.VirtualMfaDeviceResponse,
+             "Make a virtual MFA device; its seed is shown once.", _MAKE),
+    _declare("EnableMFADevice", iam.MfaCodesRequest, Empty, "Give a user an MFA device.", _CODES),
+    _declare("ResyncMFADevice", iam.MfaCodesRequest, Empty, "Learn by how much an MFA device's clock is off.", _CODES),
+    _declare("DeactivateMFADevice", iam.UserMfaDeviceRequest, Empty, "Take an MFA device from a user.", _FIND),
+    _declare("DeleteVirtualMFADevice", iam.MfaDeviceRequest, Empty, "Remove a virtual MFA device that nobody has.", _REMOVE),
+    _declare("ListMFADevices", iam.ListMfaDevicesRequest, iam.ListMfaDevicesResponse, "List a user's MFA devices.", _FIND,
+             mutates=False),
+    _declare("ListVirtualMFADevices", iam.ListVirtualMfaDevicesRequest, iam.ListVirtualMfaDevicesResponse,
+             "List virtual MFA devices.", _COMMON, mutates=False),
     _declare("SimulatePrincipalPolicy", iam.SimulatePrincipalPolicyRequest, iam.SimulationResponse,
              "Tell what an entity's identity policies say.", (*_FIND, errors.MalformedIdentityPolicy), mutates=False),
     _declare("PutAccessKey", iam.PutAccessKeyRequest, Empty,

@@ -13,12 +13,12 @@ STS_OPERATIONS = (
     Operation(
         "GetSessionToken", "sts", "sts:GetSessionToken", sts.GetSessionTokenRequest, sts.GetSessionTokenResponse,
         "Give the caller temporary credentials for AWS's own clients.",
-        audit=("duration_seconds",), errors=(errors.AccessDenied,),
+        audit=("duration_seconds", "serial_number"), errors=(errors.AccessDenied,),
     ),
     Operation(
         "AssumeRole", "sts", "sts:AssumeRole", sts.AssumeRoleRequest, sts.AssumeRoleResponse,
         "Act in a role for a while, if its trust policy and one's own policies allow it.",
-        audit=("role_arn", "role_session_name", "duration_seconds"),
+        audit=("role_arn", "role_session_name", "duration_seconds", "serial_number"),
         errors=(errors.AccessDenied, errors.MalformedIdentityPolicy, errors.NoSuchEntity, errors.IamLimitExceeded),
     ),
     Operation(

@@ -366,6 +366,98 @@ class PutAccessKeyRequest(Shape, kw_only=True):
     secret_access_key: Annotated[str, Meta(min_length=4, max_length=256)]
 
 
+SerialNumber = Annotated[str, Meta(min_length=9, max_length=256, pattern=r"^[\w+=/:,.@-]+$")]
+MfaCode = Annotated[str, Meta(min_length=6, max_length=6, pattern=r"^[0-9]+$")]
+
+
+class CreateVirtualMfaDeviceRequest(Shape, kw_only=True):
+    """A new virtual MFA device."""
+
+    path: EntityPath = "/"
+    virtual_mfa_device_name: Annotated[str, Meta(min_length=1, max_length=226, pattern=r"^[\w+=,.@-]+$")] = field(
+        name="VirtualMFADeviceName"
+    )
+    tags: Tags = []
+
+
+class VirtualMfaDevice(Shape, kw_only=True):
+    """A virtual MFA device; its seed is shown once, as base32 text in bytes."""
+
+    serial_number: str
+    base32_string_seed: bytes | None = field(name="Base32StringSeed", default=None)
+    user: User | None = None
+    enable_date: Seconds | None = None
+    tags: list[Tag] | None = None
+
+
+class VirtualMfaDeviceResponse(Shape, kw_only=True):
+    """A new virtual MFA device."""
+
+    virtual_mfa_device: VirtualMfaDevice = field(name="VirtualMFADevice")
+
+
+class MfaCodesRequest(Shape, kw_only=True):
+    """A user, a device, and two codes that it shows one after the other."""
+
+    user_name: EntityName
+    serial_number: SerialNumber
+    authentication_code1: MfaCode = field(name="AuthenticationCode1")
+    authentication_code2: MfaCode = field(name="AuthenticationCode2")
+
+
+class UserMfaDeviceRequest(Shape, kw_only=True):
+    """A user, or the one who asks, and a device."""
+
+    user_name: EntityName | None = None
+    serial_number: SerialNumber
+
+
+class MfaDeviceRequest(Shape, kw_only=True):
+    """A device."""
+
+    serial_number: SerialNumber
+
+
+class MfaDevice(Shape, kw_only=True):
+    """A user's device."""
+
+    user_name: str
+    serial_number: str
+    enable_date: Seconds
+
+
+class ListMfaDevicesRequest(Shape, kw_only=True):
+    """Whose devices."""
+
+    user_name: EntityName | None = None
+    marker: IamMarker | None = None
+    max_items: MaxItems = 100
+
+
+class ListMfaDevicesResponse(Shape, kw_only=True):
+    """A page of a user's devices."""
+
+    mfa_devices: list[MfaDevice] = field(name="MFADevices")
+    is_truncated: bool = field(name="IsTruncated")
+    marker: str | None = None
+
+
+class ListVirtualMfaDevicesRequest(Shape, kw_only=True):
+    """Which devices."""
+
+    assignment_status: Literal["Assigned", "Unassigned", "Any"] = "Any"
+    marker: IamMarker | None = None
+    max_items: MaxItems = 100
+
+
+class ListVirtualMfaDevicesResponse(Shape, kw_only=True):
+    """A page of devices."""
+
+    virtual_mfa_devices: list[VirtualMfaDevice] = field(name="VirtualMFADevices")
+    is_truncated: bool = field(name="IsTruncated")
+    marker: str | None = None
+
+
 class SimulatePrincipalPolicyRequest(Shape, kw_only=True):
     """What an entity might do."""
 

@@ -17,10 +17,16 @@ class CallerIdentity(Shape, kw_only=True):
     arn: str
 
 
+SerialNumber = Annotated[str, Meta(min_length=9, max_length=256, pattern=r"^[\w+=/:,.@-]*$")]
+TokenCode = Annotated[str, Meta(min_length=6, max_length=6, pattern=r"^[\d]*$")]
+
+
 class GetSessionTokenRequest(Shape, kw_only=True):
-    """How long the credentials shall work, in seconds: 900 to 129,600."""
+    """How long the credentials shall work, in seconds: 900 to 129,600; and what an MFA device shows."""
 
     duration_seconds: Annotated[int, Meta(ge=900, le=129_600)] = SESSION_SECONDS
+    serial_number: SerialNumber | None = None
+    token_code: TokenCode | None = None
 
 
 class Credentials(Shape, kw_only=True):
@@ -47,6 +53,8 @@ class AssumeRoleRequest(Shape, kw_only=True):
     policy_arns: Annotated[list[PolicyDescriptor], Meta(max_length=10)] = []
     duration_seconds: Annotated[int, Meta(ge=900, le=43_200)] = 3600
     external_id: Annotated[str, Meta(min_length=2, max_length=1224)] | None = None
+    serial_number: SerialNumber | None = None
+    token_code: TokenCode | None = None
 
 
 class AssumedRoleUser(Shape, kw_only=True):
