@@ -23,6 +23,8 @@ class ExtrasStore:
         self._root = root_descriptor
         self._folder = -1
         self._unsynced: dict[str, int] = {}
+        self._lost: set[str] = set()
+        """Records of which a barrier failed: the kernel takes their pages for clean (fsync(2), NOTES)."""
         self._changes = 0
 
     def load(self, owner: bytes, expected: int | None) -> Extras:
@@ -63,7 +65,9 @@ class ExtrasStore:
         data = seal_extras(self._tools.keys, owner, extras, self._tools.rng)
         if len(data) > RECORD_MAX_BYTES:
             raise OSError(errno.ENOSPC, "the extended attributes of one file are too long together")
-        name = self._tools.keys.extras_name(owner)
+        self._put(self._tools.keys.extras_name(owner), data, durable=durable)
+
+    def _put(self, name: str, data: bytes, *, durable: bool) -> None:
         folder = self._open_folder(make=True)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS
@@ -83,11 +87,13 @@ class ExtrasStore:
             storage_failed(error, "write extended attributes")
         self._changes += 1
         self._unsynced[name] = self._changes
+        self._lost.discard(name)
 
     def remove(self, owner: bytes) -> None:
         """Remove an owner's record, if it has one."""
         name = self._tools.keys.extras_name(owner)
         self._unsynced.pop(name, None)
+        self._lost.discard(name)
         folder = self._open_folder(make=False)
         if folder >= 0:
             with contextlib.suppress(FileNotFoundError):
@@ -102,6 +108,7 @@ class ExtrasStore:
         name = self._tools.keys.extras_name(owner)
         if name not in self._unsynced:
             return
+        self._write_again(name)
         folder = self._open_folder(make=False)
         try:
             descriptor = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=folder)
@@ -112,6 +119,7 @@ class ExtrasStore:
             os.fsync(folder)
             os.fsync(self._root)
         except OSError as error:
+            self._lost.add(name)
             storage_failed(error, "sync extended attributes")
         self._unsynced.pop(name, None)
 
@@ -119,10 +127,32 @@ class ExtrasStore:
         """Return which records no barrier has covered yet, and their changes."""
         return dict(self._unsynced)
 
+    def barrier_failed(self, before: dict[str, int]) -> None:
+        """A barrier over the whole file system has failed: what it should have covered may be lost."""
+        self._lost.update(name for name, change in before.items() if self._unsynced.get(name) == change)
+
+    def write_lost_again(self) -> None:
+        """Write once more what a failed barrier may have lost, so that the next one stores it.
+
+        Raises:
+            StorageError: if the store refuses.
+        """
+        for name in list(self._lost):
+            self._write_again(name)
+
+    def _write_again(self, name: str) -> None:
+        if name in self._lost:
+            data = self._read(name)
+            if data is not None:
+                self._put(name, data, durable=False)
+            self._lost.discard(name)
+
     def covered(self, before: dict[str, int]) -> None:
         """A barrier over the whole file system has covered these changes."""
         self._unsynced = {
-            name: change for name, change in self._unsynced.items() if before.get(name) != change
+            name: change
+            for name, change in self._unsynced.items()
+            if before.get(name) != change or name in self._lost
         }
 
     def names(self) -> list[str]:

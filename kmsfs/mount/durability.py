@@ -58,6 +58,7 @@ class Vfs(DirectoryOperations):
             sync_file_system(self.nodes.root.descriptor)
         except StorageError:
             self.names_changed = True
+            self.extras.barrier_failed(records)
             for file_id in gone:
                 self.file_removed(file_id)
             self._after_failed_barrier([(node, file) for node, file, _ in covered], closed)
@@ -102,7 +103,11 @@ class Vfs(DirectoryOperations):
                     self.recent[key] = replace(mark, doubtful=True)
 
     def _rewrite_doubtful(self) -> None:
-        """Write once more what a failed barrier may have lost of closed files, so that the next one stores it."""
+        """Write once more what a failed barrier may have lost of closed files and of records, so that the next one stores it."""
+        try:
+            self.extras.write_lost_again()
+        except StorageError as error:
+            self.complain("extended attributes could not be written again: %s", error)
         for key, mark in list(self.recent.items()):
             node = self.nodes.of_inode(key) if mark.doubtful else None
             if node is None or node.file is not None or node.place() is None:

@@ -212,6 +212,7 @@ class VfsBase:
         node.dir_id = self.tools.rng(16)
         node.dir_tags = [self.keys.dir_tag(self.dir_id(parent), name)]
         os.symlink(self.keys.seal_dir_id(node.dir_id, node.dir_tags), ".kd", dir_fd=descriptor)
+        self.fresh_directories.add(node.key)
 
     def misplaced(self, what: str) -> None:
         """Something is not where it was put: EIO on a clean volume, a warning after a crash.

@@ -265,6 +265,9 @@ class DirectoryOperations(FileOperations):
             except OSError:
                 if target is not None:
                     os.symlink(target, DIR_ID_NAME, dir_fd=inner)
+                    # As with a new one: before a file in it is durable, the id has to be.
+                    facts = os.fstat(inner)
+                    self.fresh_directories.add((facts.st_dev, facts.st_ino))
                 raise
         finally:
             os.close(inner)

@@ -249,6 +249,25 @@ def test_a_directory_that_cannot_be_removed_keeps_its_id(disk):
         disk.recorder.calm()
 
 
+def test_an_id_that_was_put_back_or_made_anew_is_durable_before_what_is_below(disk):
+    root = disk.vfs.nodes.root
+    node, _ = disk.vfs.mkdir(root, b"d", 0o700, WHO)
+    node.lookups += 1
+    disk.vfs.tick()
+    assert not disk.vfs.fresh_directories
+    disk.recorder.arm("any", 3)
+    with pytest.raises(OSError, match="into rmdir"):
+        disk.vfs.rmdir(root, b"d")
+    disk.recorder.calm()
+    assert disk.vfs.fresh_directories == {node.key}
+    # A crash between mkdir and the id.
+    os.unlink(".kd", dir_fd=disk.vfs.nodes.descriptor(node))
+    disk.unclean.add(disk.session)
+    disk.mount()
+    node = disk.look(b"d")
+    assert disk.vfs.list_directory(node) == [] and disk.vfs.fresh_directories == {node.key}
+
+
 def test_a_directory_whose_id_is_rubbish_can_be_removed(tmp_path):
     disk = Disk(tmp_path)
     root = disk.mount().nodes.root

@@ -182,6 +182,10 @@ class Recorder:
             kept = all(seen[directory] < cuts[directory] for directory in change.dirs)
             for directory in change.dirs:
                 seen[directory] += 1
+            if not kept:
+                # What comes later in any of its directories is not kept either: each keeps a prefix.
+                for directory in change.dirs:
+                    cuts[directory] = min(cuts[directory], seen[directory] - 1)
             if kept or change.durable or not power:
                 for directory, name, inode in change.places:
                     if inode is None:
@@ -617,6 +621,7 @@ class TreeHistory:
 
     def move(self, old, new):
         item, target = self.tree[old], self.tree.get(new)
+        self.node(old)  # the kernel has looked it up
         source_parent, parent = self.node(old[:-1]), self.node(new[:-1])
         promised, item.promised = item.promised, False
         if target is not None:
