@@ -54,7 +54,8 @@ def open_extras(keys: VolumeKeys, owner: bytes, data: bytes) -> Extras:
         UnsupportedFormat: if it is of a newer format.
     """
     if data[:1] != _PREFIX:
-        if not data:
+        if not data or not data[0]:
+            # No version is 0: a power cut leaves zeros where nothing was stored yet.
             raise CorruptFile("an extended attribute record is empty", IntegrityReason.LENGTH)
         raise UnsupportedFormat(f"extended attribute record version {data[0]}")
     try:

@@ -9,7 +9,7 @@ import stat
 import pytest
 
 from kmsfs.backing.posix import PosixFile
-from kmsfs.errors import StorageError
+from kmsfs.errors import CorruptFile, StorageError
 from kmsfs.formats.fileheader import MAP_OFFSET, SLOT_BYTES
 from kmsfs.mount.durability import Vfs
 from kmsfs.mount.vfs import VfsOptions
@@ -305,6 +305,22 @@ def test_a_rename_that_fails_leaves_the_file_readable(disk, kind, links):
         for entry in disk.vfs.list_directory(root):
             assert disk.read(entry.name) == b"content" * 1000
         assert len(disk.vfs.list_directory(root)) == number * (links + 1)
+
+
+def test_a_record_that_a_power_cut_left_as_zeros_is_given_up(disk):
+    node = disk.make(b"content")
+    disk.vfs.set_xattr(node, b"user.a", b"value", 0, WHO)
+    disk.vfs.tick()
+    (record,) = (disk.folder / ".kx").iterdir()
+    record.write_bytes(bytes(200))
+    disk.unclean.add(disk.session)
+    disk.mount()
+    assert disk.read() == b"content" and disk.vfs.list_xattrs(disk.look(), WHO) == b""
+    # On a volume that ended cleanly it is damage.
+    disk.unclean.clear()
+    disk.mount()
+    with pytest.raises(CorruptFile):
+        disk.vfs.list_xattrs(disk.look(), WHO)
 
 
 def test_records_never_go_back(disk):

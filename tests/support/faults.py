@@ -21,7 +21,7 @@ from support.treecut import DIRECTORY, UNREADABLE, WHO, Group, Item, Recorder, T
 
 SYNCS = ("fsync", "syncfs")
 ALLOCATES = ("open", "mkdir", "symlink", "rename", "link", "pwrite")
-READS = ("read",)
+ATTRIBUTE = b"user.a"
 
 
 class FaultRecorder(Recorder):
@@ -120,9 +120,64 @@ class FaultHistory(TreeHistory):
 
     def step(self):
         if self.rng.random() < 0.35 and self.files():
-            self.rng.choice((self.append, self.overwrite, self.cut_off, self.rmdir))()
+            self.rng.choice((self.append, self.overwrite, self.cut_off, self.rmdir, self.set_attribute))()
         else:
             super().step()
+
+    def judge(self):
+        """Extended attributes as contents: one that was promised is there, and none is there that never was."""
+        live = {}
+        with contextlib.suppress(KmsfsError, OSError):
+            for path, (there, inode) in self.read_tree((), self.vfs.nodes.root).items():
+                if there not in (DIRECTORY, UNREADABLE):
+                    live[path] = self.attribute_of(path, self.groups.get(inode))
+        super().judge()
+        for path, item in self.tree.items():
+            item.group.attributes = [live.get(path)]
+
+    def attribute_of(self, path, group):
+        try:
+            found = self.vfs.get_xattr(self.node(path), ATTRIBUTE)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            found = None
+        except KmsfsError as error:
+            raise Violation(f"the attribute of {path} is unreadable: {error!r}") from error
+        if group is not None and found not in (group.attributes if group.whole else [None, *group.attributes]):
+            raise Violation(f"{path} has an attribute that it never had, or lacks one that was promised")
+        return found
+
+    def set_attribute(self):
+        path = self.rng.choice(self.files())
+        group, node = self.tree[path].group, self.node(path)
+        value = self.rng.choice((None, self.rng.randbytes(10), self.rng.randbytes(6000)))
+        if value is None and group.attributes[-1] is None:
+            return
+        group.attributes.append(value)
+        if value is None:
+            self.vfs.remove_xattr(node, ATTRIBUTE, WHO)
+        else:
+            self.vfs.set_xattr(node, ATTRIBUTE, value, 0, WHO)
+        group.attributes.append(value)
+
+    def unlink(self):
+        before = dict(self.tree)
+        try:
+            super().unlink()
+        finally:
+            self.gone(before)
+
+    def move(self, old, new):
+        if new in self.tree:
+            self.tree[new].group.attributes.insert(0, None)
+        super().move(old, new)
+
+    def gone(self, before):
+        """A file that a power cut brings back may have lost its record, which was removed in another directory."""
+        for path, item in before.items():
+            if path not in self.tree:
+                item.group.attributes.insert(0, None)
 
     def life(self):
         self.mount()
@@ -191,6 +246,7 @@ class FaultHistory(TreeHistory):
             if there not in group.right():
                 raise Violation(f"{path} has a content that its file never had, after {error!r}")
             group.contents.append(there)
+            group.attributes.append(self.attribute_of(path, group))
 
     def rooms_and_readers(self):
         """Nothing fails any more: every file can be read, changed and removed."""
@@ -198,7 +254,7 @@ class FaultHistory(TreeHistory):
         for path in self.files():
             if self.rng.random() < 0.2:
                 parent = self.node(path[:-1])
-                del self.tree[path]
+                self.tree.pop(path).group.attributes.insert(0, None)
                 try:
                     self.vfs.unlink(parent, path[-1])
                 except (KmsfsError, OSError) as error:
@@ -217,6 +273,7 @@ class FaultHistory(TreeHistory):
                 item.promise()
                 if there is not DIRECTORY:
                     item.group.contents = [there]
+                    item.group.attributes = [self.attribute_of(path, item.group)]
                     item.group.whole = True
         return stored
 
@@ -311,7 +368,7 @@ class FaultHistory(TreeHistory):
         for path, item in self.tree.items():
             if item.kind == "f":
                 node = self.node(path)
-                if node.key in self.vfs.recent or (
+                if self.vfs.extras.unsynced() or node.key in self.vfs.recent or (
                     node.file is not None and (node.file.failed or node.file.dirty or node.file.provisional)
                 ):
                     continue

@@ -702,10 +702,12 @@ class Group:
 
     def __init__(self, first):
         self.contents = [first]
+        self.attributes = [None]
+        """Values that one extended attribute may have, None for none."""
         self.whole = False
 
     def acknowledged(self):
-        self.contents = self.contents[-1:]
+        self.contents, self.attributes = self.contents[-1:], self.attributes[-1:]
         self.whole = True
 
     def right(self):
