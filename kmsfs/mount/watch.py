@@ -3,6 +3,7 @@
 What a sync tool or a restore changed there is dropped from the kernel's caches; that is what allows long lifetimes.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -103,7 +104,9 @@ class CipherWatcher:
         with self._vfs.lock:
             for node in self._vfs.nodes.all_nodes():
                 if node.is_dir and node.lookups and node.place() is not None:
-                    self.add(node)
+                    # One that is not there any more is an entry of one that has changed.
+                    with contextlib.suppress(OSError):
+                        self.add(node)
 
     def forget_entries(self, node_ids: list[int]) -> None:
         """Drop what the kernel holds of the entries of some directories."""

@@ -6,6 +6,8 @@ import fcntl
 import json
 import mmap
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -166,6 +168,35 @@ def test_changes_behind_the_mount_are_seen_afterwards_too(make_mount):
     os.unlink(stored.path)
     soon(["b"], lambda: sorted(os.listdir(mounted.plain)))
     soon(False, (mounted.plain / "a").exists)
+
+
+def test_what_changes_behind_the_mount_while_nobody_watches(fresh_daemon, make_mount):
+    """The next image waits for kmsd, which is stopped: meanwhile somebody removes a directory that the kernel knows."""
+    mounted = make_mount(on=fresh_daemon.start()).start()
+    (mounted.plain / "kept").write_bytes(b"kept")
+    before = {entry.name for entry in os.scandir(mounted.cipher)}
+    (mounted.plain / "gone").mkdir()
+    (stored,) = {entry.name for entry in os.scandir(mounted.cipher)} - before
+    assert (mounted.plain / "gone").is_dir()
+    told, pid = [], mounted.process.pid
+    asking = threading.Thread(target=lambda: told.append(restart(mounted)))
+    asking.start()
+    soon(True, lambda: b"kmsfs.cli.successor" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    fresh_daemon.process.send_signal(signal.SIGSTOP)
+    waiting = threading.Thread(target=(mounted.plain / "new").write_bytes, args=(b"waited",))
+    waiting.start()
+    try:
+        time.sleep(1)
+        assert not told and waiting.is_alive()
+        shutil.rmtree(mounted.cipher / stored)
+    finally:
+        fresh_daemon.process.send_signal(signal.SIGCONT)
+    asking.join(30)
+    waiting.join(30)
+    assert told and told[0]["waited_seconds"] > 1
+    soon(["kept", "new"], lambda: sorted(os.listdir(mounted.plain)))
+    soon(False, (mounted.plain / "gone").exists)
+    assert (mounted.plain / "new").read_bytes() == b"waited"
 
 
 @pytest.mark.root
