@@ -22,6 +22,8 @@ class ExtrasStore:
         self._tools = tools
         self._root = root_descriptor
         self._folder = -1
+        self.folder_synced = False
+        """Whether the folder's own name was made durable in this session: a crash may have left one that is not."""
         self._unsynced: dict[str, int] = {}
         self._lost: set[str] = set()
         """Records of which a barrier failed: the kernel takes their pages for clean (fsync(2), NOTES)."""
@@ -100,7 +102,7 @@ class ExtrasStore:
                 os.unlink(name, dir_fd=folder)
 
     def sync(self, owner: bytes) -> None:
-        """Make an owner's record durable, if it changed since.
+        """Make an owner's record durable, if it changed since; until `folder_synced`, the root's entries too.
 
         Raises:
             StorageError: if the disk refuses.
@@ -117,7 +119,9 @@ class ExtrasStore:
             finally:
                 os.close(descriptor)
             os.fsync(folder)
-            os.fsync(self._root)
+            if not self.folder_synced:
+                os.fsync(self._root)
+                self.folder_synced = True
         except OSError as error:
             self._lost.add(name)
             storage_failed(error, "sync extended attributes")

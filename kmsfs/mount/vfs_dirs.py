@@ -466,9 +466,15 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         if self.options.read_only:
             return
-        self.extras.sync(self.dir_id(node))
         self._sync_every_fresh_directory()
+        self.extras.sync(self.dir_id(node))
         self.sync_directory(node)
+
+    def sync_record(self, owner: bytes) -> None:
+        """As for files; where that makes the root's entries durable, and so renames from there, the ids of new directories first."""
+        if not self.extras.folder_synced:
+            self._sync_every_fresh_directory()
+        super().sync_record(owner)
 
     def _sync_every_fresh_directory(self) -> None:
         """A rename that becomes durable here may have put something into any of them: their ids must not lag."""

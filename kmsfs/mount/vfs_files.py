@@ -212,6 +212,14 @@ class FileOperations(ExtrasOperations):
         """
         return content.seek(self.file_of(node), offset, data=data)
 
+    def sync_record(self, owner: bytes) -> None:
+        """Make what is kept beside the header of a file, or of a directory, durable.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        self.extras.sync(owner)
+
     def fsync(self, node: Node) -> None:
         """Make a file durable: content, size, times, and the way to it.
 
@@ -225,7 +233,7 @@ class FileOperations(ExtrasOperations):
         try:
             file.commit()
             if file.attributes.extras:
-                self.extras.sync(file.attributes.file_id)
+                self.sync_record(file.attributes.file_id)
             # Before the file: its fsync makes its names durable, and a directory's id must not come after them.
             for parent in list(node.parents.values()):
                 self.sync_fresh_directories(parent)

@@ -268,6 +268,34 @@ def test_an_id_that_was_put_back_or_made_anew_is_durable_before_what_is_below(di
     assert disk.vfs.list_directory(node) == [] and disk.vfs.fresh_directories == {node.key}
 
 
+def test_the_first_record_that_is_synced_comes_after_the_ids_of_new_directories(disk):
+    """It makes the root's entries durable, a rename into a new directory among them."""
+    root = disk.vfs.nodes.root
+    node = disk.make(b"content")
+    made, _ = disk.vfs.mkdir(root, b"d", 0o700, WHO)
+    made.lookups += 1
+    other = disk.make(b"other", b"g")
+    disk.vfs.rename(root, b"f", made, b"f")
+    disk.vfs.set_xattr(other, b"user.a", b"value", 0, WHO)
+    synced, sync = [], disk.recorder.sync
+
+    def noted(inode, *, names):
+        synced.append(inode)
+        sync(inode, names=names)
+
+    disk.recorder.sync = noted
+    disk.vfs.open(other)
+    disk.vfs.fsync(other)
+    ids = disk.recorder.ids
+    assert synced.index(ids[made.key[1]]) < synced.index(ids[root.key[1]]) and node.file is not None
+    # Once in a session.
+    disk.vfs.set_xattr(other, b"user.a", b"later", 0, WHO)
+    synced.clear()
+    disk.vfs.fsync(other)
+    assert ids[root.key[1]] not in synced
+    disk.vfs.release(other)
+
+
 def test_a_directory_whose_id_is_rubbish_can_be_removed(tmp_path):
     disk = Disk(tmp_path)
     root = disk.mount().nodes.root

@@ -242,7 +242,11 @@ class FaultHistory(TreeHistory):
             number = self.recorder.ids[self.real_inode(path)]
             group = self.groups.setdefault(number, Group(b""))
             item = self.tree.setdefault(path, Item("f", b""))
-            item.group = group
+            if item.group is not group:
+                # A replacement that failed half-way: after a power cut it may be the one that it was.
+                before = Item("f", None)
+                before.group, before.others = item.group, item.others
+                item.group, item.others = group, [before]
             if there not in group.right():
                 raise Violation(f"{path} has a content that its file never had, after {error!r}")
             group.contents.append(there)
