@@ -91,8 +91,18 @@ class ExtrasStore:
         self._unsynced[name] = self._changes
         self._lost.discard(name)
 
+    def withdraw(self, owner: bytes) -> None:
+        """Remove the record of an owner who stays: that must not come back, so `sync` makes it durable as any other change."""
+        self.remove(owner)
+        self._changes += 1
+        self._unsynced[self._tools.keys.extras_name(owner)] = self._changes
+
+    def waits(self, owner: bytes) -> bool:
+        """Whether `sync` would have something to do."""
+        return bool(self._unsynced) and self._tools.keys.extras_name(owner) in self._unsynced
+
     def remove(self, owner: bytes) -> None:
-        """Remove an owner's record, if it has one."""
+        """Remove the record, if there is one, of an owner who is gone."""
         name = self._tools.keys.extras_name(owner)
         self._unsynced.pop(name, None)
         self._lost.discard(name)
@@ -112,12 +122,17 @@ class ExtrasStore:
             return
         self._write_again(name)
         folder = self._open_folder(make=False)
+        if folder < 0:
+            # Somebody else took it away, and all records with it.
+            self._unsynced.pop(name, None)
+            return
         try:
-            descriptor = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=folder)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=folder)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
             os.fsync(folder)
             if not self.folder_synced:
                 os.fsync(self._root)

@@ -467,7 +467,8 @@ class DirectoryOperations(FileOperations):
         if self.options.read_only:
             return
         self._sync_every_fresh_directory()
-        self.extras.sync(self.dir_id(node))
+        if self.extras.waits(self.dir_id(node)):
+            self.extras.sync(self.dir_id(node))
         self.sync_directory(node)
 
     def sync_record(self, owner: bytes) -> None:

@@ -232,7 +232,7 @@ class FileOperations(ExtrasOperations):
         file = self.acquire(node)
         try:
             file.commit()
-            if file.attributes.extras:
+            if self.extras.waits(file.attributes.file_id):
                 self.sync_record(file.attributes.file_id)
             # Before the file: its fsync makes its names durable, and a directory's id must not come after them.
             for parent in list(node.parents.values()):

@@ -169,13 +169,13 @@ class ExtrasOperations(KeyOperations):
             file.attributes_dirty = True
             file.commit()
             if extras.empty:
-                self.extras.remove(file.attributes.file_id)
+                self.extras.withdraw(file.attributes.file_id)
         finally:
             self.give_back(node)
 
     def _replace_record(self, owner: bytes, extras: Extras, number: int, *, had_one: bool) -> None:
         if extras.empty:
-            self.extras.remove(owner)
+            self.extras.withdraw(owner)
             return
         extras.number = number
         self.extras.replace(owner, extras, durable=had_one)

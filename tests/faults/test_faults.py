@@ -351,6 +351,24 @@ def test_a_record_that_a_power_cut_left_as_zeros_is_given_up(disk):
         disk.vfs.list_xattrs(disk.look(), WHO)
 
 
+def test_an_attribute_that_was_removed_does_not_come_back(disk):
+    node = disk.make(b"content")
+    disk.vfs.set_xattr(node, b"user.a", b"value", 0, WHO)
+    disk.vfs.tick()
+    disk.vfs.remove_xattr(node, b"user.a", WHO)
+    synced, sync = [], disk.recorder.sync
+
+    def noted(inode, *, names):
+        synced.append(inode)
+        sync(inode, names=names)
+
+    disk.recorder.sync = noted
+    disk.vfs.open(node)
+    disk.vfs.fsync(node)
+    disk.vfs.release(node)
+    assert disk.recorder.ids[os.stat(disk.folder / ".kx").st_ino] in synced and not disk.vfs.extras.unsynced()
+
+
 def test_records_never_go_back(disk):
     node = disk.make(b"one" * 3000)
     disk.vfs.close_file(node)
