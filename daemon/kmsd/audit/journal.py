@@ -18,6 +18,7 @@ from kmsfs.formats.packing import pack, unpack
 SYNC_EVERY_RECORDS = 256
 MAC_BYTES = 16
 _STATE_AAD = b"kmsfs/audit-state/v1"
+_PIECE_BYTES = 1 << 20
 
 
 def evolve(key: bytes) -> bytes:
@@ -91,6 +92,10 @@ class Journal:
             self._log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
         self._recover(self._chain.sequence)
+        self._durable = os.fstat(self._descriptor).st_size
+        """Bytes of the log that a sync has covered, or that were there before."""
+        self._lost = False
+        """Whether a sync failed since: the kernel takes what it could not store for clean (fsync(2), NOTES)."""
 
     @property
     def records(self) -> int:
@@ -147,11 +152,28 @@ class Journal:
             AuditUnavailable: if the disk refuses.
         """
         self.flush()
-        self._unsynced = 0
+        waiting, self._unsynced = self._unsynced, 0
         try:
+            if self._lost:
+                self._write_again()
+            end = os.fstat(self._descriptor).st_size
             os.fdatasync(self._descriptor)
         except OSError as error:
+            self._unsynced += waiting
+            self._lost = True
             raise AuditUnavailable(f"the audit log cannot be synced: {error.strerror}") from error
+        self._durable, self._lost = end, False
+
+    def _write_again(self) -> None:
+        """Write once more what a sync that failed may have lost, so that the next one stores it."""
+        # Not by the log's own descriptor: what is opened to append, Linux appends, wherever it is to go (pwrite(2), BUGS).
+        descriptor = os.open(self._log_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            at = self._durable
+            while piece := os.pread(descriptor, _PIECE_BYTES, at):
+                at += os.pwrite(descriptor, piece, at)
+        finally:
+            os.close(descriptor)
 
     def checkpoint(self) -> None:
         """Sync, then replace the stored sealing key with the present one, so that past records cannot be resealed."""
