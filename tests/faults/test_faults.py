@@ -17,8 +17,8 @@ from support.fakes import MemoryRecords, make_tools, volume_keys
 from support.faults import FaultRecorder, fault_campaign
 from support.treecut import ROOT_DIR_ID, WHO, TreeProvider, patched
 
-# 800 in CI; `KMSFS_HISTORIES=100000 pytest tests/faults/test_faults.py` is the campaign.
-HISTORIES = int(os.environ.get("KMSFS_HISTORIES", "800"))
+# 600 in CI; `KMSFS_HISTORIES=100000 pytest tests/faults/test_faults.py` is the campaign.
+HISTORIES = int(os.environ.get("KMSFS_HISTORIES", "600"))
 
 
 @pytest.fixture(autouse=True)
