@@ -126,9 +126,7 @@ def open_volume(cipher_dir: Path, session: ClientSession, *, read_only: bool = F
     Raises:
         UsageError, VolumeBusy, CorruptVolume, UnsupportedFormat, KmsfsError: why it cannot be opened.
     """
-    config, mac = read_config(cipher_dir)
-    keys = decrypt_volume_keys(config, session)
-    keys.check_config(config.signed_bytes(), mac)
+    config, keys = _open_config(cipher_dir, session)
     descriptor = os.open(cipher_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -144,10 +142,14 @@ def inherit_volume(cipher_dir: Path, session: ClientSession, descriptor: int) ->
     Raises:
         UsageError, CorruptVolume, UnsupportedFormat, KmsfsError: why it cannot be opened.
     """
+    return OpenVolume(*_open_config(cipher_dir, session), descriptor)
+
+
+def _open_config(cipher_dir: Path, session: ClientSession) -> tuple[VolumeConfig, VolumeKeys]:
     config, mac = read_config(cipher_dir)
     keys = decrypt_volume_keys(config, session)
     keys.check_config(config.signed_bytes(), mac)
-    return OpenVolume(config, keys, descriptor)
+    return config, keys
 
 
 def decrypt_volume_keys(config: VolumeConfig, session: ClientSession) -> VolumeKeys:

@@ -95,6 +95,18 @@ class Disk:
         self.mount()
 
 
+    def note_syncs(self):
+        """Return a list that takes (our inode number, whether names too) of every fsync from now on."""
+        noted, sync = [], self.recorder.sync
+
+        def note(inode, *, names):
+            noted.append((inode, names))
+            sync(inode, names=names)
+
+        self.recorder.sync = note
+        return noted
+
+
 @pytest.fixture
 def disk(tmp_path):
     made = Disk(tmp_path)
@@ -196,19 +208,12 @@ def test_a_new_files_name_is_synced_though_the_kernel_forgot_it_meanwhile(disk, 
         disk.make(b"other", b"g")
         disk.vfs._settle_before_replace(node)
     disk.forget(node)
-    synced = []
-    sync = disk.recorder.sync
-
-    def noted(inode, *, names):
-        synced.append(names)
-        sync(inode, names=names)
-
-    disk.recorder.sync = noted
+    synced = disk.note_syncs()
     again = disk.look()
     assert again is not node
     disk.vfs.open(again)
     disk.vfs.fsync(again)
-    assert synced == [True]
+    assert [names for _, names in synced] == [True]
     disk.vfs.release(again)
 
 
@@ -277,22 +282,16 @@ def test_the_first_record_that_is_synced_comes_after_the_ids_of_new_directories(
     other = disk.make(b"other", b"g")
     disk.vfs.rename(root, b"f", made, b"f")
     disk.vfs.set_xattr(other, b"user.a", b"value", 0, WHO)
-    synced, sync = [], disk.recorder.sync
-
-    def noted(inode, *, names):
-        synced.append(inode)
-        sync(inode, names=names)
-
-    disk.recorder.sync = noted
+    synced = disk.note_syncs()
     disk.vfs.open(other)
     disk.vfs.fsync(other)
-    ids = disk.recorder.ids
-    assert synced.index(ids[made.key[1]]) < synced.index(ids[root.key[1]]) and node.file is not None
+    ids, order = disk.recorder.ids, [inode for inode, _ in synced]
+    assert order.index(ids[made.key[1]]) < order.index(ids[root.key[1]]) and node.file is not None
     # Once in a session.
     disk.vfs.set_xattr(other, b"user.a", b"later", 0, WHO)
     synced.clear()
     disk.vfs.fsync(other)
-    assert ids[root.key[1]] not in synced
+    assert ids[root.key[1]] not in [inode for inode, _ in synced]
     disk.vfs.release(other)
 
 
@@ -356,17 +355,12 @@ def test_an_attribute_that_was_removed_does_not_come_back(disk):
     disk.vfs.set_xattr(node, b"user.a", b"value", 0, WHO)
     disk.vfs.tick()
     disk.vfs.remove_xattr(node, b"user.a", WHO)
-    synced, sync = [], disk.recorder.sync
-
-    def noted(inode, *, names):
-        synced.append(inode)
-        sync(inode, names=names)
-
-    disk.recorder.sync = noted
+    synced = disk.note_syncs()
     disk.vfs.open(node)
     disk.vfs.fsync(node)
     disk.vfs.release(node)
-    assert disk.recorder.ids[os.stat(disk.folder / ".kx").st_ino] in synced and not disk.vfs.extras.unsynced()
+    folder = disk.recorder.ids[os.stat(disk.folder / ".kx").st_ino]
+    assert folder in [inode for inode, _ in synced] and not disk.vfs.extras.unsynced()
 
 
 def test_records_never_go_back(disk):
