@@ -19,12 +19,14 @@ _PRIVATE = 0o077
 
 def successor(mountpoint: Path, socket: str | None, *, autostart: bool, foreground: bool) -> Successor:
     """Return how a mount's next image is executed."""
-    log = None if foreground else os.fspath(mount_log(mountpoint))
-    return Successor(COMMAND, {"socket": os.path.abspath(socket) if socket else None, "autostart": autostart, "log": log})
+    log = None if foreground else os.fsencode(mount_log(mountpoint))
+    named = os.fsencode(os.path.abspath(socket)) if socket else None
+    return Successor(COMMAND, {"socket": named, "autostart": autostart, "log": log})
 
 
 def _session(context: dict[str, Any]) -> ClientSession:
-    return ClientSession(socket=context["socket"], autostart=context["autostart"])
+    named = context["socket"]
+    return ClientSession(socket=os.fsdecode(named) if named else None, autostart=context["autostart"])
 
 
 def run(arguments: list[str]) -> None:
@@ -44,7 +46,7 @@ def run(arguments: list[str]) -> None:
     if log is None:
         log_to_stderr()
     else:
-        log_to_file(Path(log))
+        log_to_file(Path(os.fsdecode(log)))
     try:
         take_over(state, _session(state.context), COMMAND)
     except KmsfsError as error:

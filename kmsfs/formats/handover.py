@@ -50,8 +50,8 @@ class Inheritance(msgspec.Struct, forbid_unknown_fields=True):
     """What was asked for when it was mounted, see MountRequest."""
     context: dict[str, Any]
     """What the command that serves it needs for itself."""
-    point: str
-    """The mountpoint, without symbolic links."""
+    point: bytes
+    """The mountpoint, without symbolic links. Paths are bytes, as they may be no text."""
     fuse: int
     cipher_dir: int
     answer: int

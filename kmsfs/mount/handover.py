@@ -45,7 +45,7 @@ def store_all(vfs: Vfs) -> None:
                 return
     raise StorageError(
         "not everything could be stored, so this process goes on serving the mount",
-        hint="see its log; make room on the disk, or end what writes all the time, and try again",
+        hint="see its log; make room on the disk, and try again",
     )
 
 

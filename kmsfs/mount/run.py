@@ -94,7 +94,7 @@ class MountRequest:
 
     def plain(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return {**asdict(self), "cipher_dir": os.fspath(self.cipher_dir), "mountpoint": os.fspath(self.mountpoint)}
+        return {**asdict(self), "cipher_dir": os.fsencode(self.cipher_dir), "mountpoint": os.fsencode(self.mountpoint)}
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> "MountRequest":
@@ -104,7 +104,8 @@ class MountRequest:
             UnsupportedFormat: if they are another version's.
         """
         try:
-            return cls(**{**plain, "cipher_dir": Path(plain["cipher_dir"]), "mountpoint": Path(plain["mountpoint"])})
+            paths = {name: Path(os.fsdecode(plain[name])) for name in ("cipher_dir", "mountpoint")}
+            return cls(**{**plain, **paths})
         except (KeyError, TypeError) as error:
             raise UnsupportedFormat(f"the request of the mount cannot be taken over: {error}") from error
 
@@ -153,7 +154,7 @@ class RunningMount:
         self._successor = successor
         self._inherited = inherited
         # Before it is mounted: looking at our own mountpoint, we would wait for ourselves.
-        self._point = os.path.realpath(request.mountpoint) if inherited is None else inherited.point
+        self._point = os.path.realpath(request.mountpoint) if inherited is None else os.fsdecode(inherited.point)
         self._stopping = threading.Event()
         self._storing = threading.Lock()
         self._healer: threading.Thread | None = None
@@ -332,8 +333,9 @@ class RunningMount:
                 store_all(self.vfs)
                 with self.vfs.lock:
                     state = self._state(kernel, descriptor, control, since_ns)
-                    execute_next(state, [*self._successor.command, "mount", state.request["cipher_dir"], self._point])
-        except (KmsfsError, OSError) as error:
+                    execute_next(state, [*self._successor.command, "mount", str(self._request.cipher_dir), self._point])
+        except Exception as error:
+            # Whatever it is: nothing has been given up, and without this process the mount would be gone.
             control.refuse(error)
             self._start_healing()
 
@@ -343,7 +345,7 @@ class RunningMount:
         lease, asked = self._lease, control.connection
         return Inheritance(
             state_version=STATE_VERSION, kmsfs_version=__version__, request=self._request.plain(),
-            context=self._successor.context, point=self._point, fuse=descriptor, cipher_dir=self._volume.descriptor,
+            context=self._successor.context, point=os.fsencode(self._point), fuse=descriptor, cipher_dir=self._volume.descriptor,
             answer=asked.fileno() if asked is not None else -1, since_ns=since_ns,
             session=lease.number, unclean=sorted(lease.unclean), head=lease.head, may_begin=lease.may_begin,
             directory_keys={directory.hex(): key for directory, key in self.vfs.directory_keys.items()},

@@ -199,6 +199,45 @@ def test_what_changes_behind_the_mount_while_nobody_watches(fresh_daemon, make_m
     assert (mounted.plain / "new").read_bytes() == b"waited"
 
 
+def test_paths_that_are_no_text(make_mount):
+    mounted = make_mount(name="v\udcff").start()
+    with open(mounted.plain / "f", "wb", buffering=0) as file:
+        file.write(b"one")
+        assert restart(mounted)["open_files"] == 1
+        file.write(b"two")
+    assert (mounted.plain / "f").read_bytes() == b"onetwo"
+
+
+def test_a_surprise_before_the_next_image_leaves_the_mount_as_it_was(make_mount, tmp_path, monkeypatch):
+    """A state that cannot be packed, for whatever reason: it is refused, and served on."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import kmsfs.mount.handover as handover\n"
+        "def broken(_state): raise RuntimeError('a bug')\n"
+        "handover.encode_state = broken\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    mounted = make_mount().start()
+    (mounted.plain / "f").write_bytes(b"content")
+    with pytest.raises(StorageError, match="a bug"):
+        restart(mounted)
+    assert (mounted.plain / "f").read_bytes() == b"content" and mounted.process.poll() is None
+
+
+def test_a_signal_to_end_waits_for_the_next_image(fresh_daemon, make_mount):
+    """Before it has its handlers, SIGTERM would kill it, and the mount with it; so it unmounts, and ends cleanly."""
+    mounted = make_mount(on=fresh_daemon.start()).start()
+    (mounted.plain / "f").write_bytes(b"content")
+    pid = mounted.process.pid
+    asking = threading.Thread(target=restart, args=(mounted,))
+    asking.start()
+    soon(True, lambda: b"kmsfs.cli.successor" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    mounted.process.send_signal(signal.SIGTERM)
+    asking.join(30)
+    assert mounted.process.wait(30) == 0 and not os.path.ismount(mounted.plain)
+    mounted.start()
+    assert (mounted.plain / "f").read_bytes() == b"content"
+
+
 @pytest.mark.root
 def test_what_cannot_be_stored_is_not_handed_on(make_mount, tmp_path):
     """The disk is full: this process goes on, with what it has in memory; with room again, it hands everything on."""
