@@ -3,6 +3,8 @@
 import os
 import shutil
 import sqlite3
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -128,6 +130,35 @@ def test_a_failed_flush_is_tried_again(keys, tmp_path, monkeypatch):
     store._writer = writer
     store.flush()
     assert len(store) == 1
+    store.close()
+
+
+def test_one_flush_waits_for_the_other(keys, tmp_path, monkeypatch):
+    """They share one connection: together they would commit each other's halves."""
+    store = FreshnessStore.make(keys.freshness, tmp_path / "r.db", 1, b"")
+    store.durable(Commit(b"a" * 16, 1, 1, b"t" * 16))
+    inside, most, entered, ends = 0, 0, threading.Event(), threading.Event()
+    flush = store._flush
+
+    def slow():
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        entered.set()
+        ends.wait(10)
+        flush()
+        inside -= 1
+
+    monkeypatch.setattr(store, "_flush", slow)
+    threads = [threading.Thread(target=store.flush) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert entered.wait(10)
+    time.sleep(0.2)
+    ends.set()
+    for thread in threads:
+        thread.join(10)
+    assert most == 1 and store.find(b"a" * 16) == (1, b"t" * 16)
     store.close()
 
 
