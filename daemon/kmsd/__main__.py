@@ -1,6 +1,7 @@
 """The `kmsd` command: init, serve, recover, restart-audit, verify-audit; and those of kmsd.backup."""
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -187,7 +188,11 @@ def _serve(config: Config, passphrase_file: Path | None, *, sealed: bool) -> Non
             if not serve_sealed(state, sockets[MAIN]) or unsealing.root_key is None:
                 return
             realm, helpers = open_with(config, unsealing.root_key), state.helpers
-        if Daemon(config, realm, helpers).serve(sockets[MAIN], sockets.get(CREDENTIALS)):
+        # What is loaded stays: the collector would look at all of it again and again while it comes.
+        gc.disable()
+        daemon = Daemon(config, realm, helpers)
+        gc.enable()
+        if daemon.serve(sockets[MAIN], sockets.get(CREDENTIALS)):
             _come_back_sealed(sockets, bound)
     finally:
         for path in bound:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,11 +275,14 @@ class Daemon:
         self._record("GuardrailsLoaded", names=" ".join(sorted(self._guardrails.policies)))
         self._registry.announce("policy")
 
-    async def _every(self, seconds: float, action: "object") -> None:
+    async def _every(self, seconds: float, action: Callable[[], None]) -> None:
         while True:
             await asyncio.sleep(seconds)
-            if callable(action):
+            try:
                 action()
+            except Exception as error:
+                # A disk that is full now has room again later, and no heartbeat would say that the daemon is gone.
+                _LOG.error("upkeep failed and is tried again: %s", error, exc_info=not isinstance(error, KmsfsError))
 
     def _heartbeat(self) -> None:
         for grant in self._registry.end_expired_grants(time.time()):

@@ -93,7 +93,7 @@ def test_a_deny_that_speaks_of_the_call_wins(parts, caller, question, held):
     account = root_principal(ACCOUNT)
     denies = any(
         not statement.allow
-        and (statement.names(caller) or (caller.identity is not None and account in statement.principals))
+        and (statement.names(caller.principals) or (caller.identity is not None and account in statement.principals))
         and statement.speaks_of(question.action, KEY, values)
         for statement in policy.statements
     )

@@ -129,16 +129,11 @@ def _of_resource(
     """Return the statements that deny, that allow the caller by name, and that allow the caller's account."""
     direct = delegated = ""
     account = root_principal(caller.account) if caller.identity is not None else ""
-    for index, statement in enumerate(policy.statements):
-        named = statement.names(caller)
-        of_account = bool(account) and account in statement.principals and not statement.not_principals
-        if not named and not of_account:
-            continue
+    for name, statement, named in policy.relevant(question.action, caller.principals, account):
         if statement.allow and (direct or (delegated and not named)):
             continue
         request = values.get() if statement.asks_for_values else _NOTHING
-        if statement.speaks_of(question.action, question.key_arn, request):
-            name = statement.sid or str(index)
+        if statement.holds(question.key_arn, request):
             if not statement.allow:
                 return f"deny:{name}", "", ""
             if named:

@@ -82,7 +82,7 @@ def _of_key(
     account = root_principal(caller.account)
     delegates = caller.identity is not None and account in statement.principals and not statement.not_principals
     against = ""
-    if not statement.names(caller) and not delegates:
+    if not statement.names(caller.principals) and not delegates:
         against = "it names other principals"
     return Step(
         KEY_POLICY, statement.sid or str(index), statement.allow, against or _against(statement, question, values)

@@ -36,6 +36,6 @@ class Guardrails:
         for name, policy in self.policies.items():
             for index, statement in enumerate(policy.statements):
                 values = question.request_values(caller) if statement.asks_for_values else {}
-                if statement.names(caller) and statement.speaks_of(question.action, question.key_arn, values):
+                if statement.names(caller.principals) and statement.speaks_of(question.action, question.key_arn, values):
                     return Decision(allowed=False, by=f"guardrail:{name}:{statement.sid or index}")
         return None

@@ -1,7 +1,10 @@
 """Key policies: parse, validate, compile (IAM user guide, "IAM JSON policy elements reference")."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 from kmsd.authz.statement import RESOURCE_ELEMENTS, Statement, compile_statement, unique_fields
 from kmsfs.errors import LimitExceeded, MalformedPolicy
@@ -10,6 +13,16 @@ from kmsfs.quantity import POLICY_MAX_BYTES
 
 _VERSIONS = (None, "2012-10-17", "2008-10-17")
 _MAX_STATEMENTS = 1000
+_COMPILED_KEPT = 1024
+_RELEVANT_KEPT = 256
+
+
+class Relevant(NamedTuple):
+    """A statement that may count, what it is called in answers, and whether it names the caller; else it names his account."""
+
+    name: str
+    statement: Statement
+    named: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +33,30 @@ class KeyPolicy:
     statements: tuple[Statement, ...]
     asks_of_the_request: bool = False
     """Whether a statement needs condition keys that not every question has."""
+    _relevant: dict[tuple[str, frozenset[str], str], tuple[Relevant, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def relevant(self, action: str, principals: frozenset[str], account_root: str) -> tuple[Relevant, ...]:
+        """Return the statements about an action that name one of the principals or the account's root.
+
+        Remembered, so that a call costs what concerns it, however long the policy is. `account_root` is empty where
+        the account's policies do not count.
+        """
+        place = (action, principals, account_root)
+        found = self._relevant.get(place)
+        if found is None:
+            if len(self._relevant) >= _RELEVANT_KEPT:
+                self._relevant.clear()
+            found = self._relevant[place] = tuple(self._find(action, principals, account_root))
+        return found
+
+    def _find(self, action: str, principals: frozenset[str], account_root: str) -> Iterator[Relevant]:
+        for index, statement in enumerate(self.statements):
+            named = statement.names(principals)
+            of_account = bool(account_root) and account_root in statement.principals and not statement.not_principals
+            if (named or of_account) and statement.is_about(action):
+                yield Relevant(statement.sid or str(index), statement, named)
 
 
 def default_policy(creator: str) -> str:
@@ -65,8 +102,9 @@ def service_key_policy(account: str, creator: str, service: str) -> str:
     return json.dumps(document, indent=1)
 
 
+@lru_cache(maxsize=_COMPILED_KEPT)
 def compile_policy(text: str, service: str = "kms") -> KeyPolicy:
-    """Return the compiled policy of a resource of `service`.
+    """Return the compiled policy of a resource of `service`; resources with the same text share it.
 
     Raises:
         MalformedPolicy: if the text is no key policy.

@@ -2,16 +2,13 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kmsd.authz.conditions import ALWAYS_THERE, Condition, RequestValues, parse_conditions
 from kmsd.authz.variables import Unresolved, has_variables, literal, resolve
 from kmsd.authz.wildcard import matches
 from kmsfs.errors import InvalidArn, MalformedPolicy
 from kmsfs.ids import check_principal
-
-if TYPE_CHECKING:
-    from kmsd.authz.principal import Caller
 
 _ACTION = re.compile(r"[a-z0-9-]+:[A-Za-z*?]+\Z")
 IDENTITY_ELEMENTS = frozenset(
@@ -52,17 +49,23 @@ class Statement:
             for condition in self.conditions
         )
 
-    def names(self, caller: "Caller") -> bool:
-        """Tell whether the statement is about this caller."""
-        named = self.everyone or not self.principals.isdisjoint(caller.principals)
+    def names(self, principals: frozenset[str]) -> bool:
+        """Tell whether the statement is about a caller who has these names."""
+        named = self.everyone or not self.principals.isdisjoint(principals)
         return named != self.not_principals
 
     def speaks_of(self, action: str, resource: str, request: RequestValues) -> bool:
         """Tell whether the statement is about this action on this resource, under its conditions."""
+        return self.is_about(action) and self.holds(resource, request)
+
+    def is_about(self, action: str) -> bool:
+        """Tell whether the statement is about this action, on whatever resource."""
         lowered = action.lower()
         acted = lowered in self.exact_actions or _any_matches(self.action_patterns, lowered)
-        if acted == self.not_actions:
-            return False
+        return acted != self.not_actions
+
+    def holds(self, resource: str, request: RequestValues) -> bool:
+        """Tell whether the statement is about this resource, under its conditions, for an action that it is about."""
         if self.variables:
             return self._speaks_with_variables(resource, request)
         if _any_matches(self.resources, resource) == self.not_resources:

@@ -2,7 +2,7 @@
 
 from kmsd.authz.grants import Grant
 from kmsd.dispatch.call import Call
-from kmsd.dispatch.paging import page_of
+from kmsd.dispatch.paging import Names, Page
 from kmsd.grants.rules import GRANTS_PER_KEY_MAX, limited, same_terms, within
 from kmsd.grants.tokens import GrantTokens
 from kmsd.keys.registry import KeyRegistry, KmsKey
@@ -33,9 +33,10 @@ class GrantService:
             if not within(parent, grant.operations, grant.equals, grant.subset):
                 raise AccessDenied("A grant made through a grant cannot allow more than it.")
             grant = limited(grant, parent)
-        for old in key.grants.values():
-            if grant.name is not None and same_terms(old, grant):
-                return self._answer(old)
+        if grant.name is not None:
+            for old in key.grants_to(grant.grantee).values():
+                if same_terms(old, grant):
+                    return self._answer(old)
         if len(key.grants) >= GRANTS_PER_KEY_MAX:
             raise LimitExceeded(f"a key has at most {GRANTS_PER_KEY_MAX} grants")
         self._registry.add_grant(key, grant)
@@ -44,30 +45,25 @@ class GrantService:
     def list_grants(self, call: Call) -> shapes.ListGrantsResponse:
         """ListGrants."""
         request: shapes.ListGrantsRequest = call.request
-        grants = call.the_key.grants
-        if request.grant_id is not None and request.grant_id not in grants:
+        key, grantee = call.the_key, request.grantee_principal
+        if request.grant_id is not None and request.grant_id not in key.grants:
             raise InvalidGrantId(f"Grant ID {request.grant_id} not found")
-        wanted = [
-            grant
-            for grant in grants.values()
-            if request.grant_id in (None, grant.grant_id)
-            and request.grantee_principal in (None, grant.grantee)
-        ]
-        return self._page(wanted, request.limit, request.marker)
+        if grantee is not None:
+            ids = Names(key.grants_to(grantee))
+        elif request.grant_id is not None:
+            ids = Names([request.grant_id])
+        else:
+            ids = self._registry.listed.grants_of(key.key_id)
+        wanted = lambda grant_id: request.grant_id in (None, grant_id)  # noqa: E731
+        return self._listed(ids.page(request.limit, request.marker, wanted))
 
     def list_retirable_grants(self, call: Call) -> shapes.ListGrantsResponse:
         """ListRetirableGrants: of the calling principal only, as there is nobody to ask about others."""
         request: shapes.ListRetirableGrantsRequest = call.request
         if request.retiring_principal not in call.caller.principals:
             raise AccessDenied("You may list the grants that you may retire.")
-        wanted = [
-            grant
-            for key in self._registry.keys.values()
-            if key.scope == call.scope
-            for grant in key.grants.values()
-            if grant.retiring == request.retiring_principal
-        ]
-        return self._page(wanted, request.limit, request.marker)
+        ids = self._registry.listed.retirable(call.scope, request.retiring_principal)
+        return self._listed(ids.page(request.limit, request.marker, lambda _grant_id: True))
 
     def retire_grant(self, call: Call) -> Empty:
         """RetireGrant."""
@@ -127,11 +123,10 @@ class GrantService:
             grant_token=self._tokens.mint(grant.key_id, grant.grant_id), grant_id=grant.grant_id
         )
 
-    def _page(self, grants: list[Grant], limit: int, marker: str | None) -> shapes.ListGrantsResponse:
-        by_id = {grant.grant_id: grant for grant in grants}
-        page, following = page_of(sorted(by_id), limit, marker)
+    def _listed(self, page: Page) -> shapes.ListGrantsResponse:
+        ids, following = page
         return shapes.ListGrantsResponse(
-            grants=[self._entry(by_id[grant_id]) for grant_id in page],
+            grants=[self._entry(self._registry.listed.grant(grant_id)) for grant_id in ids],
             next_marker=following,
             truncated=following is not None,
         )

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from kmsd.authz.grants import Grant
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
+from kmsd.keys.indexes import ListingIndexes
 from kmsd.keys.material import MaterialVault, material_id
 from kmsd.store.database import SealedStore, Transaction
 from kmsd.store.schema import Table
@@ -111,7 +113,11 @@ class KmsKey:
         """Yield the grants whose grantee the caller is."""
         if self.grants:
             for principal in caller.principals:
-                yield from self._by_grantee.get(principal, {}).values()
+                yield from self.grants_to(principal).values()
+
+    def grants_to(self, grantee: str) -> dict[str, Grant]:
+        """Return the grants to a principal, by id."""
+        return self._by_grantee.get(grantee, {})
 
     def keep_grant(self, grant: Grant) -> None:
         """Let a grant be found, by its id and by its grantee."""
@@ -171,6 +177,7 @@ class KeyRegistry:
         self.keys: dict[str, KmsKey] = {}
         self.aliases: dict[str, Alias] = {}
         self.listeners: list[ChangeListener] = []
+        self.listed = ListingIndexes()
         self._expiring: dict[str, Grant] = {}
         self._load()
 
@@ -204,7 +211,8 @@ class KeyRegistry:
 
     def aliases_of(self, key_id: str) -> list[Alias]:
         """Return the aliases that name a key, sorted."""
-        return sorted((a for a in self.aliases.values() if a.key_id == key_id), key=lambda alias: alias.name)
+        names = self.listed.aliases_of(key_id)
+        return [self.aliases[names[place]] for place in range(len(names))]
 
     # --- changing -----------------------------------------------------------------------------------------
 
@@ -214,7 +222,7 @@ class KeyRegistry:
             if key.materials:
                 self._put_material(work, key, key.term)
             work.put(Table.KEY, key.key_id, key.row())
-        self.keys[key.key_id] = key
+        self._keep_key(key)
         self._changed(key, "created")
 
     def update_key(self, key: KmsKey, event: str, **changes: Any) -> None:
@@ -306,23 +314,30 @@ class KeyRegistry:
                 work.delete(Table.GRANT, f"{key.key_id}/{grant.grant_id}")
             work.delete(Table.KEY, key.key_id)
         for alias in self.aliases_of(key.key_id):
-            del self.aliases[alias.arn]
+            self._forget_alias(alias)
+        for grant in key.grants.values():
+            self.listed.drop_grant(key.scope, grant)
+            self._expiring.pop(grant.grant_id, None)
         for material in key.materials.values():
             material.wipe()
         del self.keys[key.key_id]
+        self.listed.drop_key(key.scope, key.key_id)
         self._changed(key, "deleted")
 
     def put_alias(self, alias: Alias) -> None:
         """Create or move an alias."""
         with self.store.transaction() as work:
             work.put(Table.ALIAS, self._alias_place(alias), alias.row())
-        self.aliases[alias.arn] = alias
+        present = self.aliases.get(alias.arn)
+        if present is not None:
+            self._forget_alias(present)
+        self._keep_alias(alias)
 
     def delete_alias(self, alias: Alias) -> None:
         """Remove an alias."""
         with self.store.transaction() as work:
             work.delete(Table.ALIAS, self._alias_place(alias))
-        del self.aliases[alias.arn]
+        self._forget_alias(alias)
 
     def _alias_place(self, alias: Alias) -> str:
         return alias.name if alias.scope == self._home else alias.arn
@@ -337,9 +352,7 @@ class KeyRegistry:
         }  # fmt: skip
         with self.store.transaction() as work:
             work.put(Table.GRANT, f"{key.key_id}/{grant.grant_id}", row)
-        key.keep_grant(grant)
-        if grant.expires is not None:
-            self._expiring[grant.grant_id] = grant
+        self._keep_grant(key, grant)
         self._changed(key, "grant-created")
 
     def remove_grant(self, key: KmsKey, grant: Grant) -> None:
@@ -347,6 +360,7 @@ class KeyRegistry:
         with self.store.transaction() as work:
             work.delete(Table.GRANT, f"{key.key_id}/{grant.grant_id}")
         key.drop_grant(grant)
+        self.listed.drop_grant(key.scope, grant)
         self._expiring.pop(grant.grant_id, None)
         self._changed(key, "grant-ended")
 
@@ -375,32 +389,49 @@ class KeyRegistry:
         }  # fmt: skip
         work.put(Table.MATERIAL, place, row, parent=key.key_id)
 
+    def _keep_key(self, key: KmsKey) -> None:
+        self.keys[key.key_id] = key
+        self.listed.add_key(key.scope, key.key_id)
+
+    def _keep_alias(self, alias: Alias) -> None:
+        self.aliases[alias.arn] = alias
+        self.listed.add_alias(alias.scope, alias.arn, alias.key_id)
+
+    def _forget_alias(self, alias: Alias) -> None:
+        del self.aliases[alias.arn]
+        self.listed.drop_alias(alias.scope, alias.arn, alias.key_id)
+
+    def _keep_grant(self, key: KmsKey, grant: Grant) -> None:
+        key.keep_grant(grant)
+        self.listed.add_grant(key.scope, grant)
+        if grant.expires is not None:
+            self._expiring[grant.grant_id] = grant
+
     # --- loading ------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        for stored in self.store.scan(Table.KEY):
+        # In order, so that each is the last of its index when it comes.
+        for stored in sorted(self.store.scan(Table.KEY), key=itemgetter("id")):
             row = {**_BEFORE_SPECS, "scope": self._home, **stored}
-            self.keys[row["id"]] = KmsKey(
+            key = KmsKey(
                 row["id"], key_arn(row["scope"], row["id"]), row["description"], KeyState(row["state"]),
                 row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
                 row["creator"], row["spec"], row["usage"], row["tags"], row["rotation_days"], row["next_rotation"],
                 [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], _imports(row),
             )  # fmt: skip
+            self._keep_key(key)
         for row in self.store.scan(Table.MATERIAL):
             place = f"{row['key']}/{row['term']}"
             self.keys[row["key"]].materials[row["term"]] = self.vault.unwrap(row["blob"], place)
-        for row in self.store.scan(Table.ALIAS):
+        for row in sorted(self.store.scan(Table.ALIAS), key=itemgetter("name")):
             scope = row.get("scope", self._home)
-            alias = Alias(row["name"], row["key"], row["created"], row["updated"], scope)
-            self.aliases[alias.arn] = alias
-        for row in self.store.scan(Table.GRANT):
+            self._keep_alias(Alias(row["name"], row["key"], row["created"], row["updated"], scope))
+        for row in sorted(self.store.scan(Table.GRANT), key=itemgetter("id")):
             grant = Grant(
                 row["id"], row["key"], row["grantee"], row["retiring"], frozenset(row["operations"]),
                 row["equals"], row["subset"], row["name"], row["created"], row["issuer"], row.get("expires"), row.get("reason"),
             )  # fmt: skip
-            self.keys[row["key"]].keep_grant(grant)
-            if grant.expires is not None:
-                self._expiring[grant.grant_id] = grant
+            self._keep_grant(self.keys[row["key"]], grant)
 
 
 def _imports(row: dict[str, Any]) -> dict[int, Import]:

@@ -7,7 +7,6 @@ from kmsd.authz.decide import Question, decide
 from kmsd.authz.policy import KeyPolicy, account_policy, compile_policy, default_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
-from kmsd.dispatch.paging import page_of
 from kmsd.keys.lifecycle import SECONDS_PER_DAY
 from kmsd.keys.material import material_id
 from kmsd.keys.registry import Alias, KeyRegistry, KmsKey
@@ -119,13 +118,10 @@ class KeyService:
     def list_keys(self, call: Call) -> shapes.ListKeysResponse:
         """ListKeys."""
         request: shapes.ListKeysRequest = call.request
-        visible = sorted(
-            k
-            for k, key in self._registry.keys.items()
-            if key.scope == call.scope and may(call.caller, "kms:DescribeKey", key, call.now)
-        )
-        page, marker = page_of(visible, request.limit, request.marker)
-        entries = [shapes.KeyListEntry(key_id=k, key_arn=self._registry.keys[k].arn) for k in page]
+        keys = self._registry.keys
+        visible = lambda key_id: may(call.caller, "kms:DescribeKey", keys[key_id], call.now)  # noqa: E731
+        page, marker = self._registry.listed.keys_in(call.scope).page(request.limit, request.marker, visible)
+        entries = [shapes.KeyListEntry(key_id=k, key_arn=keys[k].arn) for k in page]
         return shapes.ListKeysResponse(keys=entries, next_marker=marker, truncated=marker is not None)
 
     def update_key_description(self, call: Call) -> shapes.Empty:
@@ -218,16 +214,14 @@ class KeyService:
     def list_aliases(self, call: Call) -> shapes.ListAliasesResponse:
         """ListAliases."""
         request: shapes.ListAliasesRequest = call.request
-        aliases = self._registry.aliases
-        only = self._registry.find(request.key_id, call.scope).key_id if request.key_id else None
-        visible = sorted(
-            arn
-            for arn, alias in aliases.items()
-            if alias.scope == call.scope
-            and (only is None or alias.key_id == only)
-            and may(call.caller, "kms:DescribeKey", self._registry.keys[alias.key_id], call.now)
-        )
-        page, marker = page_of(visible, request.limit, request.marker)
+        registry = self._registry
+        aliases, keys = registry.aliases, registry.keys
+        if request.key_id:
+            names = registry.listed.aliases_of(registry.find(request.key_id, call.scope).key_id)
+        else:
+            names = registry.listed.aliases_in(call.scope)
+        visible = lambda arn: may(call.caller, "kms:DescribeKey", keys[aliases[arn].key_id], call.now)  # noqa: E731
+        page, marker = names.page(request.limit, request.marker, visible)
         return shapes.ListAliasesResponse(
             aliases=[self._alias_entry(aliases[arn]) for arn in page],
             next_marker=marker,

@@ -1,13 +1,12 @@
 """Handlers of parameter operations. The KMS steps run as the caller, through the pipeline, `kms:ViaService` ssm."""
 
-import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from kmsd.authz.decide import Question, decide_by_identity
 from kmsd.credentials.names import belongs_to
 from kmsd.dispatch.call import Call, InternalCalls
-from kmsd.dispatch.paging import token_page_of
+from kmsd.dispatch.paging import Names, token_page_of
 from kmsd.events.changes import Change
 from kmsd.parameters.filters import make_old_test, make_test
 from kmsd.parameters.labels import labels_of, require_droppable
@@ -66,14 +65,14 @@ class ParameterService:
         self._values = ParameterValues(calls, rng)
         self._home = scope_of(account)
         self._facts: dict[tuple[str, str], ParameterFacts] = {}
-        self._names: dict[str, list[str]] = {}
-        """Sorted names by scope."""
         for row in store.scan(Table.PARAMETER):
             facts = facts_of(row, self._home)
             self._facts[facts.scope, facts.name] = facts
-            self._names.setdefault(facts.scope, []).append(facts.name)
-        for names in self._names.values():
-            names.sort()
+        found: dict[str, list[str]] = {}
+        for scope, name in self._facts:
+            found.setdefault(scope, []).append(name)
+        self._names = {scope: Names(names) for scope, names in found.items()}
+        """Names by scope."""
         self._held: dict[tuple[str, str, int], tuple[ParameterFacts, bytes]] = {}
         """Versions read lately, as stored: a SecureString's value is its ciphertext."""
 
@@ -104,7 +103,7 @@ class ParameterService:
                 work.delete(Table.PARAMETER_VERSION, f"{place}:{drop}")
         self._facts[facts.scope, name] = facts
         if present is None:
-            bisect.insort(self._names.setdefault(facts.scope, []), name)
+            self._names.setdefault(facts.scope, Names()).add(name)
         self._tell(facts, "Create" if present is None else "Update")
         return shapes.PutParameterResponse(version=facts.version, tier=facts.tier)
 
@@ -210,8 +209,7 @@ class ParameterService:
         for version in range(facts.oldest, facts.version + 1):
             self._held.pop((facts.scope, name, version), None)
         del self._facts[facts.scope, name]
-        names = self._names[facts.scope]
-        del names[bisect.bisect_left(names, name)]
+        self._names[facts.scope].discard(name)
         self._tell(facts, "Delete")
 
     def _tell(self, facts: ParameterFacts, operation: str) -> None:
@@ -255,14 +253,6 @@ class ParameterService:
         """Return the natural key of a parameter's row."""
         return facts.name if facts.scope == self._home else facts.arn
 
-    def _names_below(self, scope: str, path: str) -> list[str]:
-        """Return the sorted names that lie below a checked path, at any depth."""
-        names = self._names.get(scope, [])
-        if not path:
-            return names
-        first = bisect.bisect_left(names, path + "/")
-        return names[first : bisect.bisect_left(names, path + "0", first)]
-
     # --- reading ------------------------------------------------------------------------------------------
 
     def get_parameter(self, call: Call) -> shapes.GetParameterResponse:
@@ -300,14 +290,14 @@ class ParameterService:
         path = check_path(request.path)
         self._require_identity(call, path or "/")
         test = make_test(request.parameter_filters, _PATH_FILTERS)
-        names = [
-            name
-            for name in self._names_below(call.scope, path)
-            if below(name, path, recursive=request.recursive)
-            and self._owns(call, self._facts[call.scope, name])
-            and test(self._facts[call.scope, name])
-        ]
-        page, token = token_page_of(names, request.max_results, request.next_token)
+
+        def wanted(name: str) -> bool:
+            facts = self._facts[call.scope, name]
+            return below(name, path, recursive=request.recursive) and self._owns(call, facts) and test(facts)
+
+        low, high = (path + "/", path + "0") if path else ("", None)
+        names = self._names.get(call.scope, Names())
+        page, token = names.token_page(request.max_results, request.next_token, wanted, low, high)
         read = [
             self._parameter(call, self._facts[call.scope, name], Selector(name, None, None), request.with_decryption)
             for name in page
@@ -352,12 +342,9 @@ class ParameterService:
         if request.filters:
             test = make_old_test(request.filters)
         scope = call.scope
-        names = [
-            name
-            for name in self._names.get(scope, [])
-            if self._owns(call, self._facts[scope, name]) and test(self._facts[scope, name])
-        ]
-        page, token = token_page_of(names, request.max_results, request.next_token)
+        wanted = lambda name: self._owns(call, facts := self._facts[scope, name]) and test(facts)  # noqa: E731
+        names = self._names.get(scope, Names())
+        page, token = names.token_page(request.max_results, request.next_token, wanted)
         return shapes.DescribeParametersResponse(
             parameters=[self._describe(self._facts[scope, name]) for name in page], next_token=token
         )

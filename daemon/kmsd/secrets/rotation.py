@@ -3,6 +3,7 @@
 import re
 import uuid
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -84,9 +85,9 @@ class RotationService:
                 arn=secret.arn, name=secret.name, rotation_lambda_arn=secret.rotator or "",
                 client_request_token=secret.rotation_token, pending_since=secret.rotation_since,
             )
-            for secret in self._store.visible(call)
+            for secret in sorted(self._store.all_in(call.scope), key=attrgetter("name"))
             if secret.rotation_enabled and secret.deleted is None and _due(secret, call.now)
-            and self._store.may(call.caller, secret, _ROTATE, call.now)
+            and self._store.may_see(call, secret) and self._store.may(call.caller, secret, _ROTATE, call.now)
         ]  # fmt: skip
         return shapes.ListDueRotationsResponse(rotations=due)
 

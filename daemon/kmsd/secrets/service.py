@@ -2,11 +2,12 @@
 
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from kmsd.dispatch.call import Call, InternalCalls
-from kmsd.dispatch.paging import page_of
+from kmsd.dispatch.paging import Names, Page
 from kmsd.dispatch.servicekey import make_service_key
 from kmsd.parameters.secure import open_message, seal_message
 from kmsd.secrets.filters import make_test
@@ -184,10 +185,13 @@ class SecretService:
             wanted = request.secret_id_list
         else:
             test = make_test(request.filters)
-            names = [
-                secret.name for secret in self._store.visible(call) if secret.deleted is None and test(secret)
-            ]
-            wanted, token = secret_page(names, request.max_results or BATCH_MAX, request.next_token)
+            names = self._store.names_in(call.scope)
+
+            def chosen(name: str) -> bool:
+                secret = self._store.at(call.scope, name)
+                return secret.deleted is None and test(secret) and self._store.may_see(call, secret)
+
+            wanted, token = secret_page(names, request.max_results or BATCH_MAX, request.next_token, chosen)
         values, errors = [], []
         for secret_id in wanted:
             try:
@@ -391,13 +395,15 @@ def check_tags(tags: dict[str, str]) -> None:
         raise InvalidParameter("Tag keys that begin with aws: are reserved.")
 
 
-def secret_page(names: list[str], limit: int, token: str | None) -> tuple[list[str], str | None]:
-    """Return a page of sorted names, with Secrets Manager's error for a bad token.
+def secret_page(
+    names: Names, limit: int, token: str | None, wanted: Callable[[str], bool] = lambda _name: True
+) -> Page:
+    """Return a page of the wanted names, with Secrets Manager's error for a bad token.
 
     Raises:
         InvalidSecretToken: if the token was not made here.
     """
     try:
-        return page_of(names, limit, token)
+        return names.page(limit, token, wanted)
     except InvalidMarker as error:
         raise InvalidSecretToken("Invalid NextToken") from error

@@ -1,15 +1,16 @@
 """Secrets in memory, written through to the sealed store; who may do what with one."""
 
-import bisect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
+from kmsd.dispatch.paging import Names
 from kmsd.events.changes import Change
 from kmsd.secrets.records import Secret, Version, secret_of
 from kmsd.store.database import SealedStore
@@ -28,11 +29,13 @@ class SecretStore:
         self._store = store
         self._publish = publish
         self._by_arn: dict[str, Secret] = {}
-        self._names: dict[str, list[str]] = {}
+        self._names: dict[str, Names] = {}
+        self._newest: dict[str, Names] = {}
         self._arns: dict[tuple[str, str], str] = {}
         self._policies: dict[str, KeyPolicy] = {}
-        for row in store.scan(Table.SECRET):
-            self._keep(secret_of(row))
+        secrets = [secret_of(row) for row in store.scan(Table.SECRET)]
+        for secret in sorted(secrets, key=attrgetter("name")):
+            self._keep(secret)
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -71,6 +74,10 @@ class SecretStore:
         arn = self._arns.get((scope, name))
         return self._by_arn[arn] if arn is not None else None
 
+    def at(self, scope: str, name: str) -> Secret:
+        """Return the secret of a name that is in an index."""
+        return self._by_arn[self._arns[scope, name]]
+
     def require_new(self, call: Call, arn: str) -> None:
         """Let whoever comes through IAM make a secret only with its consent.
 
@@ -83,12 +90,21 @@ class SecretStore:
                 f"User: {call.caller.principal} is not authorized to perform: {question.action} on resource: {arn}"
             )
 
-    def visible(self, call: Call) -> Iterator[Secret]:
-        """Yield the secrets of the call's scope that the caller may describe, by name."""
-        for name in list(self._names.get(call.scope, [])):
-            secret = self._by_arn[self._arns[call.scope, name]]
-            if self.may(call.caller, secret, "secretsmanager:DescribeSecret", call.now):
-                yield secret
+    def names_in(self, scope: str) -> Names:
+        """Return the names of a scope's secrets."""
+        return self._names.get(scope, Names())
+
+    def newest_in(self, scope: str) -> Names:
+        """Return the `newest_place` of each of a scope's secrets."""
+        return self._newest.get(scope, Names())
+
+    def all_in(self, scope: str) -> Iterator[Secret]:
+        """Yield a scope's secrets, in no order."""
+        return (secret for secret in self._by_arn.values() if secret.scope == scope)
+
+    def may_see(self, call: Call, secret: Secret) -> bool:
+        """Tell whether the caller may describe a secret."""
+        return self.may(call.caller, secret, "secretsmanager:DescribeSecret", call.now)
 
     def key_arns(self) -> Iterator[str]:
         """Yield the ARN of the KMS key of each secret's newest version that has a value."""
@@ -146,8 +162,8 @@ class SecretStore:
             work.delete(Table.SECRET, secret.arn)
         del self._by_arn[secret.arn]
         del self._arns[secret.scope, secret.name]
-        names = self._names[secret.scope]
-        del names[bisect.bisect_left(names, secret.name)]
+        self._names[secret.scope].discard(secret.name)
+        self._newest[secret.scope].discard(newest_place(secret))
         if secret.deleted is None:
             self._tell(secret, "Delete")
         self._policies.pop(secret.arn, None)
@@ -181,7 +197,8 @@ class SecretStore:
 
     def _keep(self, secret: Secret) -> None:
         if secret.arn not in self._by_arn:
-            bisect.insort(self._names.setdefault(secret.scope, []), secret.name)
+            self._names.setdefault(secret.scope, Names()).add(secret.name)
+            self._newest.setdefault(secret.scope, Names()).add(newest_place(secret))
         self._by_arn[secret.arn] = secret
         self._arns[secret.scope, secret.name] = secret.arn
         if secret.policy is None:
@@ -191,6 +208,12 @@ class SecretStore:
 
 
 _NO_POLICY = KeyPolicy("", ())
+_LATEST = 1 << 62
+
+
+def newest_place(secret: Secret) -> str:
+    """Return a text that sorts secrets by their creation, the newest first; a space and the name are its end."""
+    return f"{_LATEST - round(secret.created * 1e6):020d} {secret.name}"
 
 
 def _operation(before: Secret | None, after: Secret) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.dispatch.call import Call
+from kmsd.dispatch.paging import Names
 from kmsd.secrets.filters import make_test
 from kmsd.secrets.records import Secret, Version
 from kmsd.secrets.service import check_tags, require_not_deleted, secret_page
@@ -45,17 +46,22 @@ class SecretUpkeepService:
         """ListSecrets, newest first unless told otherwise."""
         request: shapes.ListSecretsRequest = call.request
         test = make_test(request.filters)
-        found = [
-            secret
-            for secret in self._store.visible(call)
-            if (secret.deleted is None or request.include_planned_deletion) and test(secret)
-        ]
-        found.sort(key=_SORTS[request.sort_by], reverse=request.sort_order == "desc")
-        places = {f"{position:08d}": secret for position, secret in enumerate(found)}
-        page, token = secret_page(list(places), request.max_results, request.next_token)
-        return shapes.ListSecretsResponse(
-            secret_list=[_entry(places[place]) for place in page], next_token=token
-        )
+        names, secret_at = self._in_order(call.scope, request.sort_by, request.sort_order)
+
+        def wanted(place: str) -> bool:
+            secret = secret_at(place)
+            return (secret.deleted is None or request.include_planned_deletion) and test(secret) and self._store.may_see(call, secret)
+
+        page, token = secret_page(names, request.max_results, request.next_token, wanted)
+        return shapes.ListSecretsResponse(secret_list=[_entry(secret_at(place)) for place in page], next_token=token)
+
+    def _in_order(self, scope: str, sort_by: str, sort_order: str) -> tuple[Names, Callable[[str], Secret]]:
+        """Return what sorts the secrets of a scope as asked, and what tells the secret of a place."""
+        if (sort_by, sort_order) == ("created-date", "desc"):
+            return self._store.newest_in(scope), lambda place: self._store.at(scope, place.partition(" ")[2])
+        ordered = sorted(self._store.all_in(scope), key=_SORTS[sort_by], reverse=sort_order == "desc")
+        places = {f"{position:08d}": secret for position, secret in enumerate(ordered)}
+        return Names(places), places.__getitem__
 
     def list_secret_version_ids(self, call: Call) -> shapes.ListSecretVersionIdsResponse:
         """ListSecretVersionIds, oldest first."""
@@ -66,7 +72,7 @@ class SecretUpkeepService:
             for position, version in enumerate(secret.versions)
             if version.stages or request.include_deprecated
         }
-        page, token = secret_page(list(places), request.max_results, request.next_token)
+        page, token = secret_page(Names(places), request.max_results, request.next_token)
         return shapes.ListSecretVersionIdsResponse(
             versions=[_version(places[place]) for place in page],
             next_token=token,

@@ -7,7 +7,7 @@ from kmsfs.aead.gcm import GcmKey
 from kmsfs.aead.kdf import Label, derive, hmac_sha256
 from kmsfs.aead.nonces import Rng, UsageCounter
 from kmsfs.errors import AuthenticationFailed, BadFrame, CorruptStore
-from kmsfs.formats.packing import pack, unpack
+from kmsfs.formats.packing import pack, unpack_own
 from kmsfs.quantity import STATE_SEALS_LIMIT
 from kmsfs.secret import KeyMaterial
 
@@ -61,7 +61,7 @@ class RowSealer:
             if row_version != _ROW_VERSION:
                 raise CorruptStore(f"a state row has unknown version {row_version}")
             plain = self._state[number].open(blob[_PREFIX.size :], _aad(table, row_id, parent, version))
-            value = unpack(plain)
+            value = unpack_own(plain)
         except (struct.error, KeyError, AuthenticationFailed, BadFrame) as error:
             raise CorruptStore(
                 "a row of the key daemon's state is damaged or was changed",
