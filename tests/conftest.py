@@ -131,6 +131,8 @@ def make_daemon(tmp_path_factory):
 class MountProcess:
     """A `kmsfs mount --foreground`."""
 
+    program = ("-m", "kmsfs.cli")
+
     def __init__(self, socket, cipher: Path, plain: Path, *options: str):
         self.cipher = cipher
         self.plain = plain
@@ -140,7 +142,7 @@ class MountProcess:
 
     def start(self, *, wait=True):
         environment = {**os.environ, "KMSFS_SOCKET": self.socket}
-        command = [sys.executable, "-m", "kmsfs.cli", "mount", "--foreground", str(self.cipher), str(self.plain)]
+        command = [sys.executable, *self.program, "mount", "--foreground", str(self.cipher), str(self.plain)]
         # A file and no pipe: a pipe that nobody reads holds up the mount when it is full.
         self.said = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen([*command, *self.options], env=environment, stderr=self.said)

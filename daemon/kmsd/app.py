@@ -39,6 +39,7 @@ from kmsd.iam.mfa import MfaCodes, MfaService
 from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.iam.records import GROUP, ROLE, USER
 from kmsd.iam.store import IamStore
+from kmsd.iam.tagging import IamTagService
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.dependents import DependentsService
 from kmsd.keys.importing import ImportService
@@ -182,7 +183,7 @@ class Daemon:
                     self._keys, self._upkeep, pairs, crypto, grants, parameters, ParameterMarkService(parameters),
                     volumes, batches, admin, sts, self._secrets, SecretUpkeepService(secret_store),
                     RotationService(secret_store, os.urandom),
-                    *self._identities(), MfaService(self._iam, codes, os.urandom), self._imports,
+                    *self._identities(), MfaService(self._iam, codes, os.urandom), IamTagService(self._iam), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
                     dependents, self._metrics, ChangeService(changes),
                     SealService(facts.root_key_source, sealing_keepers(config.administrators), None if config.ephemeral else self._seal),

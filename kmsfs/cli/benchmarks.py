@@ -20,13 +20,14 @@ _CALLS = 3000
 
 
 def run_benchmarks(
-    what: str, peers: list[str], rounds: int, folder: Path, *, low_latency: bool, quiet: bool
+    what: str, peers: list[str], rounds: int, folder: Path, *, low_latency: bool, up_to: int, quiet: bool
 ) -> dict[str, Any]:
-    """Run the named part, or all; return tables by name. `low_latency` is that of `kmsfs mount`.
+    """Run the named part, or all but growth; return tables by name. `low_latency` is that of `kmsfs mount`.
 
     Raises:
         UsageError: if there is no such part.
     """
+    from kmsfs.cli.growthbench import bench_growth
     from kmsfs.cli.mountbench import bench_mount
 
     parts: dict[str, Callable[[Callable[[str], None]], dict[str, Any]]] = {
@@ -35,12 +36,14 @@ def run_benchmarks(
         "mount": lambda tell: bench_mount(peers, rounds, folder, tell, low_latency=low_latency),
     }
     chosen = list(parts) if what == "all" else [what]
-    if not set(chosen) <= set(parts):
-        raise UsageError(f"no benchmark {what!r}", hint=f"one of {', '.join(parts)}, all")
+    if what != "growth" and not set(chosen) <= set(parts):
+        raise UsageError(f"no benchmark {what!r}", hint=f"one of {', '.join(parts)}, growth, all")
     from rich.console import Console
     from rich.status import Status
 
     with Status("measuring", console=Console(stderr=True, quiet=quiet)) as status:
+        if what == "growth":
+            return bench_growth(up_to, folder, lambda text: status.update(f"measuring {text}"))
         return {name: parts[name](lambda text: status.update(f"measuring {text}")) for name in chosen}
 
 

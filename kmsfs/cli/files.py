@@ -46,6 +46,9 @@ def mount(
         bool,
         typer.Option(help="Files read one after the other: get the next ones' data keys early, audited as Decrypt."),
     ] = True,
+    memory: Annotated[
+        int, typer.Option(min=128, metavar="MIB", help="About how much memory to use for what is remembered.")
+    ] = 256,
 ) -> None:
     """Mount an encrypted directory; makes it on first use. Example: kmsfs mount ~/cipher ~/plain"""
     from kmsfs.cli.successor import successor
@@ -55,7 +58,7 @@ def mount(
         raise UsageError(f"no transport {transport!r}", hint=f"one of {', '.join(TRANSPORTS)}")
     request = MountRequest(
         cipher_dir.absolute(), mountpoint.absolute(), key, transport, allow_other, read_only, recover,
-        low_latency, keys_ahead,
+        low_latency, keys_ahead, memory << 20,
     )  # fmt: skip
     check_places(request)
     talk = session()
@@ -246,18 +249,19 @@ def inspect(path: Annotated[Path, typer.Argument(help="An encrypted file, or a c
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="aead, kms, mount, or all.")] = "all",
+    what: Annotated[str, typer.Argument(help="aead, kms, mount, all of these, or growth.")] = "all",
     peers: Annotated[str, typer.Option(help="Peers for `mount`, by comma: gocryptfs,securefs,encfs.")] = "",
     rounds: Annotated[int, typer.Option(help="Alternating rounds; medians are printed.")] = 3,
-    folder: Annotated[Path, typer.Option(help="Where `mount` works; a tmpfs is best.")] = Path("/dev/shm"),  # noqa: S108
+    folder: Annotated[Path, typer.Option(help="Where `mount` and `growth` work; a tmpfs is best.")] = Path("/dev/shm"),  # noqa: S108
     low_latency: Annotated[bool, typer.Option(help="How `mount` mounts kmsfs: see `kmsfs mount`.")] = True,
+    up_to: Annotated[int, typer.Option(min=10, help="How many keys and files `growth` makes at most.")] = 10_000,
 ) -> None:
-    """Measure this machine: the AES-GCM core, the key service, the mount beside its peers."""
+    """Measure this machine: the AES-GCM core, the key service, the mount beside its peers; what grows with what is there."""
     from kmsfs.cli.benchmarks import run_benchmarks
 
     results = run_benchmarks(
         what, [name for name in peers.split(",") if name], rounds, folder,
-        low_latency=low_latency, quiet=SETTINGS.quiet,
+        low_latency=low_latency, up_to=up_to, quiet=SETTINGS.quiet,
     )  # fmt: skip
     show(results, lambda: _print_results(results))
 

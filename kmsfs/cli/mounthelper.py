@@ -9,7 +9,7 @@ _FLAGS = {
     "ro": "--read-only", "allow_other": "--allow-other", "recover": "--recover",
     "no_low_latency": "--no-low-latency", "no_keys_ahead": "--no-keys-ahead",
 }  # fmt: skip
-_VALUES = {"key": "--key", "transport": "--transport"}
+_VALUES = {"key": "--key", "transport": "--transport", "memory": "--memory"}
 _IGNORED = frozenset(
     {
         "rw", "auto", "noauto", "defaults", "nofail", "_netdev", "user", "users", "nouser", "exec", "noexec", "suid",

@@ -2,7 +2,9 @@
 
 import os
 import stat
+import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kmsfs.envelope.kf1file import Kf1File
@@ -66,9 +68,15 @@ class NodeTable:
         self._by_key = {self.root.key: self.root}
         self._next_id = ROOT_ID + 1
         self._open_dirs: OrderedDict[int, Node] = OrderedDict()
+        self._many = sys.maxsize
+        self._on_many: Callable[[], None] = _nobody
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def tell_when_over(self, count: int, tell: Callable[[], None]) -> None:
+        """Call `tell` for each new node while there are more than `count`."""
+        self._many, self._on_many = count, tell
 
     def get(self, node_id: int) -> Node:
         """Return the node with this id.
@@ -112,6 +120,8 @@ class NodeTable:
         self._next_id += 1
         self._by_id[node.node_id] = node
         self._by_key[node.key] = node
+        if len(self._by_id) > self._many:
+            self._on_many()
         return node
 
     def link(self, node: Node, parent: Node, name: bytes, disk_name: str) -> None:
@@ -228,3 +238,7 @@ class NodeTable:
             os.close(node.descriptor)
             node.descriptor = -1
             self._open_dirs.pop(node.node_id, None)
+
+
+def _nobody() -> None:
+    """Where the table may grow, nobody is told."""

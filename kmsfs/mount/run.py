@@ -25,7 +25,15 @@ from kmsfs.client.watch import RESUMED, KeyWatcher
 from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
-from kmsfs.errors import CorruptVolume, KmsfsError, StorageError, UnsupportedFormat, UsageError, VolumeBusy
+from kmsfs.errors import (
+    Conflict,
+    CorruptVolume,
+    KmsfsError,
+    StorageError,
+    UnsupportedFormat,
+    UsageError,
+    VolumeBusy,
+)
 from kmsfs.formats.handover import STATE_VERSION, Inheritance
 from kmsfs.formats.volume import CONFIG_NAME
 from kmsfs.mount.control import MountControl
@@ -45,6 +53,7 @@ from kmsfs.mount.handover import (
 from kmsfs.mount.hardening import forbid_dumps
 from kmsfs.mount.kernel.attach import MountOptions, attach, detach
 from kmsfs.mount.kernel.notify import KernelNotifier
+from kmsfs.mount.kernel.pruning import Pruner
 from kmsfs.mount.kernel.session import KernelSession
 from kmsfs.mount.kernel.wakeups import DEVICE, WakeUps
 from kmsfs.mount.kernel.wire import MAX_WRITE
@@ -68,8 +77,11 @@ if TYPE_CHECKING:
 
 _Got = TypeVar("_Got")
 _LOG = logging.getLogger("kmsfs.mount")
+MEMORY_BYTES = 256 << 20
+"""About how big a mount process gets by what it remembers."""
 _RETRY_SECONDS = 1.0
 _REVALIDATE_SECONDS = 1.0
+_NOTIFY_SECONDS = 1.0
 _DESCRIPTORS = 8192
 _COLLECT_EVERY = 10_000
 """Objects made between two looks at the youngest generation."""
@@ -91,6 +103,7 @@ class MountRequest:
     recover: bool = False
     low_latency: bool = True
     keys_ahead: bool = True
+    memory_bytes: int = MEMORY_BYTES
 
     def plain(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -297,6 +310,8 @@ class RunningMount:
             stale = changed_meanwhile(inherited, self.vfs)
             threading.Thread(target=self._catch_up, args=(watcher, stale), name="kmsfs-catch-up", daemon=True).start()
         self._start_threads()
+        pruner = Pruner(self.vfs, notifier, self._request.memory_bytes)
+        pruner.start()
         control = MountControl(device_of(self._point), lambda: require_startable(self._successor.command), kernel.leave)
         gc.collect()
         gc.freeze()
@@ -307,9 +322,10 @@ class RunningMount:
         os.umask(0)
         try:
             while kernel.serve():
-                self._hand_over(kernel, descriptor, control)
+                self._hand_over(kernel, descriptor, control, notifier)
         finally:
             control.close()
+            pruner.close()
             wake_ups.close()
             watcher.close()
             os.close(descriptor)
@@ -319,14 +335,18 @@ class RunningMount:
         self._drop_pages()
         watcher.forget_entries(stale)
 
-    def _hand_over(self, kernel: KernelSession, descriptor: int, control: MountControl) -> None:
+    def _hand_over(
+        self, kernel: KernelSession, descriptor: int, control: MountControl, notifier: KernelNotifier
+    ) -> None:
         """Execute the next image of this process. Returns only where that cannot be: then this one goes on."""
         since_ns = time.monotonic_ns()
         try:
             self.vfs.healing_ends = True
             if self._healer is not None:
                 self._healer.join()
-            with self._storing:
+            with self._storing, notifier.held_back(_NOTIFY_SECONDS) as quiet:
+                if not quiet:
+                    raise Conflict("the kernel is being told of changes", hint="try again in a moment")
                 self._revalidate(force=True)
                 if self.vfs.locked is not None:
                     raise self.vfs.locked

@@ -118,7 +118,7 @@ class AccessService:
         entity = self._iam.of_arn(principal)
         if entity is not None and entity.kind in (USER, ROLE):
             return Caller(
-                account, _NOBODY, _NOBODY, 0, principal, frozenset({principal}), identity=self._iam.identity(entity)
+                account, _NOBODY, _NOBODY, 0, principal, frozenset({principal}), identity=self._iam.identity(entity), tags=entity.tags
             )
         kind, _, number = resource.partition("/")
         if kind == "uid":

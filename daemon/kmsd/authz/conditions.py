@@ -16,14 +16,22 @@ RequestValues = Mapping[str, str | list[str]]
 """Condition keys of a request; a list is a multivalued key."""
 
 _Test = Callable[[str, str], bool]
-_OPEN_ENDED = ("kms:EncryptionContext:", "aws:ResourceTag/", "aws:RequestTag/")
+CALLERS_OWN = ("kms:EncryptionContext:", "aws:PrincipalTag/")
+"""What keys begin with that every question has and that end in a name of the caller's."""
+RESOURCE_TAGS = {"ssm": "ssm:resourceTag/", "secretsmanager": "secretsmanager:ResourceTag/", "iam": "iam:ResourceTag/"}
+"""What else than aws:ResourceTag/ the tags of a service's resources are called."""
+_OPEN_ENDED = (*CALLERS_OWN, *RESOURCE_TAGS.values(), "aws:ResourceTag/", "aws:RequestTag/")
 REQUEST_KEYS = (
     "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:TagKeys", "aws:username",
     "kms:BypassPolicyLockoutSafetyCheck", "kms:CallerAccount", "kms:EncryptionAlgorithm", "kms:EncryptionContextKeys",
     "kms:GrantConstraintType", "kms:GrantOperations", "kms:GranteePrincipal", "kms:KeyOrigin", "kms:KeySpec", "kms:KeyUsage",
-    "kms:MacAlgorithm", "kms:MessageType", "kms:RequestAlias", "kms:RetiringPrincipal",
+    "kms:MacAlgorithm", "kms:MessageType", "kms:RequestAlias", "kms:ResourceAliases", "kms:RetiringPrincipal",
     "kms:ScheduleKeyDeletionPendingWindowInDays", "kms:SigningAlgorithm", "kms:ViaService", "kms:WrappingAlgorithm",
-    "kmsfs:VolumeId", "sts:ExternalId", "sts:RoleSessionName",
+    "kmsfs:VolumeId", "secretsmanager:BlockPublicPolicy", "secretsmanager:Description",
+    "secretsmanager:ForceDeleteWithoutRecovery", "secretsmanager:KmsKeyId", "secretsmanager:Name",
+    "secretsmanager:RecoveryWindowInDays", "secretsmanager:RotateImmediately", "secretsmanager:RotationLambdaARN",
+    "secretsmanager:SecretId", "secretsmanager:VersionId", "secretsmanager:VersionStage", "ssm:Overwrite", "ssm:Policies",
+    "ssm:Recursive", "sts:ExternalId", "sts:RoleSessionName",
 )  # fmt: skip
 """All keys that a request may have, but those that end in a name of the caller's own: contexts and tags."""
 ALWAYS_THERE = frozenset(

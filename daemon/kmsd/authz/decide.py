@@ -44,6 +44,8 @@ class Question(msgspec.Struct, frozen=True):
             values["aws:MultiFactorAuthPresent"] = "true" if caller.mfa_at is not None else "false"
             if caller.mfa_at is not None:
                 values["aws:MultiFactorAuthAge"] = str(max(0, int(self.now - caller.mfa_at)))
+        for name, value in caller.tags.items():
+            values[f"aws:PrincipalTag/{name}"] = value
         if self.via is not None:
             values["kms:ViaService"] = self.via
         if self.context:

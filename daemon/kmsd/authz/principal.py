@@ -1,6 +1,6 @@
 """Who is calling: principals made from the uid and groups of the socket's peer, or of whom a session token was given to."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kmsd.authz.identity import Identity
 from kmsfs.ids import gid_principal, root_principal, uid_principal, unit_principal
@@ -27,6 +27,8 @@ class Caller:
     """When the caller showed a code of his MFA device for these temporary credentials, in seconds since the epoch."""
     unit: str = ""
     """The systemd unit that asks for a credential."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Of the IAM user; of the role and the session, whose own count first."""
 
     def as_session_alone(self) -> "Caller":
         """Return a role's session without the role's name: what is left where a limit withholds what the role has."""

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kmsd.authz.conditions import ALWAYS_THERE, Condition, RequestValues, parse_conditions
+from kmsd.authz.conditions import ALWAYS_THERE, CALLERS_OWN, Condition, RequestValues, parse_conditions
 from kmsd.authz.variables import Unresolved, has_variables, literal, resolve
 from kmsd.authz.wildcard import matches
 from kmsfs.errors import InvalidArn, MalformedPolicy
@@ -45,7 +45,7 @@ class Statement:
     def asks_of_the_request(self) -> bool:
         """Whether it needs condition keys that not every question has."""
         return self.variables or any(
-            condition.key not in ALWAYS_THERE and not condition.key.startswith("kms:EncryptionContext:")
+            condition.key not in ALWAYS_THERE and not condition.key.startswith(CALLERS_OWN)
             for condition in self.conditions
         )
 

@@ -8,7 +8,7 @@ from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.authz.guardrails import Guardrails
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
-from kmsd.dispatch.conditionkeys import values_of_call, values_of_management
+from kmsd.dispatch.conditionkeys import values_of_call, values_of_management, values_of_resource
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
 from kmsd.iam.resources import resource_of
@@ -128,7 +128,11 @@ class Authoriser:
         self._require_identity(call, resource_of(call.request, call.caller, self._iam, himself=himself))
 
     def _require_identity(self, call: Call, resource: str) -> None:
-        question = Question(call.operation.action, resource, now=call.now, via=call.via, values=values_of_management(call))
+        values = values_of_management(call)
+        entity = self._iam.of_arn(resource)
+        if entity is not None and entity.tags:
+            values = {**values, **values_of_resource("iam", entity.tags)}
+        question = Question(call.operation.action, resource, now=call.now, via=call.via, values=values)
         decision = decide_by_identity(call.caller, question)
         call.decided_by = decision.by
         if not decision.allowed:

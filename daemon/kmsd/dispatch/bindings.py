@@ -11,6 +11,7 @@ from kmsd.grants.service import GrantService
 from kmsd.iam.entities import EntityService, IamService
 from kmsd.iam.mfa import MfaService
 from kmsd.iam.policies import AccessKeyService, PolicyService
+from kmsd.iam.tagging import IamTagService
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.dependents import DependentsService
 from kmsd.keys.importing import ImportService
@@ -52,6 +53,7 @@ class Services:
     policies: PolicyService
     access_keys: AccessKeyService
     mfa: MfaService
+    iam_tags: IamTagService
     imports: ImportService
     retirement: RetirementService
     access: AccessService
@@ -157,6 +159,7 @@ def _of_identities(services: Services) -> dict[str, Handler]:
     found["GetRole"] = lambda call: roles.one(roles.named(call))
     return {
         **found,
+        **services.iam_tags.handlers(),
         "GetUser": services.access_keys.get_user,
         "GetGroup": services.iam.get_group,
         "AddUserToGroup": services.iam.add_user_to_group,

@@ -1,5 +1,12 @@
-"""The condition keys of a call, from its request (KMS developer guide, "Condition keys for AWS KMS")."""
+"""The condition keys of a call, from its request and from the tags of what it acts on.
 
+Source: KMS developer guide, "Condition keys for AWS KMS"; Service Authorization Reference, "Condition keys for AWS Secrets
+Manager", "… AWS Systems Manager", "… AWS Identity and Access Management"; IAM user guide, "AWS global condition context keys".
+"""
+
+from typing import Any
+
+from kmsd.authz.conditions import RESOURCE_TAGS
 from kmsd.dispatch.call import Call
 from kmsfs.api.keyspecs import usage_of
 from kmsfs.api.operation import Operation
@@ -9,6 +16,17 @@ _FIELDS = (
     ("mac_algorithm", "kms:MacAlgorithm"), ("message_type", "kms:MessageType"),
     ("wrapping_algorithm", "kms:WrappingAlgorithm"),
 )  # fmt: skip
+_OF_SERVICES: dict[str, tuple[tuple[str, str], ...]] = {
+    "ssm": (("overwrite", "ssm:Overwrite"), ("policies", "ssm:Policies"), ("recursive", "ssm:Recursive")),
+    "secretsmanager": (
+        ("block_public_policy", "secretsmanager:BlockPublicPolicy"), ("description", "secretsmanager:Description"),
+        ("force_delete_without_recovery", "secretsmanager:ForceDeleteWithoutRecovery"), ("kms_key_id", "secretsmanager:KmsKeyId"),
+        ("name", "secretsmanager:Name"), ("recovery_window_in_days", "secretsmanager:RecoveryWindowInDays"),
+        ("rotate_immediately", "secretsmanager:RotateImmediately"), ("rotation_lambda_arn", "secretsmanager:RotationLambdaARN"),
+        ("version_id", "secretsmanager:VersionId"), ("version_stage", "secretsmanager:VersionStage"),
+    ),
+}  # fmt: skip
+_TAGGING = frozenset({"ssm", "secretsmanager", "iam", "sts"})
 _FIELDS_OF: dict[str, tuple[tuple[str, str], ...]] = {}
 """By operation: looked up on every call, and found once."""
 
@@ -31,7 +49,9 @@ def _fields(operation: Operation) -> tuple[tuple[str, str], ...]:
 
 def values_of_management(call: Call) -> dict[str, str | list[str]]:
     """Return the condition keys that only some management operations have."""
-    request = call.request
+    request, service = call.request, call.operation.service
+    if service in _TAGGING:
+        return values_of_tags(call) | _of_service(request, service)
     if call.operation.name == "CreateGrant":
         values: dict[str, str | list[str]] = {
             "kms:GrantOperations": list(request.operations),
@@ -49,20 +69,43 @@ def values_of_management(call: Call) -> dict[str, str | list[str]]:
         return {"kms:BypassPolicyLockoutSafetyCheck": str(request.bypass_policy_lockout_safety_check).lower()}
     if call.operation.name == "ScheduleKeyDeletion":
         return {"kms:ScheduleKeyDeletionPendingWindowInDays": str(request.pending_window_in_days)}
-    if call.operation.service == "kms" and call.operation.name in ("CreateKey", "TagResource", "UntagResource"):
-        return _of_tags(call)
+    if service == "kms" and call.operation.name in ("CreateKey", "TagResource", "UntagResource"):
+        return _of_keys_tags(call)
     return {}
 
 
-def _of_tags(call: Call) -> dict[str, str | list[str]]:
-    request = call.request
+def values_of_resource(service: str, tags: dict[str, str]) -> dict[str, str | list[str]]:
+    """Return the condition keys of a resource's tags."""
+    own = RESOURCE_TAGS[service]
     values: dict[str, str | list[str]] = {}
-    tags = {tag.tag_key: tag.tag_value for tag in getattr(request, "tags", ())}
     for name, value in tags.items():
-        values[f"aws:RequestTag/{name}"] = value
-    names = [*tags, *getattr(request, "tag_keys", ())]
+        values[f"aws:ResourceTag/{name}"] = values[own + name] = value
+    return values
+
+
+def values_of_tags(call: Call) -> dict[str, str | list[str]]:
+    """Return the condition keys of the tags that a request gives or takes."""
+    request = call.request
+    tags = dict(_pair(tag) for tag in getattr(request, "tags", None) or ())
+    values: dict[str, str | list[str]] = {f"aws:RequestTag/{name}": value for name, value in tags.items()}
+    names = [*tags, *(getattr(request, "tag_keys", None) or ())]
     if names:
         values["aws:TagKeys"] = names
+    return values
+
+
+def _pair(tag: Any) -> tuple[str, str]:
+    """KMS calls them TagKey and TagValue, all others Key and Value."""
+    return (tag.tag_key, tag.tag_value) if hasattr(tag, "tag_key") else (tag.key, tag.value)
+
+
+def _of_service(request: Any, service: str) -> dict[str, str | list[str]]:
+    found = ((key, getattr(request, field, None)) for field, key in _OF_SERVICES.get(service, ()))
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in found if value is not None}
+
+
+def _of_keys_tags(call: Call) -> dict[str, str | list[str]]:
+    request, values = call.request, values_of_tags(call)
     if call.operation.name == "CreateKey":
         values["kms:KeyOrigin"] = request.origin
         values["kms:KeySpec"] = request.key_spec

@@ -10,6 +10,7 @@ from kmsd.dispatch.call import Call, Handler
 from kmsd.iam.pages import as_group, as_role, as_user, check_document, page
 from kmsd.iam.records import GROUP, POLICY, PREFIXES, ROLE, USER, Entity
 from kmsd.iam.store import IamStore
+from kmsd.iam.tagging import with_tags
 from kmsfs.aead.nonces import Rng
 from kmsfs.api.operation import Shape
 from kmsfs.api.shapes import iam as shapes
@@ -108,7 +109,7 @@ class EntityService:
             new_entity_id(self._kind, self._rng), call.now, call.now, boundary=boundary, trust=trust,
             description=getattr(request, "description", None),
             session_seconds=getattr(request, "max_session_duration", 3600),
-            tags={tag.key: tag.value for tag in getattr(request, "tags", ())},
+            tags=with_tags({}, getattr(request, "tags", ())),
         )  # fmt: skip
         self._store.put(entity)
         return self.one(entity)
@@ -276,8 +277,10 @@ class IamService:
 
     def simulate(self, call: Call) -> shapes.SimulationResponse:
         """SimulatePrincipalPolicy: the evaluator itself answers, over the entity's identity policies."""
+        from kmsd.authz.conditions import spelling_of
         from kmsd.authz.decide import Question
         from kmsd.authz.identity import ALLOW, DENY, compile_identity_policy
+        from kmsd.authz.principal import Caller
 
         request: shapes.SimulatePrincipalPolicyRequest = call.request
         entity = self._store.of_arn(request.policy_source_arn)
@@ -289,13 +292,21 @@ class IamService:
             for number, text in enumerate(request.policy_input_list)
         )
         identity = replace(identity, policies=(*identity.policies, *extra))
+        caller = Caller(entity.account, -1, -1, 0, entity.arn, frozenset({entity.arn}), tags=entity.tags)
+        given: dict[str, str | list[str]] = {
+            spelling_of(entry.context_key_name): entry.context_key_values
+            if (entry.context_key_type or "").endswith("List") or len(entry.context_key_values) != 1
+            else entry.context_key_values[0]
+            for entry in request.context_entries
+            if entry.context_key_name is not None
+        }
         words = {ALLOW: "allowed", DENY: "explicitDeny"}
         results = []
         for action in request.action_names:
             if ":" not in action:
                 raise InvalidIamInput(f"Invalid Entity Action: {action}")
             for resource in request.resource_arns or ["*"]:
-                values = Question(action, resource, now=call.now).request_values(call.caller)
+                values = Question(action, resource, now=call.now, values=given).request_values(caller)
                 verdict, _ = identity.says(action, resource, values)
                 results.append(
                     shapes.EvaluationResult(

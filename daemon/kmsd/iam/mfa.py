@@ -7,6 +7,7 @@ from kmsd.dispatch.call import Call
 from kmsd.iam.pages import as_user, page
 from kmsd.iam.records import MFA, USER, Entity, MfaDevice
 from kmsd.iam.store import IamStore
+from kmsd.iam.tagging import with_tags
 from kmsfs.aead.nonces import Rng
 from kmsfs.aead.onetime import matching_step, step_at
 from kmsfs.api.shapes import iam as shapes
@@ -115,7 +116,7 @@ class MfaService:
             raise EntityAlreadyExists("MFADevice entity at the same path and name already exists.")
         if sum(each.account == account for each in self._store.mfa_devices.values()) >= _PER_ACCOUNT_MAX:
             raise IamLimitExceeded(f"Cannot exceed quota for VirtualMFADevicesPerAccount: {_PER_ACCOUNT_MAX}")
-        tags = {tag.key: tag.value for tag in request.tags}
+        tags = with_tags({}, request.tags)
         device = MfaDevice(arn, account, request.virtual_mfa_device_name, self._rng(_SEED_BYTES), tags=tags)
         self._store.put_device(device)
         shown = _as_shape(device, None)

@@ -76,4 +76,5 @@ def as_policy(entity: Entity, attachments: int) -> shapes.Policy:
         policy_name=entity.name, policy_id=entity.entity_id, arn=entity.arn, path=entity.path,
         default_version_id=entity.default_version, attachment_count=attachments, is_attachable=True,
         description=entity.description, create_date=entity.created, update_date=entity.updated,
+        tags=_tags(entity),
     )  # fmt: skip

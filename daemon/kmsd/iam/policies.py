@@ -8,6 +8,7 @@ from kmsd.iam.entities import new_entity_id
 from kmsd.iam.pages import as_policy, as_user, check_document, page
 from kmsd.iam.records import ACTIVE, POLICY, USER, AccessKey, Entity
 from kmsd.iam.store import IamStore
+from kmsd.iam.tagging import with_tags
 from kmsfs.aead.nonces import Rng
 from kmsfs.api.operation import Shape
 from kmsfs.api.shapes import iam as shapes
@@ -44,7 +45,7 @@ class PolicyService:
         entity = Entity(
             POLICY, iam_arn(account, POLICY, request.path, request.policy_name), account, request.path, request.policy_name,
             new_entity_id(POLICY, self._rng), call.now, call.now, description=request.description,
-            tags={tag.key: tag.value for tag in request.tags}, versions={"v1": document}, version_dates={"v1": call.now},
+            tags=with_tags({}, request.tags), versions={"v1": document}, version_dates={"v1": call.now},
             default_version="v1",
         )  # fmt: skip
         self._store.put(entity)

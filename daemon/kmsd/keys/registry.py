@@ -58,6 +58,8 @@ class KmsKey:
     imports: dict[int, Import] = field(default_factory=dict)
     """Of a key of EXTERNAL origin, by term: one past the current term waits for a rotation."""
     materials: dict[int, KeyMaterial] = field(default_factory=dict)
+    aliases: set[str] = field(default_factory=set)
+    """Names of its aliases; kept by the registry."""
     grants: dict[str, Grant] = field(default_factory=dict)
     """By id; changed by `keep_grant` and `drop_grant` only."""
     _by_grantee: dict[str, dict[str, Grant]] = field(default_factory=dict)
@@ -91,6 +93,8 @@ class KmsKey:
         values: dict[str, str | list[str]] = {
             "kms:KeyOrigin": self.origin, "kms:KeySpec": self.spec, "kms:KeyUsage": self.usage,
         }  # fmt: skip
+        if self.aliases:
+            values["kms:ResourceAliases"] = sorted(self.aliases)
         for name, value in self.tags.items():
             values[f"aws:ResourceTag/{name}"] = value
         return values
@@ -396,10 +400,12 @@ class KeyRegistry:
     def _keep_alias(self, alias: Alias) -> None:
         self.aliases[alias.arn] = alias
         self.listed.add_alias(alias.scope, alias.arn, alias.key_id)
+        self.keys[alias.key_id].aliases.add(alias.name)
 
     def _forget_alias(self, alias: Alias) -> None:
         del self.aliases[alias.arn]
         self.listed.drop_alias(alias.scope, alias.arn, alias.key_id)
+        self.keys[alias.key_id].aliases.discard(alias.name)
 
     def _keep_grant(self, key: KmsKey, grant: Grant) -> None:
         key.keep_grant(grant)

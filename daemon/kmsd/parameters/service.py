@@ -6,6 +6,7 @@ from dataclasses import replace
 from kmsd.authz.decide import Question, decide_by_identity
 from kmsd.credentials.names import belongs_to
 from kmsd.dispatch.call import Call, InternalCalls
+from kmsd.dispatch.conditionkeys import values_of_management, values_of_resource
 from kmsd.dispatch.paging import Names, token_page_of
 from kmsd.events.changes import Change
 from kmsd.parameters.filters import make_old_test, make_test
@@ -454,7 +455,11 @@ class ParameterService:
         if caller.identity is None or caller.root:
             return
         action, arn = call.operation.action, name if name == "*" else parameter_arn(call.scope, name)
-        decision = decide_by_identity(caller, Question(action, arn, now=call.now))
+        values = values_of_management(call)
+        facts = self._find(call.scope, name)
+        if facts is not None and facts.tags:
+            values = {**values, **values_of_resource("ssm", facts.tags)}
+        decision = decide_by_identity(caller, Question(action, arn, now=call.now, values=values))
         call.decided_by = decision.by
         if not decision.allowed:
             raise AccessDenied(

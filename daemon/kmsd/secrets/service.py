@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kmsd.dispatch.call import Call, InternalCalls
+from kmsd.dispatch.conditionkeys import values_of_management
 from kmsd.dispatch.paging import Names, Page
 from kmsd.dispatch.servicekey import make_service_key
 from kmsd.parameters.secure import open_message, seal_message
@@ -91,7 +92,7 @@ class SecretService:
             )
         token = request.client_request_token
         version = present.version(token) if token is not None else None
-        mine = self._store.may(call.caller, present, "secretsmanager:PutSecretValue", call.now)
+        mine = self._store.may(call.caller, present, "secretsmanager:PutSecretValue", call.now, values_of_management(call))
         if version is not None and mine and self._same_value(call, present, version, request):
             return shapes.SecretVersionResponse(
                 arn=present.arn, name=present.name, version_id=version.version_id

@@ -10,6 +10,7 @@ from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
+from kmsd.dispatch.conditionkeys import values_of_management, values_of_resource
 from kmsd.dispatch.paging import Names
 from kmsd.events.changes import Change
 from kmsd.secrets.records import Secret, Version, secret_of
@@ -19,6 +20,7 @@ from kmsfs.errors import AccessDenied, CorruptStore, SecretNotFound
 
 SERVICE = "secretsmanager"
 _SUFFIX = re.compile(r"-[A-Za-z0-9]{6}\Z")
+Values = dict[str, str | list[str]]
 MISSING = "Secrets Manager can't find the specified secret."
 
 
@@ -49,7 +51,7 @@ class SecretStore:
         secret = self._resolve(call.scope, secret_id)
         if secret is None:
             raise SecretNotFound(MISSING)
-        if self.may(call.caller, secret, action, call.now):
+        if self.may(call.caller, secret, action, call.now, values_of_management(call)):
             return secret
         if self.may(call.caller, secret, "secretsmanager:DescribeSecret", call.now):
             raise AccessDenied(
@@ -84,7 +86,7 @@ class SecretStore:
         Raises:
             AccessDenied: if nothing allows it.
         """
-        question = Question("secretsmanager:CreateSecret", arn, now=call.now)
+        question = Question("secretsmanager:CreateSecret", arn, now=call.now, values=values_of_management(call))
         if call.caller.identity is not None and not decide_by_identity(call.caller, question).allowed:
             raise AccessDenied(
                 f"User: {call.caller.principal} is not authorized to perform: {question.action} on resource: {arn}"
@@ -117,15 +119,19 @@ class SecretStore:
         """Return all secrets, for upkeep."""
         return list(self._by_arn.values())
 
-    def may(self, caller: Caller, secret: Secret, action: str, now: float) -> bool:
-        """Tell whether a caller may do something: an explicit Deny wins, then owner, administrator, policy."""
-        return self.may_under(self._policies.get(secret.arn), caller, secret, action, now)
+    def may(self, caller: Caller, secret: Secret, action: str, now: float, values: Values | None = None) -> bool:
+        """Tell whether a caller may do something: an explicit Deny wins, then owner, administrator, policy.
+
+        `values` are the condition keys of the request.
+        """
+        return self.may_under(self._policies.get(secret.arn), caller, secret, action, now, values)
 
     def may_under(
-        self, policy: KeyPolicy | None, caller: Caller, secret: Secret, action: str, now: float
+        self, policy: KeyPolicy | None, caller: Caller, secret: Secret, action: str, now: float, values: Values | None = None
     ) -> bool:
         """As `may`, as if this were the secret's policy."""
-        question = Question(action, secret.arn, now=now)
+        about = {**(values or {}), "secretsmanager:SecretId": secret.arn, **values_of_resource(SERVICE, secret.tags)}
+        question = Question(action, secret.arn, now=now, values=about)
         decision = decide(caller, question, policy or _NO_POLICY, ())
         if decision.allowed or decision.by.startswith(("deny:", "identity-deny:")):
             return decision.allowed

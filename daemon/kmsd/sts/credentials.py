@@ -72,7 +72,7 @@ class CredentialBook:
         )  # fmt: skip
 
     def _of_user(self, user: Entity, access_key_id: str) -> Caller:
-        return self._made(user.arn, frozenset({user.arn}), access_key_id, self._iam.identity(user))
+        return self._made(user.arn, frozenset({user.arn}), access_key_id, self._iam.identity(user), user.tags)
 
     def _of_session(self, session: SessionIdentity, access_key_id: str) -> Caller:
         if session.root:
@@ -87,11 +87,12 @@ class CredentialBook:
         whole = self._iam.identity(entity)
         identity = Identity(whole.policies, whole.boundary, limits)
         principal = session_principal(entity.account, entity.name, session.session)
-        return self._made(principal, frozenset({principal, entity.arn}), access_key_id, identity)
+        tags = {**entity.tags, **session.tags}
+        return self._made(principal, frozenset({principal, entity.arn}), access_key_id, identity, tags)
 
     def _made(
-        self, principal: str, principals: frozenset[str], access_key_id: str, identity: Identity
+        self, principal: str, principals: frozenset[str], access_key_id: str, identity: Identity, tags: dict[str, str]
     ) -> Caller:
         return Caller(
-            self._account, self._owner_uid, 0, 0, principal, principals, (), access_key_id, identity
+            self._account, self._owner_uid, 0, 0, principal, principals, (), access_key_id, identity, tags=tags
         )  # fmt: skip

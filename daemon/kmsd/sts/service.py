@@ -2,9 +2,11 @@
 
 from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.dispatch.call import Call
+from kmsd.dispatch.conditionkeys import values_of_resource, values_of_tags
 from kmsd.iam.mfa import MfaCodes
 from kmsd.iam.records import ROLE
 from kmsd.iam.store import IamStore
+from kmsd.iam.tagging import with_tags
 from kmsd.sts.sessions import SessionIdentity, session_policies
 from kmsd.sts.tokens import IssuedCredentials, SessionTokens
 from kmsfs.api.shapes import sts as shapes
@@ -71,23 +73,27 @@ class TokenService:
         role = self._iam.of_arn(request.role_arn)
         if role is None or role.kind != ROLE:
             raise refused
-        values: dict[str, str | list[str]] = {"sts:RoleSessionName": request.role_session_name}
+        values = {
+            **values_of_tags(call), **values_of_resource("iam", role.tags), "sts:RoleSessionName": request.role_session_name,
+        }  # fmt: skip
         if request.external_id is not None:
             values["sts:ExternalId"] = request.external_id
         if self._codes.shown(call):
             values["aws:MultiFactorAuthPresent"], values["aws:MultiFactorAuthAge"] = "true", "0"
-        question = Question("sts:AssumeRole", role.arn, now=call.now, values=values)
-        decision = decide(caller, question, self._iam.trust(role), ())
-        call.decided_by = decision.by
-        if not decision.allowed:
-            raise refused
+        for action in ("sts:TagSession", "sts:AssumeRole") if request.tags else ("sts:AssumeRole",):
+            decision = decide(caller, Question(action, role.arn, now=call.now, values=values), self._iam.trust(role), ())
+            call.decided_by = decision.by
+            if not decision.allowed:
+                raise refused if action == "sts:AssumeRole" else AccessDenied(
+                    f"User: {caller.principal} is not authorized to perform: {action} on resource: {request.role_arn}"
+                )
         if request.duration_seconds > role.session_seconds:
             raise MalformedIdentityPolicy(
                 "The requested DurationSeconds exceeds the MaxSessionDuration set for this role."
             )
         session = SessionIdentity(
             role.arn, role.entity_id, request.role_session_name, request.policy,
-            [descriptor.arn for descriptor in request.policy_arns],
+            [descriptor.arn for descriptor in request.policy_arns], tags=with_tags({}, request.tags),
         )  # fmt: skip
         try:
             session_policies(self._iam, role.account, session)

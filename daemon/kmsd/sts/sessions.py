@@ -19,6 +19,8 @@ class SessionIdentity:
     root: bool = False
     mfa_at: float | None = None
     """When the user proved that he has his MFA device, in seconds since the epoch."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Given to the session by who assumed the role."""
 
     def facts(self) -> dict[str, Any]:
         """Return what goes into the token."""

@@ -52,12 +52,25 @@ def _bounded(shapes: iam.KindShapes) -> tuple[Operation, ...]:
     )
 
 
+def _tagged(kind: str, what: str) -> tuple[Operation, ...]:
+    give, take, listing = iam.TAGGED[kind]
+    return (
+        _declare(f"Tag{kind}", give, Empty, f"Give {what} tags.", (*_FIND, errors.IamLimitExceeded)),
+        _declare(f"Untag{kind}", take, Empty, f"Take tags from {what}.", _FIND),
+        _declare(f"List{kind}Tags", listing, iam.ListIamTagsResponse, f"List the tags of {what}.", _FIND, mutates=False),
+    )
+
+
 IAM_OPERATIONS = (
     *_of_kind(iam.USERS, "Users"),
     *_of_kind(iam.GROUPS, "Groups"),
     *_of_kind(iam.ROLES, "Roles"),
     *_bounded(iam.USERS),
     *_bounded(iam.ROLES),
+    *_tagged("User", "a user"),
+    *_tagged("Role", "a role"),
+    *_tagged("Policy", "a managed policy"),
+    *_tagged("MFADevice", "a virtual MFA device"),
     _declare("GetUser", iam.GetUserRequest, iam.USERS.one, "Tell of a user.", _FIND, mutates=False),
     _declare("GetRole", iam.ROLES.named, iam.ROLES.one, "Tell of a role.", _FIND, mutates=False),
     _declare("GetGroup", iam.GetGroupRequest, iam.GetGroupResponse, "Tell of a group and its members.", _FIND,

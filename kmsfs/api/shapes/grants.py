@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from msgspec import Meta, field
+from msgspec import Meta
 
 from kmsfs.api.operation import Shape
 from kmsfs.api.shapes.common import (
@@ -89,7 +89,7 @@ class ListGrantsResponse(Shape, kw_only=True):
 
     grants: list[GrantEntry]
     next_marker: str | None = None
-    truncated: bool = field(default=False)
+    truncated: bool
 
 
 class RetireGrantRequest(Shape, kw_only=True):

@@ -89,6 +89,7 @@ class Policy(Shape, kw_only=True):
     description: str | None = None
     create_date: Seconds
     update_date: Seconds
+    tags: list[Tag] | None = None
 
 
 class AttachedPolicy(Shape, kw_only=True):
@@ -458,6 +459,17 @@ class ListVirtualMfaDevicesResponse(Shape, kw_only=True):
     marker: str | None = None
 
 
+class ContextEntry(Shape, kw_only=True):
+    """A condition key of the simulated request."""
+
+    context_key_name: Annotated[str, Meta(min_length=5, max_length=256)] | None = None
+    context_key_values: list[str] = []
+    context_key_type: (
+        Literal["string", "stringList", "numeric", "numericList", "boolean", "booleanList", "ip", "ipList", "binary", "binaryList", "date", "dateList"]
+        | None
+    ) = None
+
+
 class SimulatePrincipalPolicyRequest(Shape, kw_only=True):
     """What an entity might do."""
 
@@ -465,6 +477,7 @@ class SimulatePrincipalPolicyRequest(Shape, kw_only=True):
     action_names: Annotated[list[Annotated[str, Meta(min_length=3, max_length=128)]], Meta(min_length=1, max_length=100)]
     resource_arns: Annotated[list[str], Meta(max_length=100)] = []
     policy_input_list: list[PolicyDocument] = []
+    context_entries: list[ContextEntry] = []
     marker: IamMarker | None = None
     max_items: MaxItems = 1000
 
@@ -482,3 +495,31 @@ class SimulationResponse(Shape, kw_only=True):
 
     evaluation_results: list[EvaluationResult]
     is_truncated: bool = field(name="IsTruncated")
+
+
+TagKeys = Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=50)]
+
+
+class ListIamTagsResponse(Shape, kw_only=True):
+    """A page of tags."""
+
+    tags: list[Tag]
+    is_truncated: bool = field(name="IsTruncated")
+    marker: str | None = None
+
+
+def _tagging(kind: str, **named: Any) -> tuple[type[Shape], type[Shape], type[Shape]]:
+    """Return the requests that give, take and list the tags of a kind."""
+    page = {"marker": (IamMarker | None, None), "max_items": (MaxItems, 100)}
+    return (
+        _shape(f"Tag{kind}Request", "Whose tags, and which.", **named, tags=Tags),
+        _shape(f"Untag{kind}Request", "Whose tags, and which.", **named, tag_keys=TagKeys),
+        _shape(f"List{kind}TagsRequest", "Whose tags.", **named, **page),
+    )
+
+
+TAGGED = {
+    "User": _tagging("User", user_name=EntityName), "Role": _tagging("Role", role_name=EntityName),
+    "Policy": _tagging("Policy", policy_arn=ArnText), "MFADevice": _tagging("MFADevice", serial_number=SerialNumber),
+}  # fmt: skip
+"""Requests by kind: those that give, take and list tags."""

@@ -125,7 +125,7 @@ class ListKeysResponse(Shape, kw_only=True):
 
     keys: list[KeyListEntry]
     next_marker: str | None = None
-    truncated: bool = field(default=False)
+    truncated: bool
 
 
 class UpdateKeyDescriptionRequest(Shape, kw_only=True):
@@ -199,7 +199,7 @@ class ListAliasesResponse(Shape, kw_only=True):
 
     aliases: list[AliasEntry]
     next_marker: str | None = None
-    truncated: bool = field(default=False)
+    truncated: bool
 
 
 class PutKeyPolicyRequest(Shape, kw_only=True):

@@ -5,6 +5,7 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from kmsfs.api.operation import Shape
+from kmsfs.api.shapes.iam import Tags
 
 SESSION_SECONDS = 43_200
 
@@ -53,6 +54,7 @@ class AssumeRoleRequest(Shape, kw_only=True):
     policy_arns: Annotated[list[PolicyDescriptor], Meta(max_length=10)] = []
     duration_seconds: Annotated[int, Meta(ge=900, le=43_200)] = 3600
     external_id: Annotated[str, Meta(min_length=2, max_length=1224)] | None = None
+    tags: Tags = []
     serial_number: SerialNumber | None = None
     token_code: TokenCode | None = None
 

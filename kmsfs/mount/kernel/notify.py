@@ -1,14 +1,24 @@
 """Tell the kernel to drop cached pages, attributes and names."""
 
+import errno
 import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from kmsfs.mount.kernel.wire import (
     INVAL_ENTRY,
     INVAL_INODE,
     NOTIFY_INVAL_ENTRY,
     NOTIFY_INVAL_INODE,
+    NOTIFY_PRUNE,
     OUT_HEADER,
+    PRUNE,
 )
+
+Place = tuple[int, int, bytes]
+"""A node, the directory in which it is known, and its name there."""
 
 
 class KernelNotifier:
@@ -19,6 +29,10 @@ class KernelNotifier:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._prunes = True
+        self._state = threading.Condition()
+        self._under_way = 0
+        self._held = False
 
     def drop_inode(self, node_id: int) -> None:
         """Drop cached attributes and pages of an inode; writes dirty ones back first."""
@@ -32,9 +46,47 @@ class KernelNotifier:
         """Drop a cached name, positive or negative."""
         self._send(NOTIFY_INVAL_ENTRY, INVAL_ENTRY.pack(parent_id, len(name), 0) + name + b"\0")
 
-    def _send(self, code: int, body: bytes) -> None:
+    def prune(self, places: Sequence[Place]) -> None:
+        """Let the kernel forget nodes that nothing uses now; those that something uses stay.
+
+        Before Linux 6.18 the names are dropped one by one, which lets their directories' attributes be asked for again.
+        """
+        if self._prunes:
+            ids = b"".join(node_id.to_bytes(8, sys.byteorder) for node_id, _, _ in places)
+            self._prunes = self._send(NOTIFY_PRUNE, PRUNE.pack(len(places), 0) + ids) != errno.EINVAL
+        if not self._prunes:
+            for _, parent_id, name in places:
+                self.drop_entry(parent_id, name)
+
+    @contextmanager
+    def held_back(self, seconds: float) -> Iterator[bool]:
+        """Keep notifications back; tells whether all that were under way have ended within this time.
+
+        One that is under way may wait for a request that only this process answers, and its thread does not end before:
+        who is going to execute something else waits for none.
+        """
+        with self._state:
+            self._held = True
+            ended = self._state.wait_for(lambda: not self._under_way, seconds)
+        try:
+            yield ended
+        finally:
+            with self._state:
+                self._held = False
+                self._state.notify_all()
+
+    def _send(self, code: int, body: bytes) -> int:
+        """Write a notification; return the error, 0 for none."""
+        with self._state:
+            self._state.wait_for(lambda: not self._held)
+            self._under_way += 1
         try:
             os.writev(self._descriptor, [OUT_HEADER.pack(OUT_HEADER.size + len(body), code, 0), body])
-        except OSError:
+        except OSError as error:
             # ENOENT: the kernel does not have it. ENODEV: the mount is gone. Either way nothing is cached.
-            return
+            return error.errno or errno.EIO
+        finally:
+            with self._state:
+                self._under_way -= 1
+                self._state.notify_all()
+        return 0

@@ -93,6 +93,7 @@ OPEN_KILL_SUIDGID = 1 << 0
 SETXATTR_ACL_KILL_SGID = 1 << 0
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
+NOTIFY_PRUNE = 9
 
 IN_HEADER = struct.Struct("=IIQQIIIHH")
 OUT_HEADER = struct.Struct("=IiQ")
@@ -129,6 +130,8 @@ STATX_OUT = struct.Struct("=QII16x IIQ IIIH2x QQQQ" + "qI4x" * 4 + "IIII112x")
 STATX_BASIC, STATX_BTIME = 0x7FF, 0x800
 INVAL_INODE = struct.Struct("=Qqq")
 INVAL_ENTRY = struct.Struct("=QII")
+PRUNE = struct.Struct("=I4xQ")
+"""Count and spare; then the node ids, u64 each (struct fuse_notify_prune_out, since Linux 6.18)."""
 
 _SIZES = (ENTRY_OUT.size, ATTR_OUT.size, INIT_OUT.size, STATFS_OUT.size, SETATTR_IN.size, STATX_OUT.size)
 if _SIZES != (128, 104, 64, 80, 88, 288):
