@@ -10,7 +10,6 @@ from kmsfs.envelope.recovery import open_chunk
 from kmsfs.errors import AuthenticationFailed, CorruptFile, IntegrityReason, InvariantBroken, StorageError
 from kmsfs.formats.fileheader import (
     ENTRY,
-    ENTRY_BYTES,
     HOLE,
     INLINE_MAX_BYTES,
     MAX_HEIGHT,
@@ -270,15 +269,11 @@ def _store(file: Kf1File, keys: FileKeys, first: int, plain: memoryview) -> None
     file.attributes.chunk_writes += count
     blocks = _place(file, cipher[: len(plain)], lengths)
     generation = file.clear.generation + 1
-    tree = _tree(file)
-    for i, (block, length) in enumerate(zip(blocks, lengths, strict=True)):
-        buffer, at = tree.leaf(first + i, file.file, keys.map)
-        old = bytes(buffer[at : at + ENTRY_BYTES])
-        tree.set_entry(
-            first + i, ENTRY.pack(pack_location(block, length), epoch, pins[i]), file.file, keys.map
-        )
-        if old != HOLE:
-            _release(file, old, generation)
+    entries = [
+        ENTRY.pack(pack_location(block, length), epoch, pin)
+        for block, length, pin in zip(blocks, lengths, pins, strict=True)
+    ]
+    _release(file, _tree(file).swap(first, b"".join(entries), file.file, keys.map), generation)
 
 
 def _place(file: Kf1File, cipher: memoryview, lengths: list[int]) -> list[int]:
@@ -296,9 +291,18 @@ def _place(file: Kf1File, cipher: memoryview, lengths: list[int]) -> list[int]:
     return [start + i * (chunk_bytes // BLOCK_BYTES) for i in range(len(sizes))]
 
 
-def _release(file: Kf1File, entry: bytes, generation: int) -> None:
-    block, plain_bytes = split_location(ENTRY.unpack(entry)[0])
-    file.allocator.release(block, blocks_for(plain_bytes), generation)
+def _release(file: Kf1File, entries: bytes, generation: int) -> None:
+    """Free the blocks of chunks by their entries, those that lie one after the other at once."""
+    start = end = 0
+    for word, _epoch, _pin in ENTRY.iter_unpack(entries):
+        block, plain_bytes = split_location(word)
+        if block != end:
+            if end > start:
+                file.allocator.release(start, end - start, generation)
+            start = end = block
+        end += blocks_for(plain_bytes)
+    if end > start:
+        file.allocator.release(start, end - start, generation)
 
 
 # --- sizes and holes ----------------------------------------------------------------------------------------
@@ -350,13 +354,12 @@ def _drop_chunks(file: Kf1File, keys: FileKeys, first: int, last: int | None = N
     end = chunk_count(file.size, file.clear.chunk_log2) if last is None else last
     index = first
     while index < end:
-        entry = tree.entry(index, file.file, keys.map)
-        if entry == HOLE:
+        if tree.entry(index, file.file, keys.map) == HOLE:
             index = tree.absent_until(index, file.file, keys.map)
             continue
-        tree.set_entry(index, HOLE, file.file, keys.map)
-        _release(file, entry, generation)
-        index += 1
+        after = min(end, tree.beside(index))
+        _release(file, tree.swap(index, HOLE * (after - index), file.file, keys.map), generation)
+        index = after
 
 
 def punch(file: Kf1File, offset: int, length: int) -> None:

@@ -70,12 +70,31 @@ class MapTree:
         node = self._find(1, index, file, key)
         return HOLE if node is None else bytes(node[place * ENTRY_BYTES : (place + 1) * ENTRY_BYTES])
 
-    def set_entry(self, chunk: int, entry: bytes, file: BlockFile, key: GcmKey) -> None:
-        """Replace a chunk's entry."""
-        buffer, at = self.leaf(chunk, file, key)
-        buffer[at : at + ENTRY_BYTES] = entry
-        if self.height:
-            self._dirty.add((1, chunk // NODE_ENTRIES))
+    def swap(self, first: int, entries: bytes, file: BlockFile, key: GcmKey) -> bytes:
+        """Replace the entries of consecutive chunks from `first` on; return those that were there.
+
+        Raises:
+            CorruptFile: if a node on the way is not the one that its parent names; nothing is replaced then.
+        """
+        places = []
+        done = 0
+        while done < len(entries):
+            chunk = first + done // ENTRY_BYTES
+            buffer, at = self.leaf(chunk, file, key)
+            size = min(len(buffer) - at, len(entries) - done)
+            places.append((chunk, buffer, at, done, size))
+            done += size
+        old = []
+        for chunk, buffer, at, done, size in places:
+            old.append(bytes(buffer[at : at + size]))
+            buffer[at : at + size] = entries[done : done + size]
+            if self.height:
+                self._dirty.add((1, chunk // NODE_ENTRIES))
+        return b"".join(old)
+
+    def beside(self, chunk: int) -> int:
+        """Return the first chunk after `chunk` whose entry lies in another node."""
+        return (chunk // NODE_ENTRIES + 1) * NODE_ENTRIES if self.height else ROOT_ENTRIES
 
     def capacity(self) -> int:
         """Chunks that the present height can address."""
