@@ -35,6 +35,8 @@ class Node:
     lone: bool = False
     """Whether the name that is being removed is a closed file's last."""
     keep_cache: bool = False
+    unread: bool = True
+    """Whether nobody has opened it since the kernel came to know it: no page of it is cached."""
     default_acl: bool | None = None
     """Whether a directory hands down an access control list; None: not looked at."""
     attributes: Attributes | None = None
@@ -207,6 +209,7 @@ class NodeTable:
                     self._open_dirs[node.node_id] = node
             node.lookups, node.handles = facts.lookups, facts.handles
             node.synced_entry, node.keep_cache = facts.synced_entry, facts.keep_cache and bool(facts.handles)
+            node.unread = False
         for facts in nodes:
             for parent_id, name, disk_name in facts.names:
                 self.link(self._by_id[facts.node_id], self._by_id[parent_id], name, disk_name)

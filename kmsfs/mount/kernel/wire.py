@@ -93,6 +93,7 @@ OPEN_KILL_SUIDGID = 1 << 0
 SETXATTR_ACL_KILL_SGID = 1 << 0
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
+NOTIFY_STORE = 4
 NOTIFY_PRUNE = 9
 
 IN_HEADER = struct.Struct("=IIQQIIIHH")
@@ -130,6 +131,8 @@ STATX_OUT = struct.Struct("=QII16x IIQ IIIH2x QQQQ" + "qI4x" * 4 + "IIII112x")
 STATX_BASIC, STATX_BTIME = 0x7FF, 0x800
 INVAL_INODE = struct.Struct("=Qqq")
 INVAL_ENTRY = struct.Struct("=QII")
+STORE = struct.Struct("=QQI4x")
+"""Node, offset and size; then the bytes (struct fuse_notify_store_out)."""
 PRUNE = struct.Struct("=I4xQ")
 """Count and spare; then the node ids, u64 each (struct fuse_notify_prune_out, since Linux 6.18)."""
 
