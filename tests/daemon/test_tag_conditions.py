@@ -44,8 +44,8 @@ def test_parameters(world):
     admin.put_parameter(Name=red, Value="r", Type="String", Tags=tagged("red"))
     _, key = world.user(policy=(
         allow(["ssm:GetParameter", "ssm:DeleteParameter"], **equals(**{"aws:ResourceTag/team": "blue"})),
-        allow("ssm:PutParameter", **equals(**{"aws:RequestTag/team": "blue"})),
-        allow(["ssm:GetParameters", "ssm:GetParametersByPath"]), deny("ssm:*", **equals(**{"ssm:resourceTag/team": "red"})),
+        allow("ssm:PutParameter", **equals(**{"aws:requesttag/TEAM": "blue"})),
+        allow(["ssm:GetParameters", "ssm:GetParametersByPath"]), deny("ssm:*", **equals(**{"ssm:ResourceTag/Team": "red"})),
         deny("ssm:GetParametersByPath", **equals(**{"ssm:Recursive": "true"})), deny("ssm:PutParameter", **equals(**{"ssm:Overwrite": "true"})),
     ))  # fmt: skip
     ssm = world.client("ssm", key)
@@ -99,7 +99,7 @@ def test_who_has_the_tag_of_what_he_wants(world):
     blue, red = fresh(), fresh()
     admin.put_parameter(Name=blue, Value="b", Type="String", Tags=tagged("blue"))
     admin.put_parameter(Name=red, Value="r", Type="String", Tags=tagged("red"))
-    same = allow("ssm:GetParameter", **equals(**{"aws:ResourceTag/team": "${aws:PrincipalTag/team}"}))
+    same = allow("ssm:GetParameter", **equals(**{"aws:ResourceTag/Team": "${aws:PrincipalTag/TEAM}"}))
     name, key = world.user(policy=(same,), Tags=tagged("blue"))
     ssm = world.client("ssm", key)
     assert ssm.get_parameter(Name=blue)["Parameter"]["Value"] == "b"

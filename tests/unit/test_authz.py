@@ -231,14 +231,15 @@ def test_every_key_of_a_request_is_known_by_its_spelling():
     import re
 
     from kmsd.authz.conditions import REQUEST_KEYS, spelling_of
+    from kmsfs.api.registry import OPERATIONS
 
     assert all(spelling_of(key.upper()) == key for key in REQUEST_KEYS)
     root = Path(__file__).parents[2] / "daemon/kmsd"
     # Where requests are given their keys.
-    files = ("authz/decide.py", "dispatch/conditionkeys.py", "dispatch/authorise.py", "keys/registry.py", "sts/service.py")
+    files = ("authz/decide.py", "dispatch/conditionkeys.py", "dispatch/authorise.py", "keys/registry.py", "secrets/store.py", "sts/service.py")
     texts = [(root / name).read_text() for name in files]
-    given = {key for text in texts for key in re.findall(r'["\[{]((?:kms|aws|sts):[A-Za-z]+|kmsfs:[A-Z][A-Za-z]+)"(?:\)|\]|:)', text)}
-    assert given == set(REQUEST_KEYS)
+    given = {key for text in texts for key in re.findall(r'["\[{]((?:kms|aws|sts|ssm|secretsmanager):[A-Za-z]+|kmsfs:[A-Z][A-Za-z]+)"(?:\)|\]|:)', text)}
+    assert given - {operation.action for operation in OPERATIONS.values()} == set(REQUEST_KEYS)
 
 
 def test_who_names_no_user_means_himself_but_not_where_that_is_the_account_root():

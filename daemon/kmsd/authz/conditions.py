@@ -20,7 +20,9 @@ CALLERS_OWN = ("kms:EncryptionContext:", "aws:PrincipalTag/")
 """What keys begin with that every question has and that end in a name of the caller's."""
 RESOURCE_TAGS = {"ssm": "ssm:resourceTag/", "secretsmanager": "secretsmanager:ResourceTag/", "iam": "iam:ResourceTag/"}
 """What else than aws:ResourceTag/ the tags of a service's resources are called."""
-_OPEN_ENDED = (*CALLERS_OWN, *RESOURCE_TAGS.values(), "aws:ResourceTag/", "aws:RequestTag/")
+PRINCIPAL_TAG, RESOURCE_TAG, REQUEST_TAG = "aws:PrincipalTag/", "aws:ResourceTag/", "aws:RequestTag/"
+_TAGS = (PRINCIPAL_TAG, RESOURCE_TAG, REQUEST_TAG, *RESOURCE_TAGS.values())
+_CONTEXT = "kms:EncryptionContext:"
 REQUEST_KEYS = (
     "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:TagKeys", "aws:username",
     "kms:BypassPolicyLockoutSafetyCheck", "kms:CallerAccount", "kms:EncryptionAlgorithm", "kms:EncryptionContextKeys",
@@ -44,14 +46,23 @@ ALWAYS_THERE = frozenset(
 _SPELLINGS = {key.casefold(): key for key in REQUEST_KEYS}
 
 
-def spelling_of(key: str) -> str:
-    """Return a condition key as requests spell it: case does not count, but in the names of contexts and tags.
+def tag_key(prefix: str, name: str) -> str:
+    """Return the condition key of a tag; the case of its name does not count, of two that differ in it one is seen."""
+    return prefix + name.casefold()
 
-    Source: IAM user guide, "IAM JSON policy elements: Condition"; KMS developer guide, "kms:EncryptionContext:context-key".
+
+def spelling_of(key: str) -> str:
+    """Return a condition key as requests spell it: case does not count, but in the names of contexts.
+
+    Source: IAM user guide, "IAM JSON policy elements: Condition", and "Controlling access to AWS resources using tags";
+    KMS developer guide, "kms:EncryptionContext:context-key".
     """
-    for prefix in _OPEN_ENDED:
-        if key.casefold().startswith(prefix.casefold()):
-            return prefix + key[len(prefix) :]
+    folded = key.casefold()
+    for prefix in _TAGS:
+        if folded.startswith(prefix.casefold()):
+            return tag_key(prefix, key[len(prefix) :])
+    if folded.startswith(_CONTEXT.casefold()):
+        return _CONTEXT + key[len(_CONTEXT) :]
     return _SPELLINGS.get(key.casefold(), key)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from kmsd.authz.conditions import RequestValues
+from kmsd.authz.conditions import PRINCIPAL_TAG, RequestValues, tag_key
 from kmsd.authz.grants import Grant
 from kmsd.authz.identity import ALLOW, DENY, SILENT
 from kmsd.authz.policy import KeyPolicy
@@ -45,7 +45,7 @@ class Question(msgspec.Struct, frozen=True):
             if caller.mfa_at is not None:
                 values["aws:MultiFactorAuthAge"] = str(max(0, int(self.now - caller.mfa_at)))
         for name, value in caller.tags.items():
-            values[f"aws:PrincipalTag/{name}"] = value
+            values[tag_key(PRINCIPAL_TAG, name)] = value
         if self.via is not None:
             values["kms:ViaService"] = self.via
         if self.context:

@@ -112,7 +112,10 @@ class Authoriser:
     def _on_nothing(self, call: Call) -> None:
         """What acts on nothing yet is for every local user; who comes through IAM needs its consent."""
         caller = call.caller
-        denied = self._guardrails.decide(caller, Question(call.operation.action, "*", via=call.via, now=call.now, values=values_of_management(call)))
+        denied = None
+        if self._guardrails.policies:
+            question = Question(call.operation.action, "*", via=call.via, now=call.now, values=values_of_management(call))
+            denied = self._guardrails.decide(caller, question)
         if denied is not None:
             call.decided_by = denied.by
             raise AccessDenied(
@@ -129,9 +132,9 @@ class Authoriser:
 
     def _require_identity(self, call: Call, resource: str) -> None:
         values = values_of_management(call)
-        entity = self._iam.of_arn(resource)
-        if entity is not None and entity.tags:
-            values = {**values, **values_of_resource("iam", entity.tags)}
+        tags = self._iam.tags_of(resource)
+        if tags:
+            values = {**values, **values_of_resource("iam", tags)}
         question = Question(call.operation.action, resource, now=call.now, via=call.via, values=values)
         decision = decide_by_identity(call.caller, question)
         call.decided_by = decision.by

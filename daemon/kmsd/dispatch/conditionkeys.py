@@ -6,7 +6,7 @@ Manager", "… AWS Systems Manager", "… AWS Identity and Access Management"; I
 
 from typing import Any
 
-from kmsd.authz.conditions import RESOURCE_TAGS
+from kmsd.authz.conditions import REQUEST_TAG, RESOURCE_TAG, RESOURCE_TAGS, tag_key
 from kmsd.dispatch.call import Call
 from kmsfs.api.keyspecs import usage_of
 from kmsfs.api.operation import Operation
@@ -79,7 +79,7 @@ def values_of_resource(service: str, tags: dict[str, str]) -> dict[str, str | li
     own = RESOURCE_TAGS[service]
     values: dict[str, str | list[str]] = {}
     for name, value in tags.items():
-        values[f"aws:ResourceTag/{name}"] = values[own + name] = value
+        values[tag_key(RESOURCE_TAG, name)] = values[tag_key(own, name)] = value
     return values
 
 
@@ -87,7 +87,7 @@ def values_of_tags(call: Call) -> dict[str, str | list[str]]:
     """Return the condition keys of the tags that a request gives or takes."""
     request = call.request
     tags = dict(_pair(tag) for tag in getattr(request, "tags", None) or ())
-    values: dict[str, str | list[str]] = {f"aws:RequestTag/{name}": value for name, value in tags.items()}
+    values: dict[str, str | list[str]] = {tag_key(REQUEST_TAG, name): value for name, value in tags.items()}
     names = [*tags, *(getattr(request, "tag_keys", None) or ())]
     if names:
         values["aws:TagKeys"] = names

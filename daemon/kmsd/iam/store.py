@@ -55,6 +55,11 @@ class IamStore:
         """Return an entity by ARN, or None."""
         return self._by_arn.get(arn)
 
+    def tags_of(self, arn: str) -> dict[str, str]:
+        """Return the tags of an entity or MFA device; none of what is not there."""
+        owner = self._by_arn.get(arn) or self.mfa_devices.get(arn)
+        return owner.tags if owner is not None else {}
+
     def policy(self, account: str, arn: str) -> Entity:
         """Return a managed policy of an account.
 

@@ -65,6 +65,12 @@ class IamTagService:
             self._store.put(replace(owner, tags=tags, updated=call.now))
 
 
+def merged(present: dict[str, str], newer: dict[str, str]) -> dict[str, str]:
+    """Return tags with newer ones, which replace those whose keys differ in case only."""
+    folded = {key.casefold() for key in newer}
+    return {key: value for key, value in present.items() if key.casefold() not in folded} | newer
+
+
 def with_tags(present: dict[str, str], given: Sequence[shapes.Tag]) -> dict[str, str]:
     """Return tags with those of a request.
 
@@ -78,7 +84,7 @@ def with_tags(present: dict[str, str], given: Sequence[shapes.Tag]) -> dict[str,
         raise InvalidIamInput("Duplicate tag keys found. Please note that Tag keys are case insensitive.")
     if any(key.startswith("aws:") for key in folded):
         raise InvalidIamInput("Tag keys that begin with aws: are reserved.")
-    tags = {key: value for key, value in present.items() if key.casefold() not in folded} | tags
+    tags = merged(present, tags)
     if len(tags) > _TAGS_MAX:
         raise IamLimitExceeded(f"The number of tags has reached the maximum limit of {_TAGS_MAX}.")
     return tags

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
+from kmsd.authz.conditions import RESOURCE_TAG, tag_key
 from kmsd.authz.grants import Grant
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
@@ -96,7 +97,7 @@ class KmsKey:
         if self.aliases:
             values["kms:ResourceAliases"] = sorted(self.aliases)
         for name, value in self.tags.items():
-            values[f"aws:ResourceTag/{name}"] = value
+            values[tag_key(RESOURCE_TAG, name)] = value
         return values
 
     def row(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from kmsd.authz.identity import Identity
 from kmsd.authz.principal import Caller, make_caller
 from kmsd.iam.records import ACTIVE, ROLE, USER, Entity
 from kmsd.iam.store import IamStore
+from kmsd.iam.tagging import merged
 from kmsd.sts.sessions import SessionIdentity, session_policies
 from kmsd.sts.tokens import SessionTokens
 from kmsfs.errors import UnknownCredentials
@@ -87,7 +88,7 @@ class CredentialBook:
         whole = self._iam.identity(entity)
         identity = Identity(whole.policies, whole.boundary, limits)
         principal = session_principal(entity.account, entity.name, session.session)
-        tags = {**entity.tags, **session.tags}
+        tags = merged(entity.tags, session.tags)
         return self._made(principal, frozenset({principal, entity.arn}), access_key_id, identity, tags)
 
     def _made(
