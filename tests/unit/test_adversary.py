@@ -73,6 +73,19 @@ def test_every_bit_of_a_node_counts():
             read_all(MemoryFile(flipped(original, bit)), tools)
 
 
+def test_every_bit_of_a_chunk_counts():
+    tools = make_tools(chunk_log2=12)
+    data = os.urandom(2 * 4096)
+    disk = build(data, tools)
+    file = Kf1File.open(tools, disk)
+    for bit in range(8 * 2 * 4096, 8 * 3 * 4096):
+        disk.content[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(errors.IntegrityError):
+            content.read(file, 4096, 0)
+        disk.content[bit // 8] ^= 1 << bit % 8
+    assert bytes(content.read(file, 2 * 4096, 0)) == data
+
+
 @pytest.fixture
 def pair():
     tools = make_tools(chunk_log2=12)

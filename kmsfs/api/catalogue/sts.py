@@ -19,7 +19,9 @@ STS_OPERATIONS = (
         "AssumeRole", "sts", "sts:AssumeRole", sts.AssumeRoleRequest, sts.AssumeRoleResponse,
         "Act in a role for a while, if its trust policy and one's own policies allow it.",
         audit=("role_arn", "role_session_name", "duration_seconds", "serial_number"),
-        errors=(errors.AccessDenied, errors.MalformedIdentityPolicy, errors.NoSuchEntity, errors.IamLimitExceeded),
+        errors=(
+            errors.AccessDenied, errors.MalformedIdentityPolicy, errors.NoSuchEntity, errors.IamLimitExceeded, errors.InvalidIamInput,
+        ),
     ),
     Operation(
         "GetAccessKeyInfo", "sts", "sts:GetAccessKeyInfo", sts.AccessKeyInfoRequest, sts.AccessKeyInfoResponse,
