@@ -31,6 +31,11 @@ def device_of(point: str) -> str:
     return found.device if found is not None else ""
 
 
+def holds_mounts(point: str) -> bool:
+    """Whether something is mounted below a place, given without symbolic links."""
+    return any(entry.point.startswith(point.rstrip("/") + "/") for entry in _mounts())
+
+
 def _topmost(point: str) -> Mounted | None:
     found = None
     for entry in _mounts():

@@ -59,7 +59,7 @@ from kmsfs.mount.kernel.wakeups import DEVICE, WakeUps
 from kmsfs.mount.kernel.wire import MAX_WRITE
 from kmsfs.mount.keypool import PoolFiller
 from kmsfs.mount.listed import listings_path
-from kmsfs.mount.mounttable import VIEW, VOLUME, device_of, find_mounted
+from kmsfs.mount.mounttable import VIEW, VOLUME, device_of, find_mounted, holds_mounts
 from kmsfs.mount.otherkeys import OtherKeys
 from kmsfs.mount.vfs import VfsOptions
 from kmsfs.mount.volume import (
@@ -310,7 +310,7 @@ class RunningMount:
             stale = changed_meanwhile(inherited, self.vfs)
             threading.Thread(target=self._catch_up, args=(watcher, stale), name="kmsfs-catch-up", daemon=True).start()
         self._start_threads()
-        pruner = Pruner(self.vfs, notifier, self._request.memory_bytes)
+        pruner = Pruner(self.vfs, notifier, self._request.memory_bytes, lambda: holds_mounts(self._point))
         pruner.start()
         control = MountControl(device_of(self._point), lambda: require_startable(self._successor.command), kernel.leave)
         gc.collect()

@@ -6,6 +6,7 @@ import os
 import time
 
 import pytest
+from kmsfs.mount.kernel.quirks import zeroes_tails
 from support import countedmount
 from support.waiting import soon
 
@@ -132,3 +133,39 @@ def refused(stream):
     except OSError:
         return True
     return False
+
+
+def test_behind_the_end_there_are_zeros(counted):
+    """In the last page, mapped; and where the file grows past its end."""
+    mount, requests, again = counted
+    for size in (1, 100, 2960, 5000, 40_001):
+        (mount.plain / f"f{size}").write_bytes(content(size))
+    again()
+    for size in (1, 100, 2960, 5000, 40_001):
+        path = mount.plain / f"f{size}"
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[:] == content(size)
+        with path.open("r+b", buffering=0) as stream:
+            stream.seek(size + 700)
+            stream.write(b"end")
+        assert path.read_bytes() == content(size) + bytes(700) + b"end"
+    assert requests("READ") == 0
+    again()
+    assert (mount.plain / "f100").read_bytes() == content(100) + bytes(700) + b"end"
+
+
+def kernel(release, version="#1 SMP"):
+    return ("Linux", "host", release, version, "x86_64")
+
+
+@pytest.mark.parametrize(
+    "system, zeroed",
+    [
+        (kernel("6.18.44-fc"), True), (kernel("6.11.0"), True), (kernel("7.0"), True), (kernel("6.10.7-generic"), True), (kernel("6.10.6"), False),
+        (kernel("6.8.0-45-generic"), False), (kernel("6.1.107"), True), (kernel("6.1.106"), False), (kernel("5.14.0-503.el9"), False),
+        (kernel("6.1.0-28-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.119-1 (2024-11-22)"), True),
+        (kernel("6.1.0-23-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.99-1 (2024-07-15)"), False), (kernel("rubbish"), False),
+    ],
+)  # fmt: skip
+def test_kernels_that_leave_the_rest_of_a_page(system, zeroed):
+    assert zeroes_tails(system) == zeroed

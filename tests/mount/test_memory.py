@@ -4,7 +4,6 @@ import os
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from kmsfs.mount.kernel.notify import KernelNotifier
@@ -145,3 +144,20 @@ def test_who_executes_something_else_waits_for_what_is_under_way():
         assert quiet
     os.close(read)
     os.close(write)
+
+
+def test_what_is_mounted_within_the_volume_stays_mounted(small):
+    mount, sizes = small
+    inside = mount.plain / "inside"
+    inside.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(inside)], check=True)
+    try:
+        (inside / "kept").write_text("kept")
+        for number in range(2 * MOST):
+            (mount.plain / f"f{number}").touch()
+        time.sleep(1)
+        assert sizes()[1] > MOST
+        assert os.path.ismount(inside)
+        assert (inside / "kept").read_text() == "kept"
+    finally:
+        subprocess.run(["umount", str(inside)], check=True)

@@ -18,19 +18,15 @@ def main():
     sys.argv[1:4] = []
     pruning.most_nodes = lambda _memory_bytes: count
     vfs_open._RESTING_MAX = count // 4
-    begin, prune = pruning.Pruner.start, notify.KernelNotifier.prune
+    begin = pruning.Pruner.start
 
     def start(self):
         begin(self)
         threading.Thread(target=tell, args=(self._vfs.nodes, told), daemon=True).start()
 
-    def by_name(self, places):
-        self._prunes = False
-        prune(self, places)
-
     pruning.Pruner.start = start
     if way == "names":
-        notify.KernelNotifier.prune = by_name
+        notify.KernelNotifier.prune = lambda _self, _node_ids: False
     run()
 
 

@@ -17,9 +17,6 @@ from kmsfs.mount.kernel.wire import (
     PRUNE,
 )
 
-Place = tuple[int, int, bytes]
-"""A node, the directory in which it is known, and its name there."""
-
 
 class KernelNotifier:
     """Writes notifications to the FUSE descriptor.
@@ -46,17 +43,12 @@ class KernelNotifier:
         """Drop a cached name, positive or negative."""
         self._send(NOTIFY_INVAL_ENTRY, INVAL_ENTRY.pack(parent_id, len(name), 0) + name + b"\0")
 
-    def prune(self, places: Sequence[Place]) -> None:
-        """Let the kernel forget nodes that nothing uses now; those that something uses stay.
-
-        Before Linux 6.18 the names are dropped one by one, which lets their directories' attributes be asked for again.
-        """
+    def prune(self, node_ids: Sequence[int]) -> bool:
+        """Let the kernel forget nodes that nothing uses now; those that something uses stay. Returns whether it can: since Linux 6.18."""
         if self._prunes:
-            ids = b"".join(node_id.to_bytes(8, sys.byteorder) for node_id, _, _ in places)
-            self._prunes = self._send(NOTIFY_PRUNE, PRUNE.pack(len(places), 0) + ids) != errno.EINVAL
-        if not self._prunes:
-            for _, parent_id, name in places:
-                self.drop_entry(parent_id, name)
+            ids = b"".join(node_id.to_bytes(8, sys.byteorder) for node_id in node_ids)
+            self._prunes = self._send(NOTIFY_PRUNE, PRUNE.pack(len(node_ids), 0) + ids) != errno.EINVAL
+        return self._prunes
 
     @contextmanager
     def held_back(self, seconds: float) -> Iterator[bool]:

@@ -4,8 +4,10 @@ The kernel forgets by itself only where the whole machine is short of memory, of
 """
 
 import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
-from kmsfs.mount.kernel.notify import KernelNotifier, Place
+from kmsfs.mount.kernel.notify import KernelNotifier
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs import VfsBase
 
@@ -19,6 +21,15 @@ _PAUSE_SECONDS = 0.1
 _PAUSE_MAX_SECONDS = 30.0
 
 
+class _Place(NamedTuple):
+    """A node, the directory in which it is known, and its name there."""
+
+    node_id: int
+    parent_id: int
+    name: bytes
+    is_dir: bool
+
+
 def most_nodes(memory_bytes: int) -> int:
     """Return how many entries the table may have in a process of about this size."""
     return max(_NODES_MIN, (memory_bytes - _OTHER_BYTES) // _NODE_BYTES)
@@ -27,8 +38,12 @@ def most_nodes(memory_bytes: int) -> int:
 class Pruner:
     """Lets a quarter of the table go when it is full, the oldest entries first."""
 
-    def __init__(self, vfs: VfsBase, notifier: KernelNotifier, memory_bytes: int) -> None:
+    def __init__(
+        self, vfs: VfsBase, notifier: KernelNotifier, memory_bytes: int, mounted_below: Callable[[], bool]
+    ) -> None:
+        """Keep the table as small as fits `memory_bytes`; `mounted_below` tells whether something is mounted within the volume."""
         self._vfs = vfs
+        self._mounted_below = mounted_below
         self._notifier = notifier
         self._most = most_nodes(memory_bytes)
         self._full = threading.Event()
@@ -66,13 +81,26 @@ class Pruner:
                 return
             with self._vfs.lock:
                 places = [place for node in nodes[start : start + _AT_ONCE] if (place := _idle_place(node)) is not None]
-            self._notifier.prune(places)
+            if not self._notifier.prune([place.node_id for place in places]):
+                self._drop_names(places)
             excess -= len(places)
 
+    def _drop_names(self, places: list[_Place]) -> None:
+        """Before Linux 6.18: drop the files' names one by one, which lets their directories' attributes be asked for again.
 
-def _idle_place(node: Node) -> Place | None:
+        A dropped name takes along what is mounted on it, so nothing is dropped where there is a mount below, and never a
+        directory: other mount namespaces are not seen from here.
+        """
+        if self._mounted_below():
+            return
+        for place in places:
+            if not place.is_dir:
+                self._notifier.drop_entry(place.parent_id, place.name)
+
+
+def _idle_place(node: Node) -> _Place | None:
     """Return where a node is that the kernel knows and nobody here uses, None for another."""
     place = node.place()
     if place is None or node.lookups <= 0 or node.handles or node.kids or node.file is not None:
         return None
-    return node.node_id, place[0].node_id, place[1]
+    return _Place(node.node_id, place[0].node_id, place[1], node.is_dir)

@@ -13,6 +13,7 @@ from kmsfs.mount.durability import Vfs
 from kmsfs.mount.errno_map import errno_of
 from kmsfs.mount.kernel import wire
 from kmsfs.mount.kernel.directories import OpenDirectories
+from kmsfs.mount.kernel.quirks import zeroes_tails
 from kmsfs.mount.kernel.wakeups import WakeUps
 from kmsfs.mount.kernel.wire import InitFlag, Opcode
 from kmsfs.mount.nodes import Node
@@ -60,6 +61,7 @@ class KernelSession:
         self._wake_ups = wake_ups
         self.lifetimes = Lifetimes()
         self.requests = 0
+        self._may_fill = zeroes_tails(os.uname())
         self._wanted = int(_WANTED | (InitFlag.POSIX_ACL if check_permissions else 0))
         self._on_directory: Callable[[Node], None] | None = None
         self._leaving = False
@@ -341,7 +343,7 @@ class KernelSession:
 
     def _open(self, node: Node, body: memoryview) -> Answer:
         flags, open_flags = wire.OPEN_IN.unpack_from(body)
-        first = node.unread and not node.handles and flags & _NOT_FOR_CACHED_READS == os.O_RDONLY
+        first = self._may_fill and node.unread and not node.handles and flags & _NOT_FOR_CACHED_READS == os.O_RDONLY
         keep = self.vfs.open(node, truncate=bool(flags & os.O_TRUNC))
         node.unread = False
         if first and not keep:
