@@ -143,3 +143,12 @@ def test_the_same_policy_is_compiled_once():
     for _ in range(2000):
         compile_policy(default_policy(ME))
     assert time.perf_counter() - began < 0.5
+
+
+def test_truncated_is_told_where_it_is_false(call):
+    key = call("CreateKey")["KeyMetadata"]["KeyId"]
+    me = call("GetStatus")["Principal"]
+    lists = (("ListAliases", {"KeyId": key}), ("ListGrants", {"KeyId": key}), ("ListRetirableGrants", {"RetiringPrincipal": me}))
+    for name, parameters in lists:
+        assert call(name, **parameters)["Truncated"] is False, name
+    assert call("ListKeys", Limit=1000)["Truncated"] is False
