@@ -16,13 +16,13 @@ RequestValues = Mapping[str, str | list[str]]
 """Condition keys of a request; a list is a multivalued key."""
 
 _Test = Callable[[str, str], bool]
-CALLERS_OWN = ("kms:EncryptionContext:", "aws:PrincipalTag/")
+PRINCIPAL_TAG, RESOURCE_TAG, REQUEST_TAG = "aws:PrincipalTag/", "aws:ResourceTag/", "aws:RequestTag/"
+_CONTEXT = "kms:EncryptionContext:"
+CALLERS_OWN = (_CONTEXT, PRINCIPAL_TAG)
 """What keys begin with that every question has and that end in a name of the caller's."""
 RESOURCE_TAGS = {"ssm": "ssm:resourceTag/", "secretsmanager": "secretsmanager:ResourceTag/", "iam": "iam:ResourceTag/"}
 """What else than aws:ResourceTag/ the tags of a service's resources are called."""
-PRINCIPAL_TAG, RESOURCE_TAG, REQUEST_TAG = "aws:PrincipalTag/", "aws:ResourceTag/", "aws:RequestTag/"
 _TAGS = (PRINCIPAL_TAG, RESOURCE_TAG, REQUEST_TAG, *RESOURCE_TAGS.values())
-_CONTEXT = "kms:EncryptionContext:"
 REQUEST_KEYS = (
     "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:TagKeys", "aws:username",
     "kms:BypassPolicyLockoutSafetyCheck", "kms:CallerAccount", "kms:EncryptionAlgorithm", "kms:EncryptionContextKeys",

@@ -81,7 +81,7 @@ class Pruner:
                 return
             with self._vfs.lock:
                 places = [place for node in nodes[start : start + _AT_ONCE] if (place := _idle_place(node)) is not None]
-            if not self._notifier.prune([place.node_id for place in places]):
+            if places and not self._notifier.prune([place.node_id for place in places]):
                 self._drop_names(places)
             excess -= len(places)
 
