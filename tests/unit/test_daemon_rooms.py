@@ -1,6 +1,7 @@
 """Keyring, recovery code, store, anchor, audit journal, parameters' pure rules."""
 
 import os
+import time
 import sqlite3
 
 import pytest
@@ -252,9 +253,21 @@ def test_allowed_patterns():
     check_value(r"^[a-z]+\d{2}$", "abc12")
     with pytest.raises(errors.ParameterPatternMismatch):
         check_value(r"^\d+$", "x")
-    for hostile in (r"^(a+)+$", r"(a*)*b", r"(a|aa)+$", "(", r"(x+x+)+y", r"(.*)\1", "a*a*a*a*a*b"):
+    for none in ("(", r"(.*)\1", "(?=a)a", "(?:a{1000}){1000}", "a{1001}", "[[:foo:]]", "\ud800"):
         with pytest.raises(errors.InvalidAllowedPattern):
-            check_value(hostile, "a" * 40)
+            check_value(none, "a" * 40)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"(a+)+$b", r"(a*)*b", r"(a|aa)+$b", r"(x+x+)+y", "a*a*a*a*b", "^(([a-z])+.)+[A-Z]([a-z])+$", "(a?){1000}b", "((a?){30}){30}b"],
+)  # fmt: skip
+def test_a_hostile_pattern_takes_no_longer_than_its_value(pattern):
+    # A matcher that backtracks takes hours, days or for ever for each of these.
+    began = time.process_time()
+    with pytest.raises(errors.ParameterPatternMismatch):
+        check_value(pattern, "a" * 8192)
+    assert time.process_time() - began < 2.0
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8192])
