@@ -66,6 +66,7 @@ from kmsd.secrets.store import SecretStore
 from kmsd.secrets.upkeep import SecretUpkeepService
 from kmsd.server.notify import notify, watchdog_seconds
 from kmsd.server.session import ServerState, Session
+from kmsd.server.settling import Settlement
 from kmsd.server.throttle import Buckets
 from kmsd.store.anchor import Anchor
 from kmsd.store.database import SealedStore
@@ -103,6 +104,7 @@ class Daemon:
         self._guardrails = Guardrails(load_guardrails(config.guardrails) if config.guardrails is not None else None)
         self._account = account_of_realm(keyring.realm_id)
         self._store = SealedStore(config.database, RowSealer(domain_keys, os.urandom))
+        self._store.deferring = True
         self._anchor = Anchor(config.anchor, realm.anchor_key)
         self._anchor.check(self._store, accept_rollback=config.accept_rollback)
         self._journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom)
@@ -113,7 +115,10 @@ class Daemon:
         self._registry = KeyRegistry(self._account, self._store, vault)
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
         self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}")
-        self._state = ServerState(self._pipeline, self._account, time.time, buckets=Buckets(config.quotas), spares=spares)
+        settlement = Settlement(self._pipeline, self._store, self._stop.set)
+        self._state = ServerState(
+            self._pipeline, settlement, self._account, time.time, buckets=Buckets(config.quotas), spares=spares
+        )
         self._pipeline.charge = self._state.buckets.spend_on_key
         self._iam = IamStore(self._store)
         self._keys = KeyService(self._registry, self._iam.principal_exists)
@@ -228,7 +233,7 @@ class Daemon:
             asyncio.create_task(self._every(seconds, action))
             for seconds, action in (
                 (HEARTBEAT_SECONDS, self._heartbeat),
-                (_AUDIT_SYNC_SECONDS, self._sync_audit),
+                (_AUDIT_SYNC_SECONDS, self._settle),
                 (_ANCHOR_SECONDS, self._checkpoint),
                 (_PURGE_SECONDS, self._purge),
                 (min(_PURGE_SECONDS, self._config.digest_seconds), self._sign_audit),
@@ -246,6 +251,8 @@ class Daemon:
         notify("READY=1\nSTATUS=serving")
         await stop.wait()
         notify("STOPPING=1")
+        with contextlib.suppress(AuditUnavailable, StorageError):
+            self._state.settlement.now()
         for task in tasks:
             task.cancel()
         for server in servers:
@@ -291,9 +298,11 @@ class Daemon:
         for session in list(self._state.sessions):
             session.push(None, {"kind": "heartbeat"})
 
-    def _sync_audit(self) -> None:
-        if self._journal.needs_sync:
-            with contextlib.suppress(AuditUnavailable):
+    def _settle(self) -> None:
+        """Make durable what nobody waits for."""
+        if self._store.dirty or self._journal.needs_sync:
+            with contextlib.suppress(AuditUnavailable, StorageError):
+                self._state.settlement.now()
                 self._journal.sync()
 
     def _sign_audit(self) -> None:

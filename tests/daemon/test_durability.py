@@ -1,15 +1,19 @@
 """What kmsd makes durable before it answers; each barrier missing would show here."""
 
+import asyncio
 import errno
 import os
 
 import pytest
 
 from kmsd.server.session import ServerState, Session
-
-
-class Trace(list):
-    pass
+from kmsd.server.settling import Settlement
+from kmsd.store.anchor import Anchor
+from kmsd.store.database import SealedStore
+from kmsd.store.schema import Table
+from kmsd.store.sealing import RowSealer
+from kmsfs.errors import StorageError
+from kmsfs.secret import KeyMaterial
 
 
 class FakeJournal:
@@ -31,28 +35,112 @@ class FakePipeline:
         self.sync_wanted = mutates
 
 
+class FakeStore:
+    def __init__(self, trace, *, dirty=False, broken=False):
+        self.trace, self.dirty, self.broken = trace, dirty, broken
+
+    def sync(self):
+        if self.dirty:
+            self.trace.append("fdatasync of the state")
+            if self.broken:
+                raise StorageError("the disk is gone")
+            self.dirty = False
+
+
 class FakeTransport:
-    def __init__(self, trace):
-        self.trace = trace
+    def __init__(self, trace, name="answer"):
+        self.trace, self.name, self.data = trace, name, b""
 
-    def write(self, _data):
-        self.trace.append("answer")
+    def write(self, data):
+        self.trace.append(self.name)
+        self.data += data
+
+    def close(self):
+        self.trace.append("close")
+
+    def get_write_buffer_size(self):
+        return 0
 
 
-def answered(mutates):
-    trace = Trace()
-    session = Session(ServerState(FakePipeline(trace, mutates), "0" * 12, lambda: 0.0))
-    session._transport = FakeTransport(trace)
-    session._send([("PutParameter", 1, b"frame")])
-    return trace
+class World:
+    """Sessions over a state and an audit log that note what is made durable, and when who is answered."""
+
+    def __init__(self, *, mutates=False, dirty=False, broken=False):
+        self.trace = []
+        self.store = FakeStore(self.trace, dirty=dirty, broken=broken)
+        pipeline = FakePipeline(self.trace, mutates)
+        self.settlement = Settlement(pipeline, self.store, lambda: self.trace.append("stop"))
+        self.state = ServerState(pipeline, self.settlement, "0" * 12, lambda: 0.0)
+
+    def session(self, name="answer"):
+        made = Session(self.state)
+        made._transport = FakeTransport(self.trace, name)
+        return made
 
 
-def test_a_change_is_in_a_durable_audit_log_before_it_is_answered():
-    assert answered(mutates=True) == ["fdatasync of the audit log", "answer"]
+def answered(**facts):
+    async def run():
+        world = World(**facts)
+        world.session()._send([("PutParameter", 1, b"frame")])
+        await asyncio.sleep(0)
+        return world.trace
+
+    return asyncio.run(run())
+
+
+def test_a_change_is_durable_in_state_and_audit_log_before_it_is_answered():
+    assert answered(mutates=True, dirty=True) == ["fdatasync of the state", "fdatasync of the audit log", "answer"]
 
 
 def test_a_read_is_in_the_audit_log_before_it_is_answered():
-    assert answered(mutates=False) == ["write to the audit log", "answer"]
+    assert answered() == ["write to the audit log", "answer"]
+
+
+def test_a_read_of_what_is_not_durable_yet_waits_too():
+    assert answered(dirty=True) == ["fdatasync of the state", "write to the audit log", "answer"]
+
+
+def test_one_sync_serves_all_that_is_answered_in_one_turn_and_events_stay_behind_answers():
+    async def run():
+        world = World(mutates=True, dirty=True)
+        first, second = world.session("first"), world.session("second")
+        first._send([("PutParameter", 1, b"frame")])
+        second._send([("GetParameter", 1, b"frame")])
+        second._push(7, {"kind": "Update"})
+        second._state.settlement.after(lambda _error: second._transport.close())
+        assert world.trace == []
+        await asyncio.sleep(0)
+        return world.trace
+
+    assert asyncio.run(run()) == [
+        "fdatasync of the state", "fdatasync of the audit log", "first", "second", "second", "close",
+    ]  # fmt: skip
+
+
+def test_who_cannot_wait_settles_for_all():
+    async def run():
+        world = World(mutates=True, dirty=True)
+        world.session("waits")._send([("PutParameter", 1, b"frame")])
+        world.settlement.now()
+        before = list(world.trace)
+        await asyncio.sleep(0)
+        return before, world.trace
+
+    before, after = asyncio.run(run())
+    assert before == after == ["fdatasync of the state", "fdatasync of the audit log", "waits"]
+
+
+def test_what_could_not_be_stored_is_answered_by_an_error_and_the_daemon_stops():
+    async def run():
+        world = World(mutates=True, dirty=True, broken=True)
+        session = world.session()
+        session._send([("DisableKey", 3, b"frame"), ("PutParameter", 4, b"frame")])
+        await asyncio.sleep(0)
+        return world.trace, session._transport.data
+
+    trace, data = asyncio.run(run())
+    assert trace == ["fdatasync of the state", "stop", "answer"]
+    assert b"frame" not in data and data.count(b"the disk is gone") == 2
 
 
 def test_the_audit_log_really_syncs(tmp_path, monkeypatch):
@@ -103,13 +191,92 @@ def test_an_audit_log_whose_sync_failed_is_written_again_before_the_next(tmp_pat
     assert len(wrote) == 1
 
 
-def test_the_store_commits_durably(tmp_path):
-    import sqlite3
+def sealer():
+    return RowSealer({1: KeyMaterial(b"k" * 32)}, os.urandom)
 
-    from kmsd.store.database import _configure
 
-    connection = sqlite3.connect(tmp_path / "state.db")
-    _configure(connection, None)
-    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    connection.close()
+def test_the_store_commits_durably(tmp_path, monkeypatch):
+    """At each sync the database and its log are copied as they are: what the disk has. No transaction returns before its own."""
+    import shutil
+
+    copies, real = [], os.fdatasync
+
+    def fdatasync(descriptor):
+        real(descriptor)
+        copy = tmp_path / f"copy{len(copies)}"
+        copy.mkdir()
+        for name in ("state.db", "state.db-wal"):
+            shutil.copyfile(tmp_path / name, copy / name)
+        copies.append(copy)
+
+    store = SealedStore(tmp_path / "state.db", sealer(), create=True)
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    # Large rows: the log is copied into the database, and begun anew, on the way.
+    for number in range(24):
+        with store.transaction() as work:
+            for part in range(20):
+                work.put(Table.ALIAS, f"{number}/{part}", {"n": number, "x": os.urandom(16_000)})
+        assert len(copies) == number + 1
+    monkeypatch.undo()
+    store.close()
+    for number, copy in enumerate(copies):
+        again = SealedStore(copy / "state.db", sealer())
+        assert again.commit_number == number + 1
+        assert {row["n"] for row in again.scan(Table.ALIAS)} == set(range(number + 1))
+        again.close()
+
+
+def test_deferred_transactions_survive_a_cut_in_order_and_whole(tmp_path):
+    """What a power cut leaves of the log behind the last sync: any part of it. The state is that of one of its commits."""
+    import shutil
+
+    store = SealedStore(tmp_path / "state.db", sealer(), create=True)
+    store.deferring = True
+    for number in range(6):
+        with store.transaction() as work:
+            work.put(Table.ALIAS, f"alias/{number}", {"n": number})
+            work.put(Table.ALIAS, "last", {"n": number})
+        assert store.dirty
+        if number == 2:
+            store.sync()
+            synced = (tmp_path / "state.db-wal").stat().st_size
+    whole = (tmp_path / "state.db-wal").stat().st_size
+    seen = set()
+    for cut in (*range(synced, whole, 512), whole):
+        copy = tmp_path / f"cut{cut}"
+        copy.mkdir()
+        shutil.copyfile(tmp_path / "state.db", copy / "state.db")
+        (copy / "state.db-wal").write_bytes((tmp_path / "state.db-wal").read_bytes()[:cut])
+        again = SealedStore(copy / "state.db", sealer())
+        numbers = {row["n"] for row in again.scan(Table.ALIAS)}
+        assert numbers == set(range(again.commit_number)) and again.get(Table.ALIAS, "last") == {"n": max(numbers)}
+        seen.add(again.commit_number)
+        again.close()
+    store.close()
+    assert seen == {3, 4, 5, 6}
+
+
+def test_a_store_whose_sync_failed_takes_nothing_more_and_is_not_anchored(tmp_path, monkeypatch):
+    store = SealedStore(tmp_path / "state.db", sealer(), create=True)
+    anchor = Anchor(tmp_path / "anchor.kms", bytes(32))
+    anchor.write(store)
+    anchored = (tmp_path / "anchor.kms").read_bytes()
+
+    def fdatasync(_descriptor):
+        raise OSError(errno.EIO, "injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", fdatasync)
+        with pytest.raises(StorageError), store.transaction() as work:
+            work.put(Table.ALIAS, "alias/lost", {"name": "alias/lost"})
+    # The kernel says so once: from then on it may take for stored what is not.
+    with pytest.raises(StorageError), store.transaction():
+        pytest.fail("a transaction began")
+    with pytest.raises(StorageError):
+        anchor.write(store)
+    assert (tmp_path / "anchor.kms").read_bytes() == anchored
+    store.close()
+    again = SealedStore(tmp_path / "state.db", sealer())
+    with again.transaction() as work:
+        work.put(Table.ALIAS, "alias/kept", {"name": "alias/kept"})
+    again.close()

@@ -14,7 +14,7 @@ from kmsd.authz.principal import unit_caller
 from kmsd.credentials.names import parse_peer, places_of
 from kmsd.server.peer import peer_ids
 from kmsd.server.session import ServerState
-from kmsfs.errors import AuditUnavailable, KmsfsError, ParameterNotFound
+from kmsfs.errors import KmsfsError, ParameterNotFound
 from kmsfs.formats.frame import Request
 
 _LOG = logging.getLogger("kmsd")
@@ -65,13 +65,9 @@ class CredentialSession(asyncio.Protocol):
         """Do the work, and let nothing out before the audit log has it.
 
         Raises:
-            KmsfsError: the work's own; or AuditUnavailable.
+            KmsfsError: the work's own; or AuditUnavailable, StorageError.
         """
         try:
             return work()
         finally:
-            try:
-                self._state.settle_audit()
-            except AuditUnavailable as error:
-                _LOG.critical("%s", error)
-                raise
+            self._state.settlement.now()

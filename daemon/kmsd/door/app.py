@@ -94,7 +94,7 @@ class Door:
                 caller, frame, next(state.numbers), translation.region, request_id
             )
         finally:
-            state.settle_audit()
+            state.settlement.now()
         return answer_bytes(request, translation.outward(result), request_id)
 
     def _authenticate(

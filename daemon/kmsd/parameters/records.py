@@ -1,6 +1,8 @@
 """What the tree keeps of a parameter and of each of its versions."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
+from sys import intern
 from typing import Any
 
 from kmsfs.ids import parameter_arn
@@ -40,9 +42,24 @@ class ParameterFacts:
 
     def row(self) -> dict[str, Any]:
         """The sealed row."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _FIELDS}
+
+
+_FIELDS = tuple(one.name for one in fields_of(ParameterFacts))
+_SHARED = ("type", "tier", "owner", "key", "data_type", "user", "key_arn", "scope", "pattern")
+"""What many parameters have alike is held once."""
+_NONE: dict[str, Any] = {}
 
 
 def facts_of(row: dict[str, Any], home: str) -> ParameterFacts:
     """Read a sealed row, with or without a value; rows made before there were regions are of the `home` scope."""
-    return ParameterFacts(**{"scope": home, **{key: value for key, value in row.items() if key != "value"}})
+    found = {"scope": home, **row}
+    found.pop("value", None)
+    for name in _SHARED:
+        text = found.get(name)
+        if text:
+            found[name] = intern(text)
+    for name in ("labels", "tags"):
+        # Nothing is ever put into one of these: a changed parameter has a new one.
+        found[name] = found.get(name) or _NONE
+    return ParameterFacts(**found)

@@ -1,4 +1,4 @@
-"""One connection: cut frames, run them, flush the audit log, then answer."""
+"""One connection: cut frames, run them, make durable what they did, then answer."""
 
 import asyncio
 import itertools
@@ -18,6 +18,7 @@ from kmsd.keys.spares import SpareKeys
 from kmsd.server.frames import FrameBuffer
 from kmsd.server.linger import Linger
 from kmsd.server.peer import identify
+from kmsd.server.settling import Settlement, Unsettled
 from kmsd.server.throttle import Buckets
 from kmsfs.api.registry import OPERATIONS
 from kmsfs.errors import (
@@ -44,6 +45,7 @@ class ServerState:
     """What all connections of a server share."""
 
     pipeline: Pipeline
+    settlement: Settlement
     account: str
     clock: Callable[[], float]
     administrators: frozenset[str] = frozenset()
@@ -69,19 +71,6 @@ class ServerState:
             self.pipeline.note_call(name, error.code, 0.0)
             raise
 
-    def settle_audit(self) -> None:
-        """Write what was recorded, durably where a call changed something: before anything is answered.
-
-        Raises:
-            AuditUnavailable: if the log cannot be written.
-        """
-        pipeline = self.pipeline
-        if pipeline.sync_wanted or pipeline.journal.overdue:
-            pipeline.sync_wanted = False
-            pipeline.journal.sync()
-        else:
-            pipeline.journal.flush()
-
 
 class Session(asyncio.Protocol):
     """The daemon's end of one connection."""
@@ -96,6 +85,8 @@ class Session(asyncio.Protocol):
         self._admitted = False
         self._waits = False
         """Whether a frame waits for a key that is being made."""
+        self._held = 0
+        """How many sets of answers wait until what was done is durable."""
         self._arrived = 0.0
         self._caller: Caller | None = None
         self._transport: Any = None
@@ -138,7 +129,7 @@ class Session(asyncio.Protocol):
         self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        """Run every complete frame, then answer them all after one write to the audit log."""
+        """Run every complete frame, then answer them all when what they did is durable."""
         if self._caller is None or not self._admitted:
             return
         self._buffer.add(data)
@@ -166,7 +157,7 @@ class Session(asyncio.Protocol):
         self._send(answers)
         self._state.linger.extend()
         if fatal:
-            self._transport.close()
+            self._state.settlement.after(lambda _error: self._transport.close())
         elif self._buffer and not self._waits:
             self._start_timer()
 
@@ -211,6 +202,13 @@ class Session(asyncio.Protocol):
                 self._push(request_id, event)
 
     def _push(self, request_id: int, event: dict[str, Any]) -> None:
+        if self._held:
+            # It comes after the answers that wait: one of them may begin its stream.
+            self._state.settlement.after(lambda _error: self._write_event(request_id, event))
+        else:
+            self._write_event(request_id, event)
+
+    def _write_event(self, request_id: int, event: dict[str, Any]) -> None:
         if self._transport.get_write_buffer_size() > _UNREAD_MAX_BYTES:
             self._transport.abort()
             return
@@ -254,15 +252,17 @@ class Session(asyncio.Protocol):
         return b"".join(encode_event(request_id, event) for event in missed)
 
     def _send(self, answers: list[tuple[str, int, bytes]]) -> None:
-        if not answers:
-            return
-        try:
-            self._state.settle_audit()
-        except AuditUnavailable as error:
-            _LOG.critical("%s", error)
+        if answers:
+            self._held += 1
+            self._state.settlement.after(lambda error: self._write(answers, error))
+
+    def _write(self, answers: list[tuple[str, int, bytes]], error: Unsettled | None) -> None:
+        """Send answers, or the error that takes their place."""
+        self._held -= 1
+        if error is not None:
+            spared = ALWAYS_ANSWERED if isinstance(error, AuditUnavailable) else ()
             answers = [
-                (name, number, frame if name in ALWAYS_ANSWERED else error_frame(number, error))
-                for name, number, frame in answers
+                (name, number, frame if name in spared else error_frame(number, error)) for name, number, frame in answers
             ]
         self._transport.write(b"".join(frame for _, _, frame in answers))
 

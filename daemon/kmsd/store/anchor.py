@@ -36,9 +36,14 @@ class Anchor:
             )
 
     def write(self, store: SealedStore) -> None:
-        """Remember the database's present state, durably; does nothing if nothing changed."""
+        """Remember the database's present state, durably and not before that state is; does nothing if nothing changed.
+
+        Raises:
+            StorageError: if either cannot be stored.
+        """
         if store.commit_number == self._written:
             return
+        store.sync()
         body = _BODY.pack(MAGIC, store.commit_number, store.digest)
         write_atomically(self._path, body + hmac_sha256(self._key, body), mode=0o600)
         self._written = store.commit_number

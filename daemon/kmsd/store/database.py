@@ -1,13 +1,19 @@
-"""The sealed store: transactions over sealed rows in SQLite (WAL, synchronous=FULL, secure_delete)."""
+"""The sealed store: transactions over sealed rows in SQLite (WAL, secure_delete).
 
+SQLite syncs its log at checkpoints only (synchronous=NORMAL); that a commit is durable is done here, as one sync of the log
+serves all commits before it (sqlite.org/wal.html, "Performance Considerations").
+"""
+
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, delete, event, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, bindparam, create_engine, delete, event, select
+from sqlalchemy.dialects.sqlite import dialect, insert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.sql.expression import ClauseElement
 
 from kmsd.store.schema import HEAD, METADATA, ROW, SCHEMA_VERSION, Table
 from kmsd.store.sealing import RowSealer
@@ -15,6 +21,26 @@ from kmsfs.aead.kdf import sha256
 from kmsfs.errors import CorruptStore, StorageError, UnsupportedFormat
 
 _ZERO = bytes(16)
+
+
+def _compiled(statement: ClauseElement) -> str:
+    """Return a statement's text for the driver: what runs thousands of times a second is put together once."""
+    return str(statement.compile(dialect=dialect(), compile_kwargs={"render_postcompile": True}))
+
+
+_THIS_ROW = (ROW.c.tbl == bindparam("tbl"), ROW.c.id == bindparam("id"))
+_FIND = _compiled(select(ROW.c.ver, ROW.c.blob, ROW.c.parent).where(*_THIS_ROW))
+_DELETE = _compiled(delete(ROW).where(*_THIS_ROW))
+_NEW_ROW = insert(ROW)
+_PUT = _compiled(
+    _NEW_ROW.on_conflict_do_update(
+        index_elements=["tbl", "id"],
+        set_={"parent": _NEW_ROW.excluded.parent, "ver": _NEW_ROW.excluded.ver, "blob": _NEW_ROW.excluded.blob},
+    )
+)
+_NEW_HEAD = insert(HEAD)
+_PUT_HEAD = _compiled(_NEW_HEAD.on_conflict_do_update(index_elements=["only"], set_={"blob": _NEW_HEAD.excluded.blob}))
+_READ_AT_ONCE = 1000
 
 
 class Transaction:
@@ -32,23 +58,16 @@ class Transaction:
         version = self._drop_mark(table, row_id) + 1
         blob = self._sealer.seal(table, row_id, parent_id, version, value)
         self.accumulator ^= self._sealer.mark(table, row_id, version, blob)
-        row = {"tbl": int(table), "id": row_id, "parent": parent_id, "ver": version, "blob": blob}
-        statement = insert(ROW).values(row)
-        self._connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["tbl", "id"], set_={"ver": version, "blob": blob, "parent": parent_id}
-            )
-        )
+        self._connection.exec_driver_sql(_PUT, (int(table), row_id, parent_id, version, blob))
 
     def delete(self, table: Table, natural_key: str) -> None:
         """Remove a row; nothing happens if it is not there."""
         row_id = self._sealer.row_id(table, natural_key)
         if self._drop_mark(table, row_id):
-            self._connection.execute(delete(ROW).where(ROW.c.tbl == int(table), ROW.c.id == row_id))
+            self._connection.exec_driver_sql(_DELETE, (int(table), row_id))
 
     def _drop_mark(self, table: Table, row_id: bytes) -> int:
-        query = select(ROW.c.ver, ROW.c.blob).where(ROW.c.tbl == int(table), ROW.c.id == row_id)
-        old = self._connection.execute(query).first()
+        old = self._connection.exec_driver_sql(_FIND, (int(table), row_id)).first()
         if old is None:
             return 0
         self.accumulator ^= self._sealer.mark(table, row_id, old.ver, old.blob)
@@ -56,9 +75,16 @@ class Transaction:
 
 
 class SealedStore:
-    """One state database. Used from one thread; every transaction is durable when it returns."""
+    """One state database. Used from one thread; a transaction is durable when it returns, or at `sync` while `deferring`."""
 
     def __init__(self, path: Path, sealer: RowSealer, *, create: bool = False) -> None:
+        self.deferring = False
+        """Whether transactions wait for a `sync`; nothing may be said of them before."""
+        self.dirty = False
+        """Whether there are transactions that wait for a `sync`."""
+        self._broken = False
+        self._path = path
+        self._log: int | None = None
         self._sealer = sealer
         self._engine = create_engine(f"sqlite:///{path}")
         event.listen(self._engine, "connect", _configure)
@@ -80,6 +106,31 @@ class SealedStore:
         """Close the database; later calls fail."""
         self._connection.close()
         self._engine.dispose()
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+
+    def sync(self) -> None:
+        """Make every transaction so far durable, by one fdatasync of the log.
+
+        Raises:
+            StorageError: if that fails. What is held in memory may then be ahead of the disk, of which the kernel says so only once
+                (fsync(2), NOTES): from then on every sync and transaction fails, until the database is opened anew.
+        """
+        if not self.dirty:
+            return
+        try:
+            if self._broken:
+                raise OSError("an earlier one failed")
+            if self._log is None:
+                self._log = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC)
+            os.fdatasync(self._log)
+        except OSError as error:
+            self._broken = True
+            raise StorageError(
+                f"changes of the key daemon's state could not be stored: {error}", hint="check the disk and start kmsd again"
+            ) from error
+        self.dirty = False
 
     def probe(self) -> None:
         """Read the head record and open it: the disk answers, the keys work, and nobody else has written.
@@ -103,11 +154,13 @@ class SealedStore:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Run puts and deletes as one durable step, or none of them.
+        """Run puts and deletes as one step, or none of them.
 
         Raises:
-            StorageError: if the database cannot be written; nothing has changed then.
+            StorageError: if the database cannot be written; nothing has changed then, unless it is `sync` that failed.
         """
+        if self._broken:
+            self.sync()
         used = self._sealer.usage.used
         with _storage_errors():
             try:
@@ -121,6 +174,9 @@ class SealedStore:
                 raise
         self.commit_number += 1
         self._accumulator = work.accumulator
+        self.dirty = True
+        if not self.deferring:
+            self.sync()
 
     def get(self, table: Table, natural_key: str) -> dict[str, Any] | None:
         """Return a row's value, or None.
@@ -130,9 +186,8 @@ class SealedStore:
         """
         row_id = self._sealer.row_id(table, natural_key)
         with _storage_errors():
-            query = select(ROW).where(ROW.c.tbl == int(table), ROW.c.id == row_id)
-            row = self._connection.execute(query).first()
-        return None if row is None else self._sealer.open(table, row.id, row.parent, row.ver, row.blob)
+            row = self._connection.exec_driver_sql(_FIND, (int(table), row_id)).first()
+        return None if row is None else self._sealer.open(table, row_id, row.parent, row.ver, row.blob)
 
     def scan(self, table: Table, *, parent: str = "") -> Iterator[dict[str, Any]]:
         """Yield the values of a table, or of the rows below a parent, in no order.
@@ -155,8 +210,7 @@ class SealedStore:
             "seals": self._sealer.usage.used + 1,
         }
         blob = self._sealer.seal(Table.HEAD, _ZERO, _ZERO, 0, value)
-        statement = insert(HEAD).values(only=1, blob=blob)
-        connection.execute(statement.on_conflict_do_update(index_elements=["only"], set_={"blob": blob}))
+        connection.exec_driver_sql(_PUT_HEAD, (1, blob))
 
     def _check_schema(self) -> None:
         version = self._connection.exec_driver_sql("PRAGMA user_version").scalar()
@@ -183,7 +237,7 @@ class SealedStore:
 
 def _configure(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=5000"):
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "busy_timeout=5000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
