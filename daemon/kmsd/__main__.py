@@ -21,6 +21,7 @@ from kmsd.backup import commands
 from kmsd.backup.commands import Passphrase, State
 from kmsd.config import HOME_REGION, SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
 from kmsd.door.listen import parse_endpoint
+from kmsd.parameters.tier import parse_limits
 from kmsd.realm import begin_new_audit, initialise, open_realm, open_with, read_header, read_root, recover
 from kmsd.root.keyring import Keyring, SealType, open_keyring
 from kmsd.root.sources import key_of_passphrase
@@ -127,6 +128,14 @@ def serve(
             help="Calls a second of each principal: cryptographic, asymmetric, parameters, management; also in KMSD_QUOTAS, with spaces between.",
         ),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER",
+            help="Raise a limit of parameters: standard-parameters, advanced-parameters (how many in a region), standard-value, "
+            "advanced-value (bytes); also in KMSD_LIMITS, with spaces between.",
+        ),
+    ] = None,
     *,
     ephemeral: Annotated[
         bool, typer.Option(help="Serve an empty realm that is gone when the daemon stops; --account names it.")
@@ -147,13 +156,18 @@ def serve(
             folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region,
             parse_endpoint(metrics) if metrics else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
-            credentials, digest_every, parse_quotas([*os.environ.get("KMSD_QUOTAS", "").split(), *(quota or ())]), ephemeral,
+            credentials, digest_every, parse_quotas(_settings("KMSD_QUOTAS", quota)), parse_limits(_settings("KMSD_LIMITS", limit)), ephemeral,
         )  # fmt: skip
         lock_memory_and_dumps()
         run_self_check()
         if ephemeral:
             initialise(config, SealType.KEYFILE, None, account)
         _serve(config, passphrase_file, sealed=sealed and not ephemeral)
+
+
+def _settings(variable: str, given: list[str] | None) -> list[str]:
+    """Return the settings of an environment variable, and behind them those of the command line, which win."""
+    return [*os.environ.get(variable, "").split(), *(given or ())]
 
 
 @contextlib.contextmanager

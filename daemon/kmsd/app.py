@@ -144,7 +144,7 @@ class Daemon:
         keepers = administrators | {root_principal(self._account), uid_principal(self._account, 0)}
         self._changes = changes = ChangeLog(os.urandom(8).hex(), time.time)
         self._parameters = parameters = ParameterService(
-            self._account, self._store, pipeline, os.urandom, keepers, changes.publish
+            self._account, self._store, pipeline, os.urandom, keepers, changes.publish, config.parameter_limits
         )
         secret_store = SecretStore(self._store, changes.publish)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from kmsd.parameters.tier import AWS_LIMITS, ParameterLimits
 from kmsd.root.keyring import SealType
 from kmsd.root.sources import RootSource
 from kmsd.server.throttle import OperationClass
@@ -36,6 +37,7 @@ class Config:
     """Time between two signed digests of the audit log."""
     quotas: dict[OperationClass, float] | None = None
     """Calls a second of each principal, by class, where they are not the defaults."""
+    parameter_limits: ParameterLimits = AWS_LIMITS
     ephemeral: bool = False
     """The realm is gone when the daemon stops."""
 

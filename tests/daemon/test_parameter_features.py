@@ -2,10 +2,14 @@
 
 import datetime
 import json
+from dataclasses import replace
 
 import pytest
 
+from kmsd.parameters.index import ParameterIndex
 from kmsd.parameters.policies import expiration_of, notices_due, read_policies
+from kmsd.parameters.records import ParameterFacts
+from kmsd.parameters.tier import parse_limits
 from kmsfs import errors
 
 
@@ -130,3 +134,59 @@ def test_filters_of_both_forms(call):
     assert found(ParameterFilters=[{"Key": "Path", "Values": ["/fil"]}]) == ["/fil/a"]
     with pytest.raises(errors.InvalidRequest, match="either Filters or ParameterFilters"):
         found(Filters=[{"Key": "Name", "Values": ["x"]}], ParameterFilters=[{"Key": "Name", "Values": ["x"]}])
+
+
+def test_limits_are_read():
+    limits = parse_limits(["standard-parameters=1000000", "advanced-value=65536", "advanced-value=16384"])
+    assert (limits.standard_parameters, limits.advanced_parameters) == (1_000_000, 100_000)
+    assert (limits.standard_value, limits.advanced_value) == (4096, 16_384)
+    for wrong in ("standard-value", "value=5000", "standard-value=-1", "standard-value=4095", "advanced-value=65537", "standard-value=9000"):
+        with pytest.raises(errors.UsageError):
+            parse_limits([wrong])
+
+
+def test_an_operator_raises_the_limits(make_daemon):
+    raised = make_daemon("--limit", "standard-value=8192", "--limit", "advanced-value=65536").session()
+    put = lambda name, size, kind, tier: raised.call(  # noqa: E731
+        "PutParameter", {"Name": name, "Value": "x" * size, "Type": kind, "Tier": tier, "Overwrite": True}
+    )
+    assert put("/text", 8192, "String", "Standard")["Tier"] == "Standard"
+    with pytest.raises(errors.InvalidRequest, match="maximum parameter value of 8192 characters"):
+        put("/text", 8193, "String", "Standard")
+    # What KMS encrypts directly has 4,096 bytes at most, whatever the limit is.
+    assert put("/secret", 4096, "SecureString", "Standard")["Tier"] == "Standard"
+    with pytest.raises(errors.InvalidRequest, match="maximum parameter value of 4096 characters"):
+        put("/secret", 4097, "SecureString", "Standard")
+    assert put("/secret", 4097, "SecureString", "Intelligent-Tiering")["Tier"] == "Advanced"
+    assert put("/text", 8192, "String", "Intelligent-Tiering")["Tier"] == "Standard"
+    for number in range(20):
+        put("/large", 65_536, "SecureString", "Advanced")
+        put(f"/many/p{number}", 65_536, "SecureString", "Advanced")
+    with pytest.raises(errors.InvalidRequest, match="at most 65536 bytes"):
+        put("/large", 65_537, "SecureString", "Advanced")
+    # Every value still comes: a page is shorter where it would not fit.
+    for decrypt in (False, True):
+        history = list(raised.pages("GetParameterHistory", "Parameters", {"Name": "/large", "WithDecryption": decrypt}))
+        assert [entry["Version"] for entry in history] == list(range(1, 21))
+        below = list(raised.pages("GetParametersByPath", "Parameters", {"Path": "/many", "WithDecryption": decrypt}))
+        assert len(below) == 20
+    names = [f"/many/p{number}" for number in range(10)]
+    assert len(raised.call("GetParameters", {"Names": names, "WithDecryption": False})["Parameters"]) == 10
+
+
+def test_how_many_parameters_there_may_be_counts_by_tier(tmp_path):
+    facts = [
+        ParameterFacts(f"/p{n}", "String", "Advanced" if n % 3 == 0 else "Standard", 1, "o", None, None, None, "text", 0.0, "o", 1, scope="s")
+        for n in range(9)
+    ]
+    index = ParameterIndex(facts)
+    assert (index.count_of("s", "Standard"), index.count_of("s", "Advanced"), index.count_of("other", "Standard")) == (6, 3, 0)
+    index.put(replace(facts[1], tier="Advanced", policies="[…]"))
+    index.remove(facts[0])
+    index.put(replace(facts[2], version=2))
+    index.put(replace(facts[2], name="/new"))
+    assert (index.count_of("s", "Standard"), index.count_of("s", "Advanced"), len(index)) == (6, 3, 9)
+    assert [one.name for one in index.with_policies()] == ["/p1"]
+    index.put(facts[1])
+    assert index.with_policies() == []
+    assert list(index.names_in("s")) == sorted([*(f"/p{n}" for n in range(1, 9)), "/new"])

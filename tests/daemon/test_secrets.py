@@ -302,3 +302,18 @@ def test_operations_are_those_of_awss_model():
         assert required == set(wanted.input_shape.required_members), operation_name
         known = {error.name for error in wanted.error_shapes} | {"AccessDeniedException", "ValidationException", "UnsupportedOperationException"}
         assert {error.code for error in operation.errors} <= known | {"InvalidNextTokenException", "LimitExceededException", "DecryptionFailure", "InvalidRequestException", "InvalidParameterException", "ResourceNotFoundException"}, operation_name
+
+
+def test_a_batch_that_does_not_fit_into_an_answer_goes_on_by_its_token(endpoint):
+    session = endpoint[0].session()
+    mark = name()
+    made = [f"{mark}-{number:02d}" for number in range(20)]
+    for one in made:
+        session.call("CreateSecret", {"Name": one, "SecretString": one + "x" * (65_536 - len(one))})
+    for request in ({"SecretIdList": made}, {"Filters": [{"Key": "name", "Values": [mark]}]}):
+        found, pages, token = [], 0, None
+        while pages == 0 or token:
+            page = session.call("BatchGetSecretValue", {**request, **({"NextToken": token} if token else {})})
+            found += [value["SecretString"][: len(made[0])] for value in page["SecretValues"]]
+            pages, token = pages + 1, page.get("NextToken")
+        assert found == made and pages == 3

@@ -6,9 +6,13 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
 
 from kmsfs.errors import InvalidMarker, InvalidNextToken
+from kmsfs.quantity import KIB
 
 LOOKS_MAX = 4_000
 """How many names one call looks at: what a caller may not see costs time too, and nobody else is answered meanwhile."""
+
+ANSWER_VALUES_BYTES = 512 * KIB
+"""An answer that has values of so many bytes takes no more: with the last one, in base64 and with what is said of them, they fit into a frame."""
 
 Page = tuple[list[str], str | None]
 """Names, and the marker of the page that follows or None."""
@@ -100,6 +104,11 @@ def token_page_of(names: Sequence[str], limit: int, token: str | None) -> Page:
         return page_of(names, limit, token)
     except InvalidMarker as error:
         raise InvalidNextToken("The specified token is not valid.") from error
+
+
+def marker_after(name: str) -> str:
+    """Return the marker of the page that follows a name, for an answer that cannot take its whole page."""
+    return _encode(name)
 
 
 def _between(low: str, high: str) -> str:

@@ -23,7 +23,8 @@ class ParameterMarkService:
         """LabelParameterVersion: the newest version if none is named."""
         request: shapes.LabelParameterVersionRequest = call.request
         facts = self._parameters.visible(call, request.name)
-        version = self._parameters.require_version(facts, request.parameter_version or facts.version)
+        asked = request.parameter_version
+        version = self._parameters.require_version(facts, facts.version if asked is None else asked)
         labels, invalid = attach(facts, version, request.labels)
         self._parameters.replace_facts(replace(facts, labels=labels), call.operation.wire_name)
         return shapes.LabelParameterVersionResponse(invalid_labels=invalid, parameter_version=version)

@@ -7,16 +7,17 @@ from kmsd.authz.decide import Question, decide_by_identity
 from kmsd.credentials.names import belongs_to
 from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.conditionkeys import values_of_management, values_of_resource
-from kmsd.dispatch.paging import Names, token_page_of
+from kmsd.dispatch.paging import ANSWER_VALUES_BYTES, marker_after, token_page_of
 from kmsd.events.changes import Change
 from kmsd.parameters.filters import make_old_test, make_test
+from kmsd.parameters.index import ParameterIndex
 from kmsd.parameters.labels import labels_of, require_droppable
 from kmsd.parameters.path import below, check_name, check_path, other_spelling
 from kmsd.parameters.pattern import check_value
 from kmsd.parameters.policies import expiration_of, notices_due, read_policies
 from kmsd.parameters.records import ParameterFacts, facts_of
 from kmsd.parameters.selector import Selector, parse_selector
-from kmsd.parameters.tier import ADVANCED_PARAMETERS_MAX, STANDARD_PARAMETERS_MAX, settle_tier
+from kmsd.parameters.tier import ParameterLimits, settle_tier
 from kmsd.parameters.values import DEFAULT_KEY, SECRET_PREFIX, ParameterValues, check_data_type
 from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
@@ -54,26 +55,20 @@ class ParameterService:
         rng: Rng,
         keepers: frozenset[str],
         publish: Callable[[Change], None],
+        limits: ParameterLimits,
     ) -> None:
         """Serve the parameters of `store`.
 
         `keepers` are the principals who speak for the account to systemd's units; `publish` is told of each change.
         """
+        self._limits = limits
         self._account = account
         self._keepers = keepers
         self._publish = publish
         self._store = store
         self._values = ParameterValues(calls, rng)
         self._home = scope_of(account)
-        self._facts: dict[tuple[str, str], ParameterFacts] = {}
-        for row in store.scan(Table.PARAMETER):
-            facts = facts_of(row, self._home)
-            self._facts[facts.scope, facts.name] = facts
-        found: dict[str, list[str]] = {}
-        for scope, name in self._facts:
-            found.setdefault(scope, []).append(name)
-        self._names = {scope: Names(names) for scope, names in found.items()}
-        """Names by scope."""
+        self._tree = ParameterIndex(facts_of(row, self._home) for row in store.scan(Table.PARAMETER))
         self._held: dict[tuple[str, str, int], tuple[ParameterFacts, bytes]] = {}
         """Versions read lately, as stored: a SecureString's value is its ciphertext."""
 
@@ -102,19 +97,17 @@ class ParameterService:
             work.put(Table.PARAMETER_VERSION, f"{place}:{facts.version}", row, parent=place)
             if drop > 0:
                 work.delete(Table.PARAMETER_VERSION, f"{place}:{drop}")
-        self._facts[facts.scope, name] = facts
-        if present is None:
-            self._names.setdefault(facts.scope, Names()).add(name)
+        self._tree.put(facts)
         self._tell(facts, "Create" if present is None else "Update")
         return shapes.PutParameterResponse(version=facts.version, tier=facts.tier)
 
     def _find(self, scope: str, name: str) -> ParameterFacts | None:
         """Return a parameter by its name, or by the other spelling of a name of one level."""
-        found = self._facts.get((scope, name))
+        found = self._tree.get(scope, name)
         if found is None:
             other = other_spelling(name)
             if other is not None:
-                return self._facts.get((scope, other))
+                return self._tree.get(scope, other)
         return found
 
     def _next_facts(
@@ -153,10 +146,11 @@ class ParameterService:
         policies = request.policies if request.policies is not None else (present.policies if present else "")
         has_policies = bool(read_policies(policies, call.now))
         tier = settle_tier(
-            request.tier, present.tier if present else None, value_bytes, policies=has_policies
-        )
-        if present is None:
-            self._check_room(tier)
+            request.tier, present.tier if present else None, value_bytes, self._limits,
+            secure=kind == "SecureString", policies=has_policies,
+        )  # fmt: skip
+        if present is None or present.tier != tier:
+            self._check_room(call.scope, tier)
         # What a new version does not say again is kept.
         description, pattern = request.description, request.allowed_pattern
         if present is not None:
@@ -177,9 +171,9 @@ class ParameterService:
             present.tags if present else {tag.key: tag.value for tag in request.tags}, call.scope, policies,
         )  # fmt: skip
 
-    def _check_room(self, tier: str) -> None:
-        limit = ADVANCED_PARAMETERS_MAX if tier == "Advanced" else STANDARD_PARAMETERS_MAX
-        if len(self._facts) >= limit and sum(f.tier == tier for f in self._facts.values()) >= limit:
+    def _check_room(self, scope: str, tier: str) -> None:
+        limit = self._limits.parameters(tier)
+        if self._tree.count_of(scope, tier) >= limit:
             raise LimitExceeded(f"You have reached the maximum of {limit} {tier.lower()} parameters.")
 
     def delete_parameter(self, call: Call) -> Empty:
@@ -209,8 +203,7 @@ class ParameterService:
             work.delete(Table.PARAMETER, place)
         for version in range(facts.oldest, facts.version + 1):
             self._held.pop((facts.scope, name, version), None)
-        del self._facts[facts.scope, name]
-        self._names[facts.scope].discard(name)
+        self._tree.remove(facts)
         self._tell(facts, "Delete")
 
     def _tell(self, facts: ParameterFacts, operation: str) -> None:
@@ -221,7 +214,7 @@ class ParameterService:
     def act_on_policies(self, now: float) -> list[tuple[str, str]]:
         """Remove what has expired and note which notices are due; return (what happened, ARN) of each."""
         happened = []
-        for facts in [facts for facts in self._facts.values() if facts.policies]:
+        for facts in self._tree.with_policies():
             policies = read_policies(facts.policies, facts.modified)
             if _expired(facts, now):
                 self._remove(facts)
@@ -237,11 +230,11 @@ class ParameterService:
 
     def count(self) -> int:
         """Return how many parameters there are."""
-        return len(self._facts)
+        return len(self._tree)
 
     def key_arns(self) -> Iterator[str]:
         """Yield the ARN of the KMS key of each SecureString's newest version."""
-        return (facts.key_arn for facts in self._facts.values() if facts.key_arn is not None)
+        return (facts.key_arn for facts in self._tree.everything() if facts.key_arn is not None)
 
     def stored_values(self) -> Iterator[tuple[str, bytes]]:
         """Yield (ARN, sealed value) of every version of every SecureString."""
@@ -293,14 +286,13 @@ class ParameterService:
         test = make_test(request.parameter_filters, _PATH_FILTERS)
 
         def wanted(name: str) -> bool:
-            facts = self._facts[call.scope, name]
-            return below(name, path, recursive=request.recursive) and self._owns(call, facts) and test(facts)
+            facts = self._tree.at(call.scope, name)
+            return below(name, path, recursive=request.recursive) and self._lists(call, facts) and test(facts)
 
         low, high = (path + "/", path + "0") if path else ("", None)
-        names = self._names.get(call.scope, Names())
-        page, token = names.token_page(request.max_results, request.next_token, wanted, low, high)
+        page, token = self._tree.names_in(call.scope).token_page(request.max_results, request.next_token, wanted, low, high)
         read = [
-            self._parameter(call, self._facts[call.scope, name], Selector(name, None, None), request.with_decryption)
+            self._parameter(call, self._tree.at(call.scope, name), Selector(name, None, None), request.with_decryption)
             for name in page
         ]
         return shapes.GetParametersByPathResponse(parameters=read, next_token=token)
@@ -312,6 +304,7 @@ class ParameterService:
         marks = [f"{version:012d}" for version in range(newest.oldest, newest.version + 1)]
         page, token = token_page_of(marks, request.max_results, request.next_token)
         entries = []
+        size = 0
         for mark in page:
             facts, stored = self._version(newest, int(mark))
             entries.append(
@@ -331,6 +324,10 @@ class ParameterService:
                     data_type=facts.data_type,
                 )
             )
+            size += len(stored)
+            if size >= ANSWER_VALUES_BYTES and mark != marks[-1]:
+                token = marker_after(mark)
+                break
         return shapes.GetParameterHistoryResponse(parameters=entries, next_token=token)
 
     def describe_parameters(self, call: Call) -> shapes.DescribeParametersResponse:
@@ -343,11 +340,10 @@ class ParameterService:
         if request.filters:
             test = make_old_test(request.filters)
         scope = call.scope
-        wanted = lambda name: self._owns(call, facts := self._facts[scope, name]) and test(facts)  # noqa: E731
-        names = self._names.get(scope, Names())
-        page, token = names.token_page(request.max_results, request.next_token, wanted)
+        wanted = lambda name: self._lists(call, facts := self._tree.at(scope, name)) and test(facts)  # noqa: E731
+        page, token = self._tree.names_in(scope).token_page(request.max_results, request.next_token, wanted)
         return shapes.DescribeParametersResponse(
-            parameters=[self._describe(self._facts[scope, name]) for name in page], next_token=token
+            parameters=[self._describe(self._tree.at(scope, name)) for name in page], next_token=token
         )
 
     def _describe(self, facts: ParameterFacts) -> shapes.ParameterMetadata:
@@ -395,7 +391,7 @@ class ParameterService:
         """Store a parameter's changed labels, tags or notices; `operation` is what the change is called."""
         with self._store.transaction() as work:
             work.put(Table.PARAMETER, self._place(facts), facts.row())
-        self._facts[facts.scope, facts.name] = facts
+        self._tree.put(facts)
         self._tell(facts, operation)
 
     def require_version(self, newest: ParameterFacts, version: int) -> int:
@@ -435,6 +431,10 @@ class ParameterService:
         if facts is None or not self._owns(call, facts) or _expired(facts, call.now):
             raise ParameterNotFound(f"Parameter {name[:256]} not found.")
         return facts
+
+    def _lists(self, call: Call, facts: ParameterFacts) -> bool:
+        """Tell whether the caller's listings show it: what has expired may still wait to be removed."""
+        return self._owns(call, facts) and not _expired(facts, call.now)
 
     def _owns(self, call: Call, facts: ParameterFacts) -> bool:
         """Tell whether the caller may do what he asks for: whose it is, the account, or whom IAM lets.

@@ -8,7 +8,7 @@ from typing import Any
 
 from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.conditionkeys import values_of_management
-from kmsd.dispatch.paging import Names, Page
+from kmsd.dispatch.paging import ANSWER_VALUES_BYTES, Names, Page, marker_after
 from kmsd.dispatch.servicekey import make_service_key
 from kmsd.parameters.secure import open_message, seal_message
 from kmsd.secrets.filters import make_test
@@ -181,10 +181,13 @@ class SecretService:
             raise InvalidParameter(
                 "'Filters' not specified. 'Filters' must also be specified when 'MaxResults' is provided."
             )
-        token = None
+        token: str | None = None
         if request.secret_id_list is not None:
-            wanted = request.secret_id_list
+            # What does not fit into one answer is had by the same list and the token.
+            ids = {f"{position:02d}": secret_id for position, secret_id in enumerate(request.secret_id_list)}
+            wanted, _ = secret_page(Names(ids), BATCH_MAX, request.next_token)
         else:
+            ids = {}
             test = make_test(request.filters)
             names = self._store.names_in(call.scope)
 
@@ -193,14 +196,21 @@ class SecretService:
                 return secret.deleted is None and test(secret) and self._store.may_see(call, secret)
 
             wanted, token = secret_page(names, request.max_results or BATCH_MAX, request.next_token, chosen)
-        values, errors = [], []
-        for secret_id in wanted:
+        values, errors, size = [], [], 0
+        for mark in wanted:
+            secret_id = ids.get(mark, mark)
             try:
-                values.append(self._value(call, secret_id, None, None))
+                value = self._value(call, secret_id, None, None)
             except KmsfsError as error:
                 errors.append(
                     shapes.BatchError(secret_id=secret_id, error_code=error.code, message=error.detail)
                 )
+                continue
+            values.append(value)
+            size += len((value.secret_string or "").encode()) + len(value.secret_binary or b"")
+            if size >= ANSWER_VALUES_BYTES and mark != wanted[-1]:
+                token = marker_after(mark)
+                break
         return shapes.BatchGetSecretValueResponse(secret_values=values, errors=errors, next_token=token)
 
     def _value(
