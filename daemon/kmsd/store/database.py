@@ -31,6 +31,12 @@ def _compiled(statement: ClauseElement) -> str:
 _THIS_ROW = (ROW.c.tbl == bindparam("tbl"), ROW.c.id == bindparam("id"))
 _FIND = _compiled(select(ROW.c.ver, ROW.c.blob, ROW.c.parent).where(*_THIS_ROW))
 _DELETE = _compiled(delete(ROW).where(*_THIS_ROW))
+_NEXT = _compiled(
+    select(ROW.c.id, ROW.c.parent, ROW.c.ver, ROW.c.blob)
+    .where(ROW.c.tbl == bindparam("tbl"), ROW.c.id > bindparam("last"))
+    .order_by(ROW.c.id)
+    .limit(bindparam("most"))
+)
 _NEW_ROW = insert(ROW)
 _PUT = _compiled(
     _NEW_ROW.on_conflict_do_update(
@@ -195,13 +201,24 @@ class SealedStore:
         Raises:
             CorruptStore: if a row does not open.
         """
-        query = select(ROW).where(ROW.c.tbl == int(table))
+        seal_open = self._sealer.open
         if parent:
-            query = query.where(ROW.c.parent == self._sealer.parent_id(table, parent))
-        with _storage_errors():
-            rows = self._connection.execute(query).all()
-        for row in rows:
-            yield self._sealer.open(table, row.id, row.parent, row.ver, row.blob)
+            query = select(ROW).where(ROW.c.tbl == int(table), ROW.c.parent == self._sealer.parent_id(table, parent))
+            with _storage_errors():
+                rows = self._connection.execute(query).all()
+            for row in rows:
+                yield seal_open(table, row.id, row.parent, row.ver, row.blob)
+            return
+        # In portions, each begun behind the last row: a table may be larger than what memory has, and may change meanwhile.
+        last = b""
+        while True:
+            with _storage_errors():
+                portion = self._connection.exec_driver_sql(_NEXT, (int(table), last, _READ_AT_ONCE, 0)).all()
+            for row_id, parent_id, version, blob in portion:
+                yield seal_open(table, row_id, parent_id, version, blob)
+            if len(portion) < _READ_AT_ONCE:
+                return
+            last = portion[-1][0]
 
     def _write_head(self, connection: Connection, commit: int, accumulator: int) -> None:
         value = {
@@ -223,8 +240,8 @@ class SealedStore:
             raise CorruptStore("the state database has no head record", hint="restore a backup of the state")
         head = self._sealer.open(Table.HEAD, _ZERO, _ZERO, 0, head_row.blob)
         accumulator = 0
-        for row in self._connection.execute(select(ROW.c.tbl, ROW.c.id, ROW.c.ver, ROW.c.blob)):
-            accumulator ^= self._sealer.mark(row.tbl, row.id, row.ver, row.blob)
+        for portion in self._connection.execute(select(ROW.c.tbl, ROW.c.id, ROW.c.ver, ROW.c.blob)).partitions(_READ_AT_ONCE):
+            accumulator ^= self._sealer.marks(portion)
         if accumulator != int.from_bytes(head["acc"], "big"):
             raise CorruptStore(
                 "rows of the key daemon's state were removed, added or put back to older versions",

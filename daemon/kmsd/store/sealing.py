@@ -1,6 +1,7 @@
 """Seal rows under the domain keyring, and keep the accumulator that notices removed or reverted rows."""
 
 import struct
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kmsfs.aead.gcm import GcmKey
@@ -73,8 +74,15 @@ class RowSealer:
 
     def mark(self, table: int, row_id: bytes, version: int, blob: bytes) -> int:
         """Return the row's share of the accumulator."""
-        message = bytes([table]) + row_id + version.to_bytes(8, "little") + blob[-16:]
-        return int.from_bytes(hmac_sha256(self._accumulator, message), "big")
+        return self.marks(((table, row_id, version, blob),))
+
+    def marks(self, rows: Iterable[Sequence[Any]]) -> int:
+        """Return the share of many rows: (table, row id, version, blob) each."""
+        key, shares = self._accumulator, 0
+        for table, row_id, version, blob in rows:
+            message = b"%c%b%b%b" % (table, row_id, version.to_bytes(8, "little"), blob[-16:])
+            shares ^= int.from_bytes(hmac_sha256(key, message), "big")
+        return shares
 
 
 def _aad(table: int, row_id: bytes, parent: bytes, version: int) -> bytes:
