@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -36,7 +37,9 @@ class Readers:
 
     def __init__(self, session: ClientSession, named: str | None) -> None:
         """Use `session` for its own user, and the daemon on the socket `named` (that of the environment, if None) for the others."""
-        self._own = session
+        self.own = session
+        """The session of the view's own user."""
+        self._lock = threading.Lock()
         self._path = locate(named, autostart=False)
         self._sessions: OrderedDict[User, ClientSession] = OrderedDict()
 
@@ -47,13 +50,14 @@ class Readers:
             AccessDenied: if it is another user's than that of a view that is not root's.
         """
         if user[0] == os.geteuid():
-            return self._own
+            return self.own
         if os.geteuid():
             raise AccessDenied("this view is somebody else's")
-        session = self._sessions.pop(user, None) or _SessionOf(self._path, user)
-        self._sessions[user] = session
-        if len(self._sessions) > _SESSIONS_MAX:
-            self._sessions.popitem(last=False)[1].close()
+        with self._lock:
+            session = self._sessions.pop(user, None) or _SessionOf(self._path, user)
+            self._sessions[user] = session
+            if len(self._sessions) > _SESSIONS_MAX:
+                self._sessions.popitem(last=False)[1].close()
         return session
 
 

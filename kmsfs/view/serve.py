@@ -1,4 +1,4 @@
-"""The view under libfuse 3's high-level API, by mfusepy: read-only, nothing cached by the kernel, values read as the caller."""
+"""The view under libfuse 3's high-level API, by mfusepy: only to be read, nothing cached by the kernel, values read as the caller."""
 
 import errno
 import itertools
@@ -14,10 +14,12 @@ os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
 
 import mfusepy
 
-from kmsfs.client.changes import HEARD, LOST, ChangeStream
+from kmsfs.client.changes import HEARD, LOST, RESET, ChangeStream
 from kmsfs.client.session import ClientSession
 from kmsfs.errors import KmsfsError
 from kmsfs.quantity import LEASE_SECONDS
+from kmsfs.view.announce import Announcements, Announcer
+from kmsfs.view.onlookers import Onlookers
 from kmsfs.view.readers import Readers, User, user_of
 from kmsfs.view.tree import Tree, tree_of
 
@@ -29,8 +31,12 @@ _PAGE = 50
 class Names:
     """Each reader's tree, held until a parameter changes; not held while the daemon is silent."""
 
-    def __init__(self, session: ClientSession, path: str) -> None:
+    def __init__(self, session: ClientSession, path: str, announcements: Announcements, onlookers: Onlookers | None) -> None:
+        """Keep trees of what is below `path`. `onlookers` are told who was shown what, where it is not one user's view."""
         self._path = path
+        self._session = session
+        self._announcements = announcements
+        self._onlookers = onlookers
         self._stream = ChangeStream(session, sources=("ssm",))
         self._held: dict[User, Tree] = {}
         self._round = 0
@@ -52,6 +58,8 @@ class Names:
             return held
         before = self._round
         made = tree_of(_names(session, self._path), self._path)
+        if self._onlookers is not None:
+            self._onlookers.note(user, made)
         with self._lock:
             if self._round == before:
                 if len(self._held) >= _TREES_MAX:
@@ -60,16 +68,24 @@ class Names:
         return made
 
     def _run(self) -> None:
+        known = False
         try:
             for event in self._stream:
-                if event["kind"] == HEARD:
-                    self._heard = time.monotonic()
-                elif event["kind"] == LOST:
+                if event["kind"] == LOST:
                     self._heard = 0.0
+                elif event["kind"] == HEARD:
+                    # What was missed was told before.
+                    if not known:
+                        self._announcements.begin(_names(self._session, self._path))
+                    known, self._heard = True, time.monotonic()
                 else:
                     with self._lock:
                         self._round += 1
                         self._held.clear()
+                    if event["kind"] == RESET:
+                        known = False
+                    elif known:
+                        self._announcements.tell(event["operation"], event["name"])
         except KmsfsError:
             # Then every look asks the daemon, which says why.
             self._heard = 0.0
@@ -87,9 +103,10 @@ class ViewOperations(mfusepy.Operations):  # type: ignore[misc]
 
     use_ns = True
 
-    def __init__(self, names: Names, readers: Readers, on_ready: Callable[[], None]) -> None:
+    def __init__(self, names: Names, readers: Readers, announcer: Announcer, on_ready: Callable[[], None]) -> None:
         self._names = names
         self._readers = readers
+        self._announcer = announcer
         self._on_ready = on_ready
         self._numbers = itertools.count(1)
         self._open: dict[int, bytes] = {}
@@ -105,8 +122,7 @@ class ViewOperations(mfusepy.Operations):  # type: ignore[misc]
         if not place:
             # There even while the daemon is not.
             return _facts(user_of(*mfusepy.fuse_get_context()), _FOLDER, 2)
-        with self._asking() as (user, session):
-            tree = self._names.tree(user, session)
+        with self._asking() as (user, _, tree):
             if place in tree.folders:
                 return _facts(user, _FOLDER, 2)
             if place not in tree.files:
@@ -115,8 +131,8 @@ class ViewOperations(mfusepy.Operations):  # type: ignore[misc]
 
     def readdir(self, path: str, fh: int) -> list[str]:
         """See mfusepy.Operations."""
-        with self._asking() as (user, session):
-            found = self._names.tree(user, session).folders.get(path.strip("/"))
+        with self._asking() as (_, _, tree):
+            found = tree.folders.get(path.strip("/"))
             if found is None:
                 raise mfusepy.FuseOSError(errno.ENOENT)
             return [".", "..", *sorted(found)]
@@ -124,9 +140,10 @@ class ViewOperations(mfusepy.Operations):  # type: ignore[misc]
     def open(self, path: str, flags: int) -> int:
         """See mfusepy.Operations: one GetParameter in the caller's name."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
-            raise mfusepy.FuseOSError(errno.EROFS)
-        with self._asking() as (user, session):
-            name = self._names.tree(user, session).files.get(path.strip("/"))
+            self._only_announced()
+            return 0
+        with self._asking() as (_, session, tree):
+            name = tree.files.get(path.strip("/"))
             if name is None:
                 raise mfusepy.FuseOSError(errno.ENOENT)
             answer = session.call("GetParameter", {"Name": name, "WithDecryption": True})
@@ -143,11 +160,59 @@ class ViewOperations(mfusepy.Operations):  # type: ignore[misc]
         self._open.pop(fh, None)
         return 0
 
+    # --- what changes nothing, and lets inotify know -------------------------------------------------------------
+
+    def create(self, path: str, mode: int, fi: object = None) -> int:
+        """See mfusepy.Operations."""
+        self._announced("create", path)
+        return 0
+
+    def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
+        """See mfusepy.Operations."""
+        self._only_announced()
+        return len(data)
+
+    def unlink(self, path: str) -> int:
+        """See mfusepy.Operations."""
+        return self._announced("unlink", path)
+
+    def rename(self, old: str, new: str) -> int:
+        """See mfusepy.Operations: libfuse renames what somebody has open instead of removing it."""
+        return self._announced("unlink", old)
+
+    def mkdir(self, path: str, mode: int) -> int:
+        """See mfusepy.Operations."""
+        return self._announced("mkdir", path)
+
+    def rmdir(self, path: str) -> int:
+        """See mfusepy.Operations."""
+        return self._announced("rmdir", path)
+
+    def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
+        """See mfusepy.Operations."""
+        self._only_announced()
+        return 0
+
+    def _announced(self, verb: str, path: str) -> int:
+        self._only_announced()
+        self._announcer.tree.apply(verb, path.strip("/"))
+        return 0
+
+    def _only_announced(self) -> None:
+        if mfusepy.fuse_get_context()[2] != self._announcer.pid:
+            raise mfusepy.FuseOSError(errno.EROFS)
+
     @contextmanager
-    def _asking(self) -> Iterator[tuple[User, ClientSession]]:
-        user = user_of(*mfusepy.fuse_get_context())
+    def _asking(self) -> Iterator[tuple[User, ClientSession, Tree]]:
+        """Yield who calls, the session to ask with in his name, and what he sees."""
+        uid, gid, pid = mfusepy.fuse_get_context()
         try:
-            yield user, self._readers.session_of(user)
+            if pid == self._announcer.pid:
+                yield (uid, gid, ()), self._readers.own, self._announcer.tree
+                return
+            user = user_of(uid, gid, pid)
+            session = self._readers.session_of(user)
+            yield user, session, self._names.tree(user, session)
         except KmsfsError as error:
             raise mfusepy.FuseOSError(error.errno) from error
 
@@ -166,10 +231,17 @@ def serve_view(
         RuntimeError: if libfuse refuses to mount.
     """
     session.call("GetStatus", {})
-    operations = ViewOperations(Names(session, path), Readers(session, named), on_ready)
+    readers = Readers(session, named)
+    onlookers = Onlookers(readers, path) if allow_other else None
+    announcer = Announcer(mountpoint)
+    announcements = Announcements(announcer, path, onlookers.may_not_know if onlookers is not None else lambda *_: False)
+    operations = ViewOperations(Names(session, path, announcements, onlookers), readers, announcer, on_ready)
     extra: dict[str, Any] = {"allow_other": True} if allow_other else {}
     # Nothing of one reader's may be answered to another out of the kernel's caches.
-    mfusepy.FUSE(
-        operations, os.fspath(mountpoint), foreground=True, nothreads=True, ro=True, direct_io=True, attr_timeout=0,
-        entry_timeout=0, negative_timeout=0, fsname=f"parameters:{path}", subtype="kmsfs-secrets", **extra,
-    )  # fmt: skip
+    try:
+        mfusepy.FUSE(
+            operations, os.fspath(mountpoint), foreground=True, nothreads=True, direct_io=True, attr_timeout=0,
+            entry_timeout=0, negative_timeout=0, fsname=f"parameters:{path}", subtype="kmsfs-secrets", **extra,
+        )  # fmt: skip
+    finally:
+        announcer.close()

@@ -16,8 +16,10 @@ from conftest import let_others_in
 from kmsfs.cli import secretsview
 from kmsfs.errors import AccessDenied, UsageError
 from kmsfs.render.sources import Sources
+from kmsfs.view.announce import steps
 from kmsfs.view.readers import Readers
 from kmsfs.view.tree import VALUE_NAME, tree_of
+from support.inotify import Watch
 from support.peers import as_user
 from support.waiting import soon
 
@@ -144,13 +146,15 @@ def test_everybody_sees_what_is_his(daemon, view, call, tmp_path):
 
 def test_a_view_leaves_no_core_and_only_root_lets_others_in(daemon, view, tmp_path, monkeypatch, call):
     folder = view("--path", "/vi")
-    [pid] = {
+    pids = {
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if f"--foreground\0{folder}\0".encode() in path.read_bytes()
     }
-    limits = Path(f"/proc/{pid}/limits").read_text()
-    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+    # The view, and what calls for inotify.
+    assert len(pids) == 2
+    for pid in pids:
+        assert re.search(r"^Max core file size +0 +0 ", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
     monkeypatch.setattr(os, "geteuid", lambda: 4321)
     with pytest.raises(UsageError, match="only root"):
         secretsview.mount(tmp_path / "v", "/", allow_other=True)
@@ -210,3 +214,123 @@ def test_in_the_background_and_bad_places(daemon, call, tmp_path):
     done = kmsfs(daemon, "umount", folder)
     assert done.returncode == 0 and not os.path.ismount(folder), done.stderr
     assert kmsfs(daemon, "umount", folder).returncode == 2
+
+
+def test_steps_from_one_tree_to_another():
+    old = tree_of(["/a", "/b/c", "/b/d", "/gone/deep/x", "/same"], "/")
+    new = tree_of(["/a/x", "/b/c", "/new/deep/y", "/same"], "/")
+    made = steps(old, new, {"/b/c"})
+    assert made == [
+        ("unlink", "a"), ("unlink", "b/d"), ("unlink", "gone/deep/x"), ("rmdir", "gone/deep"), ("rmdir", "gone"),
+        ("mkdir", "a"), ("mkdir", "new"), ("mkdir", "new/deep"), ("create", "a/x"), ("create", "new/deep/y"), ("modify", "b/c"),
+    ]  # fmt: skip
+    for verb, path in made:
+        old.apply(verb, path, f"/{path}")
+    assert (old.folders, old.files) == (new.folders, new.files)
+
+
+def test_inotify_tells_of_changes(view, call):
+    put(call, "/vi7/db/password", "old")
+    put(call, "/vi7/db/user", "u")
+    folder = view("--path", "/vi7")
+    password = folder / "db" / "password"
+    assert password.read_text() == "old"
+    watch = Watch(folder, folder / "db", password)
+    put(call, "/vi7/db/password", "new")
+    seen = watch.until(password, "CLOSE_WRITE")
+    assert {path for path, _ in seen} == {str(password)} and password.read_text() == "new"
+    # On the directory as on the file.
+    assert [flags for _, flags in seen].count({"CLOSE_WRITE"}) == 2
+    put(call, "/vi7/db/added", "x")
+    watch.until(folder / "db" / "added", "CREATE")
+    put(call, "/vi7/other/deep/y", "x")
+    watch.until(folder / "other", "CREATE")
+    deep = Watch(folder / "other" / "deep")
+    call("DeleteParameter", Name="/vi7/db/password")
+    seen = watch.until(password, "DELETE")
+    assert (str(password), {"DELETE_SELF"}) in seen
+    # A parameter that gets others below it is a directory from then on.
+    put(call, "/vi7/db/user/name", "n")
+    seen = watch.until(folder / "db" / "user", "CREATE")
+    assert (str(folder / "db" / "user"), {"DELETE"}) in seen and (str(folder / "db" / "user"), {"CREATE", "ISDIR"}) in seen
+    call("DeleteParameter", Name="/vi7/other/deep/y")
+    assert (str(folder / "other"), {"DELETE", "ISDIR"}) in watch.until(folder / "other", "DELETE")
+    assert (str(folder / "other" / "deep"), {"DELETE_SELF"}) in deep.events() or deep.events() == []
+    # What is no change of a value or name is not told, and nobody else can make such calls.
+    call("AddTagsToResource", ResourceType="Parameter", ResourceId="/vi7/db/added", Tags=[{"Key": "k", "Value": "v"}])
+    for act in (
+        lambda: os.utime(folder / "db" / "added"), lambda: os.mkdir(folder / "mine"), lambda: (folder / "db" / "added").unlink(),
+        lambda: os.rmdir(folder / "db"), lambda: (folder / "db" / "added").write_text("mine"),
+    ):  # fmt: skip
+        with pytest.raises(OSError) as caught:
+            act()
+        assert caught.value.errno == errno.EROFS
+    assert watch.events() == []
+    assert sorted(os.listdir(folder / "db")) == ["added", "user"]
+    watch.close()
+    deep.close()
+
+
+def test_inotify_tells_of_a_file_that_somebody_reads(view, call):
+    put(call, "/vi8/d/a", "old")
+    folder = view("--path", "/vi8")
+    watch = Watch(folder / "d")
+    with (folder / "d" / "a").open() as stream:
+        call("DeleteParameter", Name="/vi8/d/a")
+        soon([], lambda: os.listdir(folder))
+        assert stream.read() == "old"
+    put(call, "/vi8/d/a", "new")
+    soon("new", (folder / "d" / "a").read_text)
+    watch.close()
+
+
+def test_inotify_goes_on_after_the_daemon_was_away(fresh_daemon, view):
+    fresh_daemon.start()
+    session = fresh_daemon.session()
+    change = lambda value: session.call("PutParameter", {"Name": "/d/a", "Value": value, "Type": "String", "Overwrite": True})  # noqa: E731
+    change("1")
+    folder = view(socket=fresh_daemon.socket)
+    watch = Watch(folder / "d" / "a")
+    change("2")
+    watch.until(folder / "d" / "a", "CLOSE_WRITE")
+    session.close()
+    fresh_daemon.stop()
+    fresh_daemon.start()
+    # What happened meanwhile is not known: read again.
+    watch.until(folder / "d" / "a", "CLOSE_WRITE")
+    session = fresh_daemon.session()
+    change("3")
+    watch.until(folder / "d" / "a", "CLOSE_WRITE")
+    assert (folder / "d" / "a").read_text() == "3"
+    session.close()
+    watch.close()
+
+
+def test_inotify_names_nothing_that_a_reader_cannot_see(daemon, view, call, tmp_path):
+    with as_user(daemon, 4321) as other:
+        put(call, "/vi9/shared/ours", "o")
+        other("PutParameter", Name="/vi9/shared/theirs", Value="t", Type="String")
+        other("PutParameter", Name="/vi9/only/theirs", Value="t", Type="String")
+        let_others_in(tmp_path)
+        folder = view("--path", "/vi9", "--allow-other")
+        shared, only = folder / "shared", folder / "only"
+        assert cat(4321, shared / "theirs").stdout == "t"
+        # The watch stands for the other user's, who was shown both directories: inotify asks nobody who watches.
+        watch = Watch(folder, shared, only)
+        put(call, "/vi9/shared/secret-name", "x")
+        seen = watch.until(shared, "ATTRIB")
+        assert not any("secret-name" in path for path, _ in seen)
+        put(call, "/vi9/shared/ours", "new")
+        assert {path for path, _ in watch.until(shared, "ATTRIB")} == {str(shared)}
+        # What he sees is named, as everybody who was shown the directory sees it.
+        other("PutParameter", Name="/vi9/only/theirs", Value="t2", Type="String", Overwrite=True)
+        watch.until(only / "theirs", "CLOSE_WRITE")
+        other("PutParameter", Name="/vi9/only/more", Value="t2", Type="String")
+        watch.until(only / "more", "CREATE")
+        other("DeleteParameter", Name="/vi9/only/more")
+        watch.until(only / "more", "DELETE")
+        # The topmost directory is found by anybody, and names nothing.
+        put(call, "/vi9/top", "x")
+        assert {path for path, _ in watch.until(folder, "ATTRIB")} == {str(folder)}
+        assert sorted(os.listdir(folder)) == ["only", "shared", "top"]
+        watch.close()
