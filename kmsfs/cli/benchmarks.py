@@ -20,13 +20,14 @@ _CALLS = 3000
 
 
 def run_benchmarks(
-    what: str, peers: list[str], rounds: int, folder: Path, *, low_latency: bool, up_to: int, quiet: bool
+    what: str, peers: list[str], rounds: int, folder: Path, *, low_latency: bool, up_to: int, only: str, quiet: bool
 ) -> dict[str, Any]:
-    """Run the named part, or all but growth; return tables by name. `low_latency` is that of `kmsfs mount`.
+    """Run the named part, or all but door and growth; return tables by name. `low_latency` is that of `kmsfs mount`.
 
     Raises:
         UsageError: if there is no such part.
     """
+    from kmsfs.cli.doorbench import bench_door
     from kmsfs.cli.growthbench import bench_growth
     from kmsfs.cli.mountbench import bench_mount
 
@@ -35,16 +36,20 @@ def run_benchmarks(
         "kms": lambda tell: _bench_kms(rounds, tell),
         "mount": lambda tell: bench_mount(peers, rounds, folder, tell, low_latency=low_latency),
     }
-    chosen = list(parts) if what == "all" else [what]
-    if what != "growth" and not set(chosen) <= set(parts):
-        raise UsageError(f"no benchmark {what!r}", hint=f"one of {', '.join(parts)}, growth, all")
+    alone: dict[str, Callable[[Callable[[str], None]], dict[str, Any]]] = {
+        "door": lambda tell: bench_door(peers, rounds, folder, tell),
+        "growth": lambda tell: bench_growth(up_to, only, folder, tell),
+    }
+    if what not in (*parts, *alone, "all"):
+        raise UsageError(f"no benchmark {what!r}", hint=f"one of {', '.join((*parts, *alone))}, all")
     from rich.console import Console
     from rich.status import Status
 
     with Status("measuring", console=Console(stderr=True, quiet=quiet)) as status:
-        if what == "growth":
-            return bench_growth(up_to, folder, lambda text: status.update(f"measuring {text}"))
-        return {name: parts[name](lambda text: status.update(f"measuring {text}")) for name in chosen}
+        tell = lambda text: status.update(f"measuring {text}")  # noqa: E731
+        if what in alone:
+            return alone[what](tell)
+        return {name: parts[name](tell) for name in (parts if what == "all" else [what])}
 
 
 def _bench_aead(rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -90,6 +95,7 @@ def _bench_kms(rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
         "GenerateDataKey": ("GenerateDataKey", {"KeyId": key, "KeySpec": "AES_256"}),
         "Decrypt": ("Decrypt", {"CiphertextBlob": blob}),
         "GetParameter(SecureString)": ("GetParameter", {"Name": name, "WithDecryption": True}),
+        "PutParameter, durably": ("PutParameter", {"Name": f"{name}/text", "Value": "text", "Type": "String", "Overwrite": True}),
     }
     rows = []
     for label, (operation, parameters) in operations.items():
@@ -103,7 +109,7 @@ def _bench_kms(rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
         rows.append([label, "1, pipelined", round(piped), "", ""])
     tell("batches")
     rows.append(["GenerateDataKeyBatch (keys)", 1, round(_batched(talk, key)), "", ""])
-    talk.call("DeleteParameter", {"Name": name})
+    talk.call("DeleteParameters", {"Names": [name, f"{name}/text"]})
     talk.call("ScheduleKeyDeletion", {"KeyId": key, "PendingWindowInDays": 7})
     return {"columns": ["operation", "clients", "calls/s", "p50 us", "p99 us"], "rows": rows}
 

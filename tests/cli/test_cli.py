@@ -310,3 +310,18 @@ def test_exit_codes_are_those_of_the_page():
     page = (Path(__file__).parents[2] / "docs" / "develop" / "cli-abi.md").read_text()
     listed = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
     assert listed == {int(code) for code in ExitCode}
+
+
+def test_what_is_measured_by_itself(kmsfs, tmp_path):
+    """A benchmark that no test runs is found broken by whoever needs it."""
+    for words, columns in (
+        (("growth", "--only", "parameters", "--up-to", "10"), ["kmsd MiB"]),
+        (("growth", "--only", "keys", "--up-to", "10"), ["kmsd MiB"]),
+        (("door", "--rounds", "1"), ["operation", "kmsfs calls/s", "kmsfs server us"]),
+    ):
+        done = kmsfs("--json", "bench", *words, "--folder", tmp_path)
+        assert done.returncode == 0, done.stderr
+        [table] = json.loads(done.stdout).values()
+        assert table["columns"][-len(columns) :] == columns and table["rows"]
+    assert kmsfs("bench", "growth", "--only", "rubbish").returncode == 2
+    assert kmsfs("bench", "door", "--peers", "rubbish").returncode == 2

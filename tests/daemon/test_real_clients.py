@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 BIN = Path(sys.executable).parent
 SDK = Path(sys.prefix) / "js"
 """Where `.ci/run` puts Amazon's JavaScript SDK."""
+COLLECTIONS = Path(sys.prefix) / "ansible"
+"""Where it puts Ansible's modules for AWS."""
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +189,16 @@ def test_the_javascript_sdk(environment, tmp_path):
         "plain": "only copy", "refused": "InvalidCiphertextException", "bytes": 32, "valid": True, "created": True, "value": "v3",
         "modified": True, "names": 12,
     }  # fmt: skip
+
+
+@pytest.mark.skipif(not COLLECTIONS.is_dir(), reason=f"no collections in {COLLECTIONS}: .ci/run fetches them")
+def test_ansible_changes_what_differs_and_nothing_else(environment, tmp_path):
+    variables = {
+        **environment, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_LOCALHOST_WARNING": "false", "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+    }  # fmt: skip
+    command = [BIN / "ansible-playbook", "-i", "localhost,", Path(__file__).with_name("playbook.yml")]
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = re.findall(r"^TASK \[.*: (\w+)\] \**\n(?:.*\n)*?(\w+): \[localhost\]", done.stdout, re.MULTILINE)
+    assert len(results) == 11 and all(wanted == was for wanted, was in results), done.stdout
