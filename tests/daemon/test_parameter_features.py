@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -190,3 +191,36 @@ def test_how_many_parameters_there_may_be_counts_by_tier(tmp_path):
     index.put(facts[1])
     assert index.with_policies() == []
     assert list(index.names_in("s")) == sorted([*(f"/p{n}" for n in range(1, 9)), "/new"])
+
+
+def test_writers_at_once_lose_and_double_no_version(daemon):
+    """Each of many clients is told the version that it made; who is killed in between is tests/daemon/test_lifecycle.py's."""
+    told, sessions = {}, [daemon.session() for _ in range(6)]
+
+    def write(number):
+        for count in range(25):
+            text = f"{number}/{count}"
+            request = {"Name": "/at/once", "Value": text, "Type": "SecureString", "Overwrite": True}
+            told.setdefault(sessions[number].call("PutParameter", request)["Version"], []).append(text)
+
+    with ThreadPoolExecutor(6) as writers:
+        list(writers.map(write, range(6)))
+    assert {version: len(texts) for version, texts in told.items()} == dict.fromkeys(range(1, 151), 1)
+    history = sessions[0].pages("GetParameterHistory", "Parameters", {"Name": "/at/once", "WithDecryption": True})
+    assert {entry["Version"]: [entry["Value"]] for entry in history} == {version: told[version] for version in range(51, 151)}
+    # Of many who would create a parameter, one does.
+    made, refused = [], []
+
+    def create(number):
+        try:
+            sessions[number].call("PutParameter", {"Name": "/at/first", "Value": str(number), "Type": "String"})
+            made.append(str(number))
+        except errors.ParameterAlreadyExists:
+            refused.append(number)
+
+    with ThreadPoolExecutor(6) as writers:
+        list(writers.map(create, range(6)))
+    assert len(made) == 1 and len(refused) == 5
+    assert sessions[0].call("GetParameter", {"Name": "/at/first"})["Parameter"]["Value"] == made[0]
+    for session in sessions:
+        session.close()
