@@ -6,6 +6,7 @@ import re
 import subprocess
 import shutil
 import struct
+import sys
 import tomllib
 from pathlib import Path
 
@@ -219,3 +220,13 @@ def test_readme_runs_what_ci_runs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     for tool in ("ruff", "mypy", "pytest", "import-linter"):
         assert any(tool in dependency for dependency in project["project"]["optional-dependencies"]["test"])
+
+
+def test_the_documentation_is_a_whole_site(tmp_path):
+    """Every page in its place, every link and anchor there: warnings are errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", ROOT / ".mkdocs.yml", "-d", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "guides" / "systemd.html").is_file() and (tmp_path / "search" / "search_index.json").is_file()
