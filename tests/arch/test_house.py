@@ -225,7 +225,7 @@ def test_readme_runs_what_ci_runs():
 def test_the_documentation_is_a_whole_site(tmp_path):
     """Every page in its place, every link and anchor there: warnings are errors."""
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", ROOT / ".mkdocs.yml", "-d", tmp_path],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", ROOT / ".mkdocs.yml", "-d", tmp_path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
