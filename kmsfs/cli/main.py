@@ -9,6 +9,7 @@ from kmsfs import __version__
 from kmsfs.cli import (
     access,
     adopting,
+    ageplugin,
     alias,
     api,
     audit,
@@ -18,6 +19,7 @@ from kmsfs.cli import (
     examining,
     execute,
     files,
+    gitsign,
     grant,
     key,
     paramtools,
@@ -62,6 +64,8 @@ app.command("api")(api.api)
 app.command("events")(events.events)
 app.command("render")(rendering.render)
 app.add_typer(secretsview.app, name="secrets")
+app.add_typer(gitsign.app, name="git-sign")
+app.add_typer(ageplugin.app, name="age")
 app.command("doctor")(examining.doctor)
 app.command("rotator", hidden=True)(rotating.rotator)
 app.command("exec")(execute.execute)
