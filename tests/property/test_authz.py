@@ -5,6 +5,7 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kmsd.authz.wildcard import matches
 from kmsd.authz.decide import Question, decide
 from kmsd.authz.explain import GRANT, KEY_POLICY, explain, without_conditions
 from kmsd.authz.grants import Grant
@@ -149,3 +150,20 @@ def test_explanations_agree_with_the_decision(parts, caller, question, held):
     elif kind == "no-allow" and caller.identity is None:
         assert not [step for step in applying if step.allow]
     assert all(step.against for step in steps if not step.applies)
+
+
+def slowly(pattern, text):
+    """The same by its definition."""
+    row = [True] + [False] * len(text)
+    for letter in pattern:
+        if letter == "*":
+            for place in range(len(text)):
+                row[place + 1] = row[place + 1] or row[place]
+        else:
+            row = [False] + [row[place] and letter in ("?", text[place]) for place in range(len(text))]
+    return row[-1]
+
+
+@given(st.text("ab*?.", max_size=9), st.text("ab.\n", max_size=12))
+def test_wildcards_match_what_they_say(pattern, text):
+    assert matches(pattern, text) == slowly(pattern, text)

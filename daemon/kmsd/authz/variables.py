@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from kmsd.authz.conditions import spelling_of
 
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
-_DEFAULTED = re.compile(r"(?P<key>[^,]+?)\s*(?:,\s*'(?P<default>[^']*)')?\Z")
 _SIGNS = ("*", "?", "$")
 _NOTHING = "\ue002"
 """A pattern that no text matches."""
@@ -55,10 +54,14 @@ def resolve(patterns: tuple[str, ...], values: Values, *, strict: bool) -> tuple
 def _value(name: str, values: Values) -> str:
     if name in _SIGNS:
         return literal(name)
-    found = _DEFAULTED.match(name.strip())
-    held = values.get(spelling_of(found["key"])) if found else None
+    key, comma, rest = name.partition(",")
+    rest = rest.strip()
+    quoted = len(rest) > 1 and rest[0] == rest[-1] == "'" and rest.count("'") == 2
+    if comma and not quoted:
+        raise Unresolved
+    held = values.get(spelling_of(key.strip()))
     if isinstance(held, str):
         return literal(held)
-    if found and found["default"] is not None:
-        return literal(found["default"])
+    if comma:
+        return literal(rest[1:-1])
     raise Unresolved
