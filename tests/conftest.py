@@ -1,5 +1,6 @@
 """Fixtures: a realm and its daemon over a real socket, mounted volumes, and a guard against leftovers."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from kmsfs.client.session import ClientSession
 from kmsfs.mount.mounttable import mounted_source
+from support.peers import let_others_in
 
 settings.register_profile(
     "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -180,13 +182,6 @@ class MountProcess:
         return self.start()
 
 
-def let_others_in(path):
-    """Let ordinary users reach a test's folder."""
-    for folder in (path, *path.parents):
-        if str(folder).startswith("/tmp/"):
-            folder.chmod(folder.stat().st_mode | 0o755)
-
-
 @pytest.fixture
 def shared(make_mount, tmp_path):
     """A mount that every user may enter."""
@@ -226,3 +221,17 @@ def no_leftovers(tmp_path_factory):
         left = [line.split()[4] for line in table if "fuse.kmsfs" in line and here in line]
     assert not left, f"tests left mounts behind: {left}"
     assert mounted_source(Path("/nonexistent")) is None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def machine(request, tmp_path_factory):
+    """Where two processes run the tests side by side: what a systemd of its own sees of the machine, it has for itself.
+
+    A mount that is there when its namespace begins stays busy until that ends, and it restarts all mounts that it sees.
+    """
+    alone = request.path.parent.name == "systemd"
+    base = tmp_path_factory.getbasetemp()
+    place = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    with (place / "machine.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield

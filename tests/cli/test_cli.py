@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from kmsfs.errors import ExitCode
+from support.peers import let_others_in
 
 
 @pytest.fixture
@@ -199,8 +200,7 @@ def test_an_ordinary_user_mounts_with_fusermount3(tmp_path):
     for folder in (home, home / "run"):
         folder.mkdir(mode=0o700)
         os.chown(folder, who.pw_uid, who.pw_gid)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        os.chmod(folder, 0o755)
+    let_others_in(tmp_path)
     variables = {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run")}
     me = ["setpriv", "--reuid", str(who.pw_uid), "--regid", str(who.pw_gid), "--clear-groups"]
 

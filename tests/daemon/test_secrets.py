@@ -243,7 +243,7 @@ def test_resource_policies(endpoint, secrets):
 
 
 def test_other_users_do_not_even_learn_that_it_is_there(make_daemon, tmp_path):
-    from conftest import let_others_in
+    from support.peers import let_others_in
 
     daemon = make_daemon("--socket-mode", "0666")
     daemon.stop()

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from conftest import let_others_in
+from support.peers import let_others_in
 from support.waiting import soon
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import let_others_in
+from support.peers import let_others_in
 from kmsfs.cli import secretsview
 from kmsfs.errors import AccessDenied, UsageError
 from kmsfs.render.sources import Sources

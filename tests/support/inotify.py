@@ -27,7 +27,9 @@ class Watch:
     def events(self, seconds=0.5):
         """All events until there was none for a while."""
         found = []
-        while select.select([self._descriptor], [], [], seconds)[0]:
+        waiting = select.poll()
+        waiting.register(self._descriptor, select.POLLIN)
+        while waiting.poll(seconds * 1000):
             data = os.read(self._descriptor, 65536)
             while data:
                 number, mask, _, length = struct.unpack_from("iIII", data)
