@@ -65,11 +65,10 @@ def bench_door(peers: list[str], rounds: int, folder: Path, tell: Tell) -> dict[
         rows = []
         for operation in next(iter(work.values())):
             row: list[Any] = [operation]
-            for server in measured:
-                tell(f"{operation} of {server.name}")
             found: dict[str, list[tuple[float, float]]] = {server.name: [] for server in measured}
             for _ in range(rounds):
                 for server in measured:
+                    tell(f"{operation} of {server.name}")
                     found[server.name].append(_timed(server.pid, *work[server.name][operation]))
             for results in found.values():
                 row += [round(statistics.median(rate for rate, _ in results)), round(statistics.median(cpu for _, cpu in results))]

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import socket
 
 import pytest
 
@@ -13,6 +14,7 @@ from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
 from kmsd.store.sealing import RowSealer
 from kmsfs.errors import StorageError
+from kmsfs.formats.frame import decode_answer, encode_request
 from kmsfs.secret import KeyMaterial
 
 
@@ -60,6 +62,9 @@ class FakeTransport:
 
     def get_write_buffer_size(self):
         return 0
+
+    def is_closing(self):
+        return "close" in self.trace
 
 
 class World:
@@ -128,6 +133,30 @@ def test_who_cannot_wait_settles_for_all():
 
     before, after = asyncio.run(run())
     assert before == after == ["fdatasync of the state", "fdatasync of the audit log", "waits"]
+
+
+def test_a_connection_that_cannot_be_answered_keeps_nobody_from_his_answer():
+    async def run():
+        world = World(mutates=True, dirty=True)
+        broken, other = world.session("broken"), world.session("other")
+        broken._transport.write = None
+        broken._send([("PutParameter", 1, b"frame")])
+        other._send([("PutParameter", 1, b"frame")])
+        await asyncio.sleep(0)
+        return world.trace
+
+    assert asyncio.run(run())[2:] == ["other"]
+
+
+def test_who_says_no_more_is_answered_before_the_connection_closes(daemon):
+    for operation, parameters in (("PutParameter", {"Name": "/half", "Value": "x", "Type": "String", "Overwrite": True}), ("ListKeys", {})):
+        with socket.socket(socket.AF_UNIX) as talk:
+            talk.connect(str(daemon.socket))
+            talk.settimeout(10)
+            talk.sendall(encode_request(1, operation, parameters))
+            talk.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: talk.recv(65536), b""))
+        assert decode_answer(answer[4:])["r"]
 
 
 def test_what_could_not_be_stored_is_answered_by_an_error_and_the_daemon_stops():

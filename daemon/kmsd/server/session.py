@@ -180,8 +180,10 @@ class Session(asyncio.Protocol):
         making.add_done_callback(made)
 
     def eof_received(self) -> bool:
-        """Half-closed connections are closed."""
-        return False
+        """Half-closed connections are closed, once what waits has been answered."""
+        if self._held:
+            self._state.settlement.after(lambda _error: self._transport.close())
+        return self._held > 0
 
     # --- pushed events --------------------------------------------------------------------------------------
 
@@ -209,6 +211,8 @@ class Session(asyncio.Protocol):
             self._write_event(request_id, event)
 
     def _write_event(self, request_id: int, event: dict[str, Any]) -> None:
+        if self._transport.is_closing():
+            return
         if self._transport.get_write_buffer_size() > _UNREAD_MAX_BYTES:
             self._transport.abort()
             return
@@ -259,6 +263,8 @@ class Session(asyncio.Protocol):
     def _write(self, answers: list[tuple[str, int, bytes]], error: Unsettled | None) -> None:
         """Send answers, or the error that takes their place."""
         self._held -= 1
+        if self._transport.is_closing():
+            return
         if error is not None:
             spared = ALWAYS_ANSWERED if isinstance(error, AuditUnavailable) else ()
             answers = [

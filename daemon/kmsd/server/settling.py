@@ -56,7 +56,11 @@ class Settlement:
         held, self._held = self._held, []
         error = self._settle()
         for answer in held:
-            answer(error)
+            try:
+                answer(error)
+            except Exception:
+                # One connection's trouble is not the others'.
+                _LOG.exception("an answer could not be sent")
         return error
 
     def _settle(self) -> Unsettled | None:
