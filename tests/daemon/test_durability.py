@@ -148,6 +148,20 @@ def test_a_connection_that_cannot_be_answered_keeps_nobody_from_his_answer():
     assert asyncio.run(run())[2:] == ["other"]
 
 
+def test_what_waits_is_answered_though_the_other_end_has_said_all():
+    async def run():
+        world = World(mutates=True, dirty=True)
+        session = world.session()
+        assert session.eof_received() is False
+        session._send([("PutParameter", 1, b"frame")])
+        # True: asyncio does not close the transport by itself.
+        assert session.eof_received() is True
+        await asyncio.sleep(0)
+        return world.trace
+
+    assert asyncio.run(run())[2:] == ["answer", "close"]
+
+
 def test_who_says_no_more_is_answered_before_the_connection_closes(daemon):
     for operation, parameters in (("PutParameter", {"Name": "/half", "Value": "x", "Type": "String", "Overwrite": True}), ("ListKeys", {})):
         with socket.socket(socket.AF_UNIX) as talk:
