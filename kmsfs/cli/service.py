@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-import kmsfs
 from kmsfs.cli.output import say, show
+from kmsfs.cli.unitfiles import run_program, unit_text, write_file
+from kmsfs.cli.userservice import install_user_service, remove_user_service
 from kmsfs.errors import StorageError, UsageError
 
 UNITS = Path("/etc/systemd/system")
@@ -59,13 +60,21 @@ def install_service(
             "--seal-root-key", help="Keep a new realm's root key sealed by systemd-creds: by the TPM, or the host's key."
         ),
     ] = False,
+    user: Annotated[
+        bool, typer.Option("--user", help="For yourself alone, by your own systemd: a private daemon, and mounts below your home.")
+    ] = False,
     undo: Annotated[
         bool, typer.Option("--undo", help="Stop the service and take its files away; keys and state stay.")
     ] = False,
 ) -> None:
     """Run kmsd as a system service: units, users, realm, mount helper. Prints the recovery code, once."""
+    if user:
+        if aws_endpoint or metrics or seal_root_key:
+            raise UsageError("a user's service takes no other options", hint="`systemctl --user edit kmsd.service` changes it")
+        (remove_user_service if undo else install_user_service)()
+        return
     if os.geteuid():
-        raise UsageError("this changes the system", hint="run it as root")
+        raise UsageError("this changes the system", hint="run it as root, or with --user for yourself alone")
     if undo:
         _undo()
         return
@@ -75,27 +84,27 @@ def install_service(
         )
     programs = _programs()
     for name, folder in _PLACES.items():
-        _write(folder / Path(name).name, _unit(name, programs))
+        write_file(folder / Path(name).name, unit_text(name, programs))
     for name, what, endpoint in (
         ("aws-endpoint", "AWS's own clients", aws_endpoint), ("metrics", "Prometheus's metrics", metrics)
     ):  # fmt: skip
         if endpoint is not None:
             variable = f"KMSD_{name.upper().replace('-', '_')}"
             text = _LOOPBACK.format(what=what, variable=variable, endpoint=endpoint)
-            _write(_DROP_INS / f"{name}.conf", text)
+            write_file(_DROP_INS / f"{name}.conf", text)
     _link_helper(programs)
     _copy_manual(programs)
-    _run("systemd-sysusers")
-    _run("systemd-tmpfiles", "--create", os.fspath(Path("/etc/tmpfiles.d/kmsd.conf")))
-    _run("systemctl", "daemon-reload")
+    run_program("systemd-sysusers")
+    run_program("systemd-tmpfiles", "--create", os.fspath(Path("/etc/tmpfiles.d/kmsd.conf")))
+    run_program("systemctl", "daemon-reload")
     made = _make_sealed_realm(programs) if seal_root_key else _make_realm(programs)
     if _SEALED_KEY.exists():
         for name in _ROOT_KEY_DROP_INS:
-            _write(UNITS / name, _ROOT_KEY.format(name=CREDENTIAL_NAME, path=_SEALED_KEY))
-    _run("systemctl", "daemon-reload")
+            write_file(UNITS / name, _ROOT_KEY.format(name=CREDENTIAL_NAME, path=_SEALED_KEY))
+    run_program("systemctl", "daemon-reload")
     # A socket cannot begin while its service runs, and the service would go on with the old program: the next call starts it.
-    _run("systemctl", "stop", "kmsd.service")
-    _run("systemctl", "enable", "--now", *_SOCKETS, *_TIMERS)
+    run_program("systemctl", "stop", "kmsd.service")
+    run_program("systemctl", "enable", "--now", *_SOCKETS, *_TIMERS)
     show(made, lambda: _tell(made))
 
 
@@ -132,24 +141,6 @@ def _programs() -> Path:
     return folder
 
 
-def _unit(name: str, programs: Path) -> str:
-    package = Path(kmsfs.__file__).parent
-    for folder in (package / "systemd", package.parent / "systemd"):
-        if (folder / name).exists():
-            text = (folder / name).read_text(encoding="utf-8")
-            return text.replace("=/usr/bin/", f"={programs}/")
-    raise StorageError(f"{name} is missing from this installation", hint="install kmsfs again")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o644)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
-
-
 def _link_helper(programs: Path) -> None:
     """Let mount(8) and fstab find `mount.kmsfs`."""
     target = programs / "mount.kmsfs"
@@ -168,7 +159,7 @@ def _copy_manual(programs: Path) -> None:
     for place in _MANUAL:
         page = programs.parent / "share" / "man" / place
         if page.exists():
-            _write(MANUAL / place, page.read_text(encoding="utf-8"))
+            write_file(MANUAL / place, page.read_text(encoding="utf-8"))
 
 
 def _make_realm(programs: Path) -> dict[str, str]:
@@ -197,9 +188,9 @@ def _make_sealed_realm(programs: Path) -> dict[str, str]:
     if not _SEALED_KEY.exists():
         _SEALED_KEY.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         sealing = ("systemd-creds", "encrypt", f"--name={CREDENTIAL_NAME}", "-", os.fspath(_SEALED_KEY))
-        _run(*sealing, data=os.urandom(32))
+        run_program(*sealing, data=os.urandom(32))
     made: dict[str, str] = json.loads(
-        _run(
+        run_program(
             "systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--property=User=kmsd", "--property=UMask=0077",
             f"--property=LoadCredentialEncrypted={CREDENTIAL_NAME}:{_SEALED_KEY}",
             "--property=StateDirectory=kmsd kmsd-anchor", "--property=StateDirectoryMode=0700",
@@ -225,21 +216,5 @@ def _undo() -> None:
         (UNITS / name).unlink(missing_ok=True)
     if HELPER.is_symlink():
         HELPER.unlink()
-    _run("systemctl", "daemon-reload")
+    run_program("systemctl", "daemon-reload")
     show({}, lambda: say(f"the service is gone; its keys and state are still in {STATE}"))
-
-
-def _run(*command: str, data: bytes = b"") -> str:
-    """Run a program with `data` as its input; return what it prints.
-
-    Raises:
-        UsageError: if it is not installed.
-        StorageError: if it fails, with what it said.
-    """
-    try:
-        done = subprocess.run(command, input=data, capture_output=True, check=False)
-    except FileNotFoundError as error:
-        raise UsageError(f"{command[0]} is not installed", hint="this command needs systemd") from error
-    if done.returncode:
-        raise StorageError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
-    return done.stdout.decode(errors="replace")

@@ -272,3 +272,59 @@ def test_a_root_key_that_only_this_machines_systemd_unseals(machine):
     kmsfs(machine, "install-service", "--undo")
     assert (machine.kept / "etc/credstore.encrypted/kmsfs-root").read_bytes() == sealed
     assert not list((machine.kept / "etc/systemd/system").glob("kmsd*.service.d/*"))
+
+
+def test_a_users_own_service(machine):
+    machine.run("useradd", "-m", "-d", "/srv/alice", "-s", "/bin/sh", "alice")
+    uid = machine.run("id", "-u", "alice").stdout.strip()
+    device = os.stat("/dev/fuse").st_mode & 0o777
+    os.chmod("/dev/fuse", 0o666)
+    home = {"HOME": "/srv/alice", "XDG_RUNTIME_DIR": f"/run/user/{uid}"}
+    environment = [f"{name}={value}" for name, value in home.items()]
+    # What user@.service is, without the login manager that this machine does not run.
+    machine.run(
+        "systemd-run", "--unit=alice-manager", "--uid=alice", "--property=Delegate=yes", "--property=Type=notify",
+        f"--property=RuntimeDirectory=user/{uid}", "--property=RuntimeDirectoryMode=0700", *(f"--setenv={text}" for text in environment),
+        "/lib/systemd/systemd", "--user",
+    )  # fmt: skip
+
+    def alice(*words, **options):
+        return machine.run("setpriv", "--reuid=alice", "--regid=alice", "--init-groups", "env", *environment, *words, **options)
+
+    try:
+        made = json.loads(alice(str(BIN / "kmsfs"), "--json", "install-service", "--user").stdout)
+        assert len(made["recovery_code"]) > 20
+        assert json.loads(alice(str(BIN / "kmsfs"), "--json", "install-service", "--user").stdout) == {}
+        for unit in ("kmsd.socket", "kmsd.service", "kmsfs@.service"):
+            assert alice("systemd-analyze", "--user", "verify", f"/srv/alice/.config/systemd/user/{unit}").stderr == ""
+        state = lambda unit: alice("systemctl", "--user", "is-active", unit, check=False).stdout.strip()  # noqa: E731
+        assert (state("kmsd.socket"), state("kmsd.service")) == ("active", "inactive")
+        # kmsfs finds it without being told, and starts none of its own; nobody else may use it.
+        put = alice(str(BIN / "kmsfs"), "param", "put", "/mine", "--type", "SecureString", "--value-file", "-", input="m")
+        assert "started" not in put.stderr and state("kmsd.service") == "active"
+        assert alice(str(BIN / "kmsfs"), "param", "get", "/mine", "--with-decryption", "--raw").stdout.rstrip("\n") == "m"
+        assert machine.run("stat", "-c", "%a %U", f"/run/user/{uid}/kmsfs/kmsd.sock").stdout.strip() == "600 alice"
+        # A mount below the home; its daemon is killed and comes back, and its file survives a stop.
+        alice("mkdir", "/srv/alice/Documents.encrypted", "/srv/alice/Documents")
+        alice("systemctl", "--user", "enable", "--now", "kmsfs@Documents")
+        soon("fuse.kmsfs", lambda: machine.run("findmnt", "-no", "FSTYPE", "/srv/alice/Documents", check=False).stdout.strip())
+        alice("sh", "-c", "echo kept > /srv/alice/Documents/file; sync /srv/alice/Documents/file")
+        alice("systemctl", "--user", "kill", "--signal=KILL", "kmsd.service")
+        soon("kept\n", lambda: alice("cat", "/srv/alice/Documents/file", check=False).stdout, 20)
+        soon("active", lambda: state("kmsd.service"))
+        alice("systemctl", "--user", "reload", "kmsfs@Documents")
+        assert alice("cat", "/srv/alice/Documents/file").stdout == "kept\n"
+        alice("systemctl", "--user", "stop", "kmsfs@Documents")
+        assert alice("ls", "/srv/alice/Documents").stdout == ""
+        alice("systemctl", "--user", "start", "kmsfs@Documents")
+        soon("kept\n", lambda: alice("cat", "/srv/alice/Documents/file", check=False).stdout)
+        # Logged out: everything ends. Logged in again: the socket and the mount are there.
+        machine.systemctl("stop", "alice-manager.service")
+        assert machine.run("findmnt", "/srv/alice/Documents", check=False).returncode
+        # One with a daemon that he began himself is told so.
+        refused = alice(str(BIN / "kmsfs"), "--json", "install-service", "--user", "--aws-endpoint", "127.0.0.1:1", check=False)
+        assert refused.returncode == 2
+        assert kmsfs(machine, "install-service", "--undo", check=False).returncode == 0
+    finally:
+        os.chmod("/dev/fuse", device)
+        machine.systemctl("stop", "alice-manager.service", check=False)
