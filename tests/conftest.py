@@ -225,11 +225,12 @@ def no_leftovers(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def machine(request, tmp_path_factory):
-    """Where two processes run the tests side by side: what a systemd of its own sees of the machine, it has for itself.
+    """Where two processes run the tests side by side: modules marked `alone` have the machine for themselves.
 
-    A mount that is there when its namespace begins stays busy until that ends, and it restarts all mounts that it sees.
+    A systemd of its own keeps the mounts busy that are there when its namespace begins, and restarts all that it sees; and what
+    all mounts ask of the kernel together cannot be told apart.
     """
-    alone = request.path.parent.name == "systemd"
+    alone = request.node.get_closest_marker("alone") is not None
     base = tmp_path_factory.getbasetemp()
     place = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     with (place / "machine.lock").open("a") as lock:

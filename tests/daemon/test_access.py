@@ -9,7 +9,7 @@ import pytest
 
 from conftest import DaemonProcess
 from kmsfs.errors import AccessDenied, DecisionNotFound, ExitCode, InvalidRequest, InvariantBroken, MalformedPolicy, NoSuchEntity, NotFound
-from support.peers import as_user as connected_as
+from support.peers import as_user as connected_as, let_others_in
 
 pytestmark = pytest.mark.root
 
@@ -19,9 +19,7 @@ def world(tmp_path):
     daemon = DaemonProcess(tmp_path, "--socket-mode", "0666", private=False)
     assert daemon.init().returncode == 0
     daemon.start()
-    for folder in (daemon.folder, *daemon.folder.parents):
-        if str(folder).startswith("/tmp/"):
-            folder.chmod(folder.stat().st_mode | 0o755)
+    let_others_in(daemon.folder)
     session = daemon.session()
     account = session.call("GetStatus", {})["Account"]
     who = lambda name: f"arn:kmsfs:iam::{account}:{name}"  # noqa: E731

@@ -13,6 +13,7 @@ import uuid
 import pytest
 
 from kmsfs.errors import ExitCode, InvalidRequest, KmsfsError, NotFound
+from support.peers import let_others_in
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -255,9 +256,7 @@ def postgres(tmp_path_factory):
     if not programs:
         pytest.fail("this test needs Debian's postgresql, which CI installs")
     folder = tmp_path_factory.mktemp("pg")
-    for above in (folder, *folder.parents):
-        if str(above).startswith("/tmp/"):
-            above.chmod(above.stat().st_mode | 0o755)
+    let_others_in(folder)
     data = folder / "data"
     data.mkdir()
     as_user = []

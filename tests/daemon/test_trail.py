@@ -13,7 +13,7 @@ from kmsfs.errors import AccessDenied, AuditChainBroken, ExitCode, InvalidReques
 from kmsfs.trail.cloudtrail import cloudtrail_event
 from kmsfs.trail.reading import follow_records, last_records, read_records
 from kmsfs.trail.tables import TrailTable
-from support.peers import as_user
+from support.peers import as_user, let_others_in
 from support.waiting import soon
 
 ACCOUNT = "111122223333"
@@ -149,9 +149,7 @@ def test_identities_of_iam():
 @pytest.mark.root
 def test_who_may_not_read_the_log_is_told(fresh_daemon, tmp_path):
     fresh_daemon.start()
-    for folder in (tmp_path, *tmp_path.parents):
-        if str(folder).startswith("/tmp/"):
-            folder.chmod(folder.stat().st_mode | 0o755)
+    let_others_in(tmp_path)
     os.chmod(fresh_daemon.socket, 0o666)
     done = subprocess.run(
         ["setpriv", "--reuid=4321", "--regid=4321", "--clear-groups", sys.executable, "-m", "kmsfs.cli", "audit", "tail"],

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kmsfs.backing.posix import rename_with_flags
+from support.peers import let_others_in
 
 pytestmark = pytest.mark.fuse
 
@@ -315,9 +316,7 @@ def test_modes_owners_and_times(mounted):
 @pytest.mark.root
 def test_ordinary_modes_are_enforced_for_other_users(make_mount):
     mounted = make_mount("--allow-other").start()
-    for folder in (mounted.plain.parent, *list(mounted.plain.parents)[:4]):
-        if str(folder) not in ("/", "/tmp"):
-            os.chmod(folder, 0o755)
+    let_others_in(mounted.plain.parent)
     os.chmod(mounted.plain, 0o777)
     (mounted.plain / "secret").write_text("x")
     os.chmod(mounted.plain / "secret", 0o600)

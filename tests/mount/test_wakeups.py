@@ -11,6 +11,7 @@ from kmsfs.mount.kernel.wakeups import DEVICE, wanted_microseconds
 pytestmark = [
     pytest.mark.fuse,
     pytest.mark.root,
+    pytest.mark.alone,
     pytest.mark.skipif(not DEVICE.exists(), reason="this kernel has no /dev/cpu_dma_latency"),
 ]
 

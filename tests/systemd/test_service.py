@@ -12,7 +12,7 @@ import pytest
 from support.bootedsystemd import BootedSystemd
 from support.waiting import soon
 
-pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.alone, pytest.mark.timeout(900)]
 FOLDER = Path("/opt/kmsfs-systemd-test")
 BIN = FOLDER / "venv/bin"
 PYTHON = "/usr/bin/python3"
