@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from kmsfs.cli.output import call, confirm, facts, pages, read_text_value, say, show, table, when
+from kmsfs.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Parameters and secrets in a tree.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name, or selector NAME:VERSION.")]
@@ -75,6 +76,27 @@ def list_parameters(
     """List parameters below a path, without values."""
     option = "OneLevel" if one_level else "Recursive"
     filters = [{"Key": "Path", "Option": option, "Values": [path]}]
+    found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", MaxResults=50, ParameterFilters=filters)
+    rows = [(p["Name"], p["Type"], p["Tier"], p["Version"], when(p["LastModifiedDate"])) for p in found]
+    show(found, lambda: table(("name", "type", "tier", "version", "modified"), rows))
+
+
+@app.command()
+def find(
+    text: Annotated[str, typer.Argument(help="Part of the name.")] = "",
+    kind: Annotated[str | None, typer.Option("--type", help="String, StringList or SecureString.")] = None,
+    tier: Annotated[str | None, typer.Option(help="Standard, Advanced or Intelligent-Tiering.")] = None,
+    key: Annotated[str | None, typer.Option(help="KMS key, as the parameter names it.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="NAME or NAME=VALUE; all that are given must be there.")] = None,
+) -> None:
+    """Find parameters in the whole tree, without values. Example: kmsfs param find password --type SecureString --tag team=blue"""
+    filters: list[dict[str, Any]] = [{"Key": "Name", "Option": "Contains", "Values": [text]}] if text else []
+    filters += [{"Key": name, "Values": [value]} for name, value in (("Type", kind), ("Tier", tier), ("KeyId", key)) if value]
+    for one in tag or ():
+        name, equals, value = one.partition("=")
+        filters.append({"Key": f"tag:{name}", **({"Values": [value]} if equals else {})})
+    if not filters:
+        raise UsageError("what is to be found?", hint="give a part of the name, --type, --tier, --key or --tag; `kmsfs param list` lists all")
     found = pages("DescribeParameters", "Parameters", "NextToken", "NextToken", MaxResults=50, ParameterFilters=filters)
     rows = [(p["Name"], p["Type"], p["Tier"], p["Version"], when(p["LastModifiedDate"])) for p in found]
     show(found, lambda: table(("name", "type", "tier", "version", "modified"), rows))

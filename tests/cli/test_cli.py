@@ -325,3 +325,32 @@ def test_what_is_measured_by_itself(kmsfs, tmp_path):
         assert table["columns"][-len(columns) :] == columns and table["rows"]
     assert kmsfs("bench", "growth", "--only", "rubbish").returncode == 2
     assert kmsfs("bench", "door", "--peers", "rubbish").returncode == 2
+
+
+def test_values_behind_descriptors(kmsfs):
+    kmsfs("param", "put", "/fd/one", "--type", "SecureString", "--value-file", "-", input="first")
+    kmsfs("param", "put", "/fd/two", "--type", "String", "--value-file", "-", input="zwei€")
+    script = "cat /dev/fd/7; cat <&3; cat /dev/fd/3; ls /proc/self/fd | sort -n | tr '\\n' ' '; echo x >&3"
+    done = kmsfs("exec", "--fd", "3=/fd/one", "--fd", "7=/fd/two", "--", "sh", "-c", script)
+    # Read as often as one likes by its name, not to be written, and nothing else is left open.
+    assert done.stdout.startswith("zwei€firstfirst0 1 2 3 ") and "7 " in done.stdout and done.returncode != 0
+    assert len(done.stdout.split("firstfirst")[1].split()) <= 6
+    one = kmsfs("exec", "--fd", "4=/fd/one", "--pristine", "--var", "TWO=/fd/two", "--", "sh", "-c", 'cat <&4; printf %s "$TWO"')
+    assert one.stdout == "firstzwei€"
+    for bad in ("2=/fd/one", "256=/fd/one", "x=/fd/one", "3", "3="):
+        assert kmsfs("exec", "--fd", bad, "--", "true").returncode == 2
+    missing = kmsfs("exec", "--fd", "3=/fd/none", "--", "true")
+    assert missing.returncode == ExitCode.NOT_FOUND and "/fd/none" in missing.stderr
+
+
+def test_parameters_are_found(kmsfs, call):
+    for name, kind, tags in (("/find/a/password", "SecureString", {"team": "blue"}), ("/find/b/password", "String", {"team": "red"}), ("/find/c", "String", {})):
+        call("PutParameter", Name=name, Value="v", Type=kind, Tags=[{"Key": k, "Value": v} for k, v in tags.items()])
+    names = lambda *words: [one["Name"] for one in json.loads(kmsfs("--json", "param", "find", *words).stdout)]  # noqa: E731
+    assert names("ind/") == ["/find/a/password", "/find/b/password", "/find/c"]
+    assert names("password", "--type", "SecureString") == ["/find/a/password"]
+    assert names("/find", "--tag", "team") == ["/find/a/password", "/find/b/password"]
+    assert names("--tag", "team=red") == ["/find/b/password"]
+    assert names("nowhere-to-be-found") == []
+    assert kmsfs("param", "find").returncode == 2
+    assert "password" in kmsfs("param", "find", "find/a").stdout
