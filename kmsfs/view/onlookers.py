@@ -22,6 +22,8 @@ class Onlookers:
         self._readers = readers
         self._path = path
         self._trees: dict[User, Tree] = {}
+        self._folders: dict[User, set[str]] = {}
+        """Directories that each was ever shown: a watch stays when its owner no longer finds what he watches."""
         self._since: dict[User, set[str]] = {}
         """Parameters that each was found to see after he was shown his tree."""
         self._too_many = False
@@ -32,6 +34,7 @@ class Onlookers:
         with self._lock:
             if user in self._trees or len(self._trees) < _USERS_MAX:
                 self._trees[user] = tree
+                self._folders.setdefault(user, set()).update(tree.folders)
                 self._since[user] = set()
             else:
                 self._too_many = True
@@ -41,7 +44,7 @@ class Onlookers:
         if not folder or self._too_many:
             return True
         with self._lock:
-            watching = [(user, tree) for user, tree in self._trees.items() if folder in tree.folders]
+            watching = [(user, tree) for user, tree in self._trees.items() if folder in self._folders[user]]
         return not all(
             path in tree.files or path in tree.folders or (concerns(path, name, self._path) and self._sees(user, name))
             for user, tree in watching

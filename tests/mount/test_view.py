@@ -329,8 +329,18 @@ def test_inotify_names_nothing_that_a_reader_cannot_see(daemon, view, call, tmp_
         watch.until(only / "more", "CREATE")
         other("DeleteParameter", Name="/vi9/only/more")
         watch.until(only / "more", "DELETE")
+        # Who was shown a directory may watch it still when he finds it no longer.
+        put(call, "/vi9/only/ours", "x")
+        other("DeleteParameter", Name="/vi9/only/theirs")
+        assert cat(4321, only / "theirs").returncode
+        watch.events()
+        put(call, "/vi9/only/later", "x")
+        assert {path for path, _ in watch.until(only, "ATTRIB")} == {str(only)}
+        call("DeleteParameters", Names=["/vi9/only/later", "/vi9/only/ours"])
+        soon(["shared"], lambda: sorted(os.listdir(folder)))
+        watch.events()
         # The topmost directory is found by anybody, and names nothing.
         put(call, "/vi9/top", "x")
         assert {path for path, _ in watch.until(folder, "ATTRIB")} == {str(folder)}
-        assert sorted(os.listdir(folder)) == ["only", "shared", "top"]
+        assert sorted(os.listdir(folder)) == ["shared", "top"]
         watch.close()
