@@ -269,6 +269,13 @@ def test_the_store_commits_durably(tmp_path, monkeypatch):
         again.close()
 
 
+def test_a_new_store_is_durable_when_it_is_made(tmp_path, monkeypatch):
+    synced, real = [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), real(descriptor)))
+    SealedStore(tmp_path / "state.db", sealer(), create=True).close()
+    assert synced == [str(tmp_path / "state.db-wal")]
+
+
 def test_deferred_transactions_survive_a_cut_in_order_and_whole(tmp_path):
     """What a power cut leaves of the log behind the last sync: any part of it. The state is that of one of its commits."""
     import shutil

@@ -103,6 +103,8 @@ class SealedStore:
                 self._connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
                 self._write_head(self._connection, 0, 0)
                 self._connection.commit()
+                self.dirty = True
+                self.sync()
             else:
                 self._check_schema()
                 self._verify()
