@@ -48,12 +48,11 @@ class Conversation:
             yield stanza
         raise ShapeError("age ended the conversation early")
 
-    def say(self, kind: str, *arguments: str, body: bytes = b"") -> bool:
-        """Send a stanza and wait for its answer; return whether that was `ok`."""
+    def say(self, kind: str, *arguments: str, body: bytes = b"") -> None:
+        """Send a stanza and wait for its answer: whatever it is, what comes next is the same."""
         self._out.write(Stanza(kind, arguments, body).encode())
         self._out.flush()
-        answer = read_stanza(self._in.readline)
-        return answer is not None and answer.kind == "ok"
+        read_stanza(self._in.readline)
 
     def end(self) -> None:
         """Say that it is over: nothing answers that."""

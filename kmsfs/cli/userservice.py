@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kmsfs.cli.output import say, show
 from kmsfs.cli.unitfiles import run_program, unit_text, write_file
-from kmsfs.client.locate import private_daemon
+from kmsfs.client.locate import answers, private_daemon
 from kmsfs.errors import StorageError, UsageError
 
 _UNITS = ("kmsd.socket", "kmsd.service", "kmsfs@.service")
@@ -26,13 +26,13 @@ def install_user_service() -> None:
     if place.state != usual:
         raise UsageError(f"your key daemon's state lies in {place.state}", hint=f"unset XDG_STATE_HOME: the units use {usual}")
     programs = Path(sys.prefix) / "bin"
+    running = run_program("systemctl", "--user", "is-active", "kmsd.socket", may_fail=True).strip() == "active"
+    if not running and answers(place.socket):
+        raise UsageError("a private daemon runs already", hint="`kmsfs daemon stop`, and then this again; mounts go on when it is back")
     folder = _folder()
     for name in _UNITS:
         write_file(folder / name, unit_text(f"user/{name}", programs))
     run_program("systemctl", "--user", "daemon-reload")
-    running = run_program("systemctl", "--user", "is-active", "kmsd.socket", may_fail=True).strip() == "active"
-    if not running and place.socket.exists():
-        raise UsageError("a private daemon runs already", hint="`kmsfs daemon stop`, and then this again; mounts go on when it is back")
     made = {} if (place.state / "keyring.kms").exists() else _make_realm(programs, place.state)
     # The next call starts the service, with the program that is installed now.
     run_program("systemctl", "--user", "stop", "kmsd.service")

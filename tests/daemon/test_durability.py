@@ -4,18 +4,31 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
+from kmsd.app import Daemon
+from kmsd.authz.principal import make_caller
+from kmsd.config import Config
+from kmsd.door.app import Door
+from kmsd.realm import initialise, open_realm
+from kmsd.root.keyring import SealType
 from kmsd.server.session import ServerState, Session
 from kmsd.server.settling import Settlement
+from kmsd.store import database
 from kmsd.store.anchor import Anchor
 from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
 from kmsd.store.sealing import RowSealer
-from kmsfs.errors import StorageError
-from kmsfs.formats.frame import decode_answer, encode_request
+from kmsfs.errors import KmsfsError, StorageError
+from kmsfs.formats.frame import Request, decode_answer, encode_request
 from kmsfs.secret import KeyMaterial
+from support.waiting import soon
 
 
 class FakeJournal:
@@ -274,6 +287,112 @@ def test_a_new_store_is_durable_when_it_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), real(descriptor)))
     SealedStore(tmp_path / "state.db", sealer(), create=True).close()
     assert synced == [str(tmp_path / "state.db-wal")]
+
+
+def test_a_table_is_read_whole_in_portions(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "_READ_AT_ONCE", 10)
+    store = SealedStore(tmp_path / "state.db", sealer(), create=True)
+    for count in (9, 10, 11, 35):
+        with store.transaction() as work:
+            for number in range(count):
+                work.put(Table.ALIAS, f"alias/{number}", {"n": number})
+        assert sorted(row["n"] for row in store.scan(Table.ALIAS)) == list(range(count))
+    store.close()
+    SealedStore(tmp_path / "state.db", sealer()).close()
+
+
+def test_the_daemon_syncs_once_for_two_connections(tmp_path, monkeypatch):
+    """As it is put together: what two clients change in one turn is made durable by one sync of the state and one of the audit log."""
+    config = Config(tmp_path / "state", tmp_path / "kmsd.sock")
+    initialise(config, SealType.KEYFILE, None)
+    daemon = Daemon(config, open_realm(config, None))
+    synced, real = [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda number: (synced.append(os.readlink(f"/proc/self/fd/{number}")), real(number)))
+    log, audit = f"{config.database}-wal", str(config.audit / "audit.jsonl")
+    caller = make_caller(daemon._account, 0, 0, 0, ())
+
+    async def run():
+        sessions = [Session(daemon._state) for _ in range(2)]
+        for number, session in enumerate(sessions):
+            session._transport = FakeTransport([])
+            request = Request(1, "PutParameter", {"Name": f"/p{number}", "Value": "x", "Type": "String"}, None, None)
+            session._send([session._answer(caller, request)])
+        assert synced == [] and not any(session._transport.data for session in sessions)
+        await asyncio.sleep(0)
+        assert all(decode_answer(session._transport.data[4:])["r"]["Version"] == 1 for session in sessions)
+
+    asyncio.run(run())
+    assert synced == [log, audit]
+    # What nobody waits for is made durable by the upkeep.
+    daemon._parameters._remove(daemon._parameters._tree.get(daemon._parameters._home, "/p0"))
+    assert daemon._store.dirty
+    daemon._settle()
+    assert not daemon._store.dirty and synced[2] == log
+    daemon._close()
+
+
+def test_the_door_answers_what_is_durable(tmp_path, monkeypatch):
+    config = Config(tmp_path / "state", tmp_path / "kmsd.sock")
+    initialise(config, SealType.KEYFILE, None)
+    daemon = Daemon(config, open_realm(config, None))
+    caller = make_caller(daemon._account, os.getuid(), 0, 0, ())
+    made = daemon._pipeline.run(caller, Request(1, "GetSessionToken", {}, None, None), 0)[0]["Credentials"]
+    body = '{"Name": "/p", "Value": "x", "Type": "String"}'
+    headers = {"X-Amz-Target": "AmazonSSM.PutParameter", "Content-Type": "application/x-amz-json-1.1", "Host": "127.0.0.1:1"}
+    request = AWSRequest("POST", "http://127.0.0.1:1/", headers, body)
+    credentials = Credentials(made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"])
+    SigV4Auth(credentials, "ssm", "us-east-1").add_auth(request)
+    scope = {
+        "type": "http", "method": "POST", "path": "/", "query_string": b"",
+        "headers": [(name.lower().encode(), str(value).encode()) for name, value in request.headers.items()],
+    }  # fmt: skip
+    seen, real = [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda number: (seen.append(os.readlink(f"/proc/self/fd/{number}")), real(number)))
+
+    async def receive():
+        return {"type": "http.request", "body": body.encode(), "more_body": False}
+
+    async def send(message):
+        seen.append(message.get("status", message.get("body")))
+
+    asyncio.run(Door(daemon._state, daemon._book, "us-east-1")(scope, receive, send))
+    assert seen[:3] == [f"{config.database}-wal", str(config.audit / "audit.jsonl"), 200]
+    daemon._close()
+
+
+FAILING = """
+import os, pathlib, sys
+flag, real = pathlib.Path(sys.argv.pop(1)), os.fdatasync
+def fdatasync(number):
+    if flag.exists() and os.readlink(f"/proc/self/fd/{number}").endswith("-wal"):
+        raise OSError(5, "injected")
+    real(number)
+os.fdatasync = fdatasync
+from kmsd.__main__ import main
+main()
+"""
+
+
+def test_a_daemon_whose_disk_fails_says_so_ends_and_starts_on_what_the_disk_has(tmp_path, fresh_daemon):
+    flag = tmp_path / "fails"
+    command = [sys.executable, "-c", FAILING, str(flag), "serve", "--private", "--state", str(fresh_daemon.state), "--socket", str(fresh_daemon.socket)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    soon(True, fresh_daemon.socket.exists, 20)
+    session = fresh_daemon.session()
+    put = lambda name: session.call("PutParameter", {"Name": name, "Value": "x", "Type": "String"})  # noqa: E731
+    put("/before")
+    flag.touch()
+    with pytest.raises(KmsfsError, match="could not be stored"):
+        put("/lost")
+    assert process.wait(20) != 0
+    assert "could not be stored" in process.stderr.read()
+    process.stderr.close()
+    session.close()
+    fresh_daemon.start()
+    session = fresh_daemon.session()
+    assert session.call("GetParameter", {"Name": "/before"})["Parameter"]["Value"] == "x"
+    put("/after")
+    session.close()
 
 
 def test_deferred_transactions_survive_a_cut_in_order_and_whole(tmp_path):

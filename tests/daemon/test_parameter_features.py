@@ -7,11 +7,17 @@ from dataclasses import replace
 
 import pytest
 
+from kmsd.app import Daemon
+from kmsd.authz.principal import make_caller
+from kmsd.config import Config
 from kmsd.parameters.index import ParameterIndex
 from kmsd.parameters.policies import expiration_of, notices_due, read_policies
 from kmsd.parameters.records import ParameterFacts
-from kmsd.parameters.tier import parse_limits
+from kmsd.parameters.tier import ParameterLimits, parse_limits
+from kmsd.realm import initialise, open_realm
+from kmsd.root.keyring import SealType
 from kmsfs import errors
+from kmsfs.formats.frame import Request
 
 
 def moment(days):
@@ -224,3 +230,24 @@ def test_writers_at_once_lose_and_double_no_version(daemon):
     assert sessions[0].call("GetParameter", {"Name": "/at/first"})["Parameter"]["Value"] == made[0]
     for session in sessions:
         session.close()
+
+
+def test_a_full_tier_takes_neither_a_new_parameter_nor_an_upgrade_and_each_region_has_its_own(tmp_path):
+    config = Config(tmp_path / "state", tmp_path / "kmsd.sock", parameter_limits=ParameterLimits(2, 1))
+    initialise(config, SealType.KEYFILE, None)
+    daemon = Daemon(config, open_realm(config, None))
+    me = make_caller(daemon._account, 0, 0, 0, ())
+
+    def put(name, tier, region="one", *, overwrite=False):
+        parameters = {"Name": name, "Value": "x", "Type": "String", "Tier": tier, "Overwrite": overwrite}
+        return daemon._pipeline.run(me, Request(1, "PutParameter", parameters, None, None), 0, region)[0]
+
+    put("/a", "Standard")
+    put("/b", "Standard")
+    put("/c", "Advanced")
+    for name, tier, overwrite in (("/d", "Standard", False), ("/d", "Advanced", False), ("/a", "Advanced", True)):
+        with pytest.raises(errors.LimitExceeded, match=f"maximum of . {tier.lower()} parameters"):
+            put(name, tier, overwrite=overwrite)
+    put("/a", "Standard", overwrite=True)
+    put("/d", "Standard", "other")
+    daemon._close()

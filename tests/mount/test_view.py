@@ -16,6 +16,7 @@ from support.peers import let_others_in
 from kmsfs.cli import secretsview
 from kmsfs.errors import AccessDenied, UsageError
 from kmsfs.render.sources import Sources
+from kmsfs.view import onlookers
 from kmsfs.view.announce import steps
 from kmsfs.view.readers import Readers
 from kmsfs.view.tree import VALUE_NAME, tree_of
@@ -277,6 +278,7 @@ def test_inotify_tells_of_a_file_that_somebody_reads(view, call):
     watch = Watch(folder / "d")
     with (folder / "d" / "a").open() as stream:
         call("DeleteParameter", Name="/vi8/d/a")
+        watch.until(folder / "d" / "a", "DELETE")
         soon([], lambda: os.listdir(folder))
         assert stream.read() == "old"
     put(call, "/vi8/d/a", "new")
@@ -344,3 +346,15 @@ def test_inotify_names_nothing_that_a_reader_cannot_see(daemon, view, call, tmp_
         assert {path for path, _ in watch.until(folder, "ATTRIB")} == {str(folder)}
         assert sorted(os.listdir(folder)) == ["shared", "top"]
         watch.close()
+
+
+def test_beyond_so_many_users_no_name_is_told(monkeypatch):
+    monkeypatch.setattr(onlookers, "_USERS_MAX", 2)
+    watched = onlookers.Onlookers(None, "/")
+    tree = tree_of(["/d/a"], "/")
+    for uid in range(2):
+        watched.note((uid, uid, ()), tree)
+    assert not watched.may_not_know("d", "d/a", "/d/a") and watched.may_not_know("", "d", "/d/a")
+    # Nobody knows what the third one may be watching.
+    watched.note((2, 2, ()), tree)
+    assert watched.may_not_know("d", "d/a", "/d/a")

@@ -281,17 +281,20 @@ def test_a_users_own_service(machine):
     os.chmod("/dev/fuse", 0o666)
     home = {"HOME": "/srv/alice", "XDG_RUNTIME_DIR": f"/run/user/{uid}"}
     environment = [f"{name}={value}" for name, value in home.items()]
-    # What user@.service is, without the login manager that this machine does not run.
-    machine.run(
-        "systemd-run", "--unit=alice-manager", "--uid=alice", "--property=Delegate=yes", "--property=Type=notify",
-        f"--property=RuntimeDirectory=user/{uid}", "--property=RuntimeDirectoryMode=0700", *(f"--setenv={text}" for text in environment),
-        "/lib/systemd/systemd", "--user",
-    )  # fmt: skip
+
+    def manage():
+        """What user@.service is, without the login manager that this machine does not run."""
+        machine.run(
+            "systemd-run", "--unit=alice-manager", "--uid=alice", "--property=Delegate=yes", "--property=Type=notify",
+            f"--property=RuntimeDirectory=user/{uid}", "--property=RuntimeDirectoryMode=0700", *(f"--setenv={text}" for text in environment),
+            "/lib/systemd/systemd", "--user",
+        )  # fmt: skip
 
     def alice(*words, **options):
         return machine.run("setpriv", "--reuid=alice", "--regid=alice", "--init-groups", "env", *environment, *words, **options)
 
     try:
+        manage()
         made = json.loads(alice(str(BIN / "kmsfs"), "--json", "install-service", "--user").stdout)
         assert len(made["recovery_code"]) > 20
         assert json.loads(alice(str(BIN / "kmsfs"), "--json", "install-service", "--user").stdout) == {}
@@ -321,7 +324,21 @@ def test_a_users_own_service(machine):
         # Logged out: everything ends. Logged in again: the socket and the mount are there.
         machine.systemctl("stop", "alice-manager.service")
         assert machine.run("findmnt", "/srv/alice/Documents", check=False).returncode
-        # One with a daemon that he began himself is told so.
+        manage()
+        soon("kept\n", lambda: alice("cat", "/srv/alice/Documents/file", check=False).stdout, 20)
+        # The units go; keys and state stay. Who began a daemon himself is told so, and nothing is put in place.
+        alice("systemctl", "--user", "disable", "--now", "kmsfs@Documents")
+        alice(str(BIN / "kmsfs"), "install-service", "--user", "--undo")
+        assert machine.run("ls", "/srv/alice/.config/systemd/user").stdout.split() in ([], ["default.target.wants"], ["default.target.wants", "sockets.target.wants"])
+        alice(str(BIN / "kmsfs"), "daemon", "start")
+        refused = alice(str(BIN / "kmsfs"), "--json", "install-service", "--user", check=False)
+        assert refused.returncode == 2 and "runs already" in refused.stderr
+        assert "kmsd.socket" not in machine.run("ls", "/srv/alice/.config/systemd/user").stdout
+        # What a killed one leaves behind is no daemon.
+        machine.run("pkill", "-KILL", "-u", "alice", "-f", "kmsd serve")
+        assert machine.run("test", "-S", f"/run/user/{uid}/kmsfs/kmsd.sock", check=False).returncode == 0
+        alice(str(BIN / "kmsfs"), "install-service", "--user")
+        assert alice(str(BIN / "kmsfs"), "param", "get", "/mine", "--with-decryption", "--raw").stdout.rstrip("\n") == "m"
         refused = alice(str(BIN / "kmsfs"), "--json", "install-service", "--user", "--aws-endpoint", "127.0.0.1:1", check=False)
         assert refused.returncode == 2
         assert kmsfs(machine, "install-service", "--undo", check=False).returncode == 0

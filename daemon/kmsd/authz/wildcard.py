@@ -1,4 +1,4 @@
-"""Match `*` and `?` patterns in time that grows with pattern and text, not with their product: policies are hostile input."""
+"""Match `*` and `?` patterns without going back, and letter by letter in C alone: policies are hostile input."""
 
 import re
 from functools import lru_cache
@@ -7,8 +7,8 @@ from functools import lru_cache
 def matches(pattern: str, text: str) -> bool:
     """Tell whether `text` matches `pattern`, case-sensitively.
 
-    The text between two stars is found where it comes first: what is behind it then has the most room. `str.find` and patterns
-    without repetition do that without going back.
+    The text between two stars is found where it comes first: what is behind it then has the most room. At worst, with a `?` in it, that
+    compares every letter with every letter, in some tens of milliseconds for a policy's and a context's longest.
     """
     if pattern.find("*") == len(pattern) - 1 and "?" not in pattern:
         return text.startswith(pattern[:-1]) if pattern else not text

@@ -47,7 +47,7 @@ class Settlement:
 
     def _wanted(self) -> bool:
         pipeline = self._pipeline
-        return pipeline.sync_wanted or self._store.dirty or pipeline.journal.overdue
+        return pipeline.sync_wanted or pipeline.journal.overdue
 
     def _release(self, *, always: bool = False) -> Unsettled | None:
         if not self._held and not always:
