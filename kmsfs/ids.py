@@ -52,6 +52,16 @@ def scope_of(account: str, region: str = REGION) -> str:
     return f"{region}:{account}"
 
 
+def region_of(scope: str) -> str:
+    """Return the region of a scope."""
+    return scope.partition(":")[0]
+
+
+def account_of(scope: str) -> str:
+    """Return the account of a scope."""
+    return scope.partition(":")[2]
+
+
 def key_arn(scope: str, key_id: str) -> str:
     """Return the ARN of a KMS key."""
     return f"arn:{PARTITION}:kms:{scope}:key/{key_id}"
@@ -96,6 +106,16 @@ def root_principal(account: str) -> str:
 def iam_arn(account: str, kind: str, path: str, name: str) -> str:
     """Return the ARN of an IAM user, group, role or policy; `path` begins and ends with a slash."""
     return f"arn:{PARTITION}:iam::{account}:{kind}{path}{name}"
+
+
+def organization_arn(management: str, organization: str) -> str:
+    """Return the ARN of a realm as an organization of accounts; `management` is the account that manages it."""
+    return f"arn:{PARTITION}:organizations::{management}:organization/{organization}"
+
+
+def account_arn(management: str, organization: str, account: str) -> str:
+    """Return the ARN of an account within its organization."""
+    return f"arn:{PARTITION}:organizations::{management}:account/{organization}/{account}"
 
 
 def session_principal(account: str, role: str, session: str) -> str:
@@ -180,7 +200,7 @@ def parse_key_reference(text: str, scope: str) -> KeyReference:
         parts = text.split(":", 5)
         if len(parts) != 6 or parts[1] != PARTITION or parts[2] != "kms":
             raise InvalidArn(f"Invalid arn {text[:120]!r}")
-        if parts[3] != scope.partition(":")[0]:
+        if parts[3] != region_of(scope):
             raise KeyNotFound(f"Invalid arn {parts[3][:64]}")
         scope, resource = f"{parts[3]}:{parts[4]}", parts[5].removeprefix("key/")
     if resource.startswith("alias/"):

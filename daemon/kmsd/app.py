@@ -18,6 +18,8 @@ import uvloop
 from kmsd.access.denials import Denials
 from kmsd.access.rules import load_guardrails
 from kmsd.access.service import AccessService
+from kmsd.accounts.service import AccountService
+from kmsd.accounts.store import AccountStore
 from kmsd.audit.digests import AuditDigests
 from kmsd.audit.journal import Journal
 from kmsd.authz.guardrails import Guardrails
@@ -77,7 +79,7 @@ from kmsd.sts.tokens import SessionTokens
 from kmsd.volumes.service import VolumeService
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.errors import AuditUnavailable, KmsfsError, StorageError
-from kmsfs.ids import account_of_realm, root_principal, uid_principal
+from kmsfs.ids import account_of, account_of_realm, root_principal, uid_principal
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
 _LOG = logging.getLogger("kmsd")
@@ -114,10 +116,11 @@ class Daemon:
         vault = MaterialVault(keyring.realm_id, domain_keys, os.urandom, spares)
         self._registry = KeyRegistry(self._account, self._store, vault)
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
-        self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}")
+        self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}", self._account)
+        self._accounts = AccountStore(self._account, self._store)
         settlement = Settlement(self._pipeline, self._store, self._stop.set)
         self._state = ServerState(
-            self._pipeline, settlement, self._account, time.time, buckets=Buckets(config.quotas), spares=spares
+            self._pipeline, settlement, self._account, time.time, self._accounts.of_uid, buckets=Buckets(config.quotas), spares=spares
         )
         self._pipeline.charge = self._state.buckets.spend_on_key
         self._iam = IamStore(self._store)
@@ -135,7 +138,7 @@ class Daemon:
         config, registry, pipeline = self._config, self._registry, self._pipeline
         grants = GrantService(registry, tokens, os.urandom)
         denials = Denials()
-        authoriser = Authoriser(registry, grants, tokens, denials, self._guardrails, self._iam)
+        authoriser = Authoriser(registry, grants, tokens, denials, self._guardrails, self._iam, self._accounts)
         loaded = PairStore()
         registry.listeners.append(loaded.forget)
         crypto = CryptoService(os.urandom, loaded)
@@ -180,7 +183,7 @@ class Daemon:
         codes = MfaCodes(self._iam)
         sts = TokenService(self._sessions, self._iam, codes)
         self._state.administrators = administrators
-        self._book = CredentialBook(self._account, self._sessions, self._iam, administrators, os.getuid())
+        self._book = CredentialBook(self._accounts.of_uid, self._sessions, self._iam, administrators, os.getuid())
         pipeline.bind(
             authoriser,
             bind_handlers(
@@ -191,13 +194,15 @@ class Daemon:
                     *self._identities(), MfaService(self._iam, codes, os.urandom), IamTagService(self._iam), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
                     dependents, self._metrics, ChangeService(changes),
-                    SealService(facts.root_key_source, sealing_keepers(config.administrators), None if config.ephemeral else self._seal),
+                    AccountService(self._accounts, self._iam, os.urandom, config.administrators, realm.keyring.created[min(realm.keyring.created)]),
+                    SealService(facts.root_key_source, self._account, sealing_keepers(config.administrators), None if config.ephemeral else self._seal),
                 )
             ),
         )  # fmt: skip
         registry.listeners.append(self._push_change)
         registry.listeners.append(lambda key, event: changes.publish(key_change(key, event, authoriser.may_know)))
         changes.listeners.append(self._tell)
+        self._accounts.listeners.append(self._account_changed)
         self._state.on_lost = volumes.connection_lost
 
     def _identities(self) -> tuple[tuple[EntityService, ...], IamService, PolicyService, AccessKeyService]:
@@ -350,6 +355,14 @@ class Daemon:
         message = {"kind": event, "key": key.arn, "generation": key.generation, "state": key.state.value}
         for session in list(self._state.sessions):
             session.push(key.key_id, message)
+
+    def _account_changed(self, account: str, uids: frozenset[int]) -> None:
+        """Let everybody whom it concerns be looked at anew: who holds the account's keys, and its callers."""
+        for key in list(self._registry.keys.values()):
+            if account and account_of(key.scope) == account:
+                self._push_change(key, "policy")
+        for session in list(self._state.sessions):
+            session.end_if(lambda caller: caller.account == account or caller.uid in uids)
 
     def _tell(self, happened: Happened) -> None:
         event = self._changes.event(happened)

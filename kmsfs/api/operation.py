@@ -46,6 +46,8 @@ class Resource(Enum):
     """Parameters; each name is authorised on its own."""
     IAM = "iam"
     """The account's users, groups, roles and policies."""
+    ORGANIZATION = "organization"
+    """The realm's accounts, which the managing one manages."""
     SECRET = "secret"  # noqa: S105  (a kind of resource)
     """A secret, by its owner or its policy."""
 
@@ -77,6 +79,8 @@ class Operation:
     usages: frozenset[str] = frozenset()
     """Key usages that the operation needs one of; empty: any."""
     mutates: bool = False
+    cross_account: bool = False
+    """Whether it may name a KMS key of another account, by ARN (KMS API reference, "Cross-account use"); cryptographic ones may."""
     streams: bool = False
     rules: tuple[Callable[[Any], None], ...] = ()
     audit: tuple[str, ...] = ()

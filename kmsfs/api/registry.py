@@ -1,6 +1,7 @@
 """All operations by their name on the socket, and what is derived from them."""
 
 from kmsfs.api.catalogue.access import ACCESS_OPERATIONS
+from kmsfs.api.catalogue.accounts import ACCOUNT_OPERATIONS
 from kmsfs.api.catalogue.admin import ADMIN_OPERATIONS
 from kmsfs.api.catalogue.crypto import CRYPTO_OPERATIONS
 from kmsfs.api.catalogue.grants import GRANT_OPERATIONS
@@ -24,6 +25,7 @@ OPERATIONS: dict[str, Operation] = {
         *SECRET_OPERATIONS,
         *STS_OPERATIONS,
         *IAM_OPERATIONS,
+        *ACCOUNT_OPERATIONS,
         *ADMIN_OPERATIONS,
         *ACCESS_OPERATIONS,
     )

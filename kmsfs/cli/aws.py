@@ -2,24 +2,36 @@
 
 import datetime
 import json
+import os
 import shlex
 from typing import Annotated, Any
 
 import typer
 
+from kmsfs.api.shapes.accounts import ACCESS_ROLE
+from kmsfs.cli.account import find_account
 from kmsfs.cli.output import SETTINGS, call, read_text_value, say
 from kmsfs.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="AWS's own clients against the key daemon.")
 Seconds = Annotated[
-    int, typer.Option("--seconds", min=900, max=129_600, help="How long the credentials work.")
+    int, typer.Option("--seconds", min=900, max=129_600, help="How long the credentials work: 12 hours for `env`, one for the rest, if not given.")
 ]
-_SERVICES = ("KMS", "SSM", "SECRETS_MANAGER", "STS", "IAM")
+Role = Annotated[
+    str | None, typer.Option(help="Credentials of a role that you may assume: its name, or its ARN if it is of another account.")
+]
+Account = Annotated[
+    str | None, typer.Option(help="Credentials in this account, by the role that was made with it; id or name.")
+]
+_ROLE_SECONDS = 3_600
+_SERVICES = ("KMS", "SSM", "SECRETS_MANAGER", "STS", "IAM", "ORGANIZATIONS")
 
 
 @app.command()
 def env(
-    seconds: Seconds = 43_200,
+    seconds: Seconds | None = None,
+    role: Role = None,
+    account: Account = None,
     region: Annotated[
         str | None, typer.Option(help="A region; by default the one that shows what the socket keeps.")
     ] = None,
@@ -27,7 +39,7 @@ def env(
     """Print variables for a shell. Example: eval "$(kmsfs aws env)"; aws kms list-keys"""
     endpoint, home = _endpoint()
     region = region or home
-    made = _credentials(seconds)
+    made = _credentials(seconds, role, account, by_default=43_200)
     variables = {
         "AWS_ACCESS_KEY_ID": made["AccessKeyId"],
         "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"],
@@ -44,9 +56,9 @@ def env(
 
 
 @app.command()
-def credentials(seconds: Seconds = 3600) -> None:
+def credentials(seconds: Seconds | None = None, role: Role = None, account: Account = None) -> None:
     """Print credentials as `credential_process` of AWS's configuration wants them; SDKs then renew them themselves."""
-    made = _credentials(seconds)
+    made = _credentials(seconds, role, account, by_default=3_600)
     expiration = datetime.datetime.fromtimestamp(made["Expiration"], datetime.UTC).isoformat(
         timespec="seconds"
     )
@@ -70,9 +82,22 @@ def put_access_key(
     say(f"{key_id} stands for {user or 'the account root'}")
 
 
-def _credentials(seconds: int) -> dict[str, Any]:
-    made: dict[str, Any] = call("GetSessionToken", DurationSeconds=seconds)["Credentials"]
+def _credentials(seconds: int | None, role: str | None, account: str | None, *, by_default: int) -> dict[str, Any]:
+    made: dict[str, Any]
+    if role is None and account is None:
+        made = call("GetSessionToken", DurationSeconds=seconds or by_default)["Credentials"]
+        return made
+    arn = role or ACCESS_ROLE
+    if not arn.startswith("arn:"):
+        account_id = find_account(account)["Id"] if account is not None else call("GetStatus")["Account"]
+        arn = f"arn:kmsfs:iam::{account_id}:role/{arn}"
+    made = call("AssumeRole", RoleArn=arn, RoleSessionName=_session_name(), DurationSeconds=seconds or _ROLE_SECONDS)["Credentials"]
     return made
+
+
+def _session_name() -> str:
+    """Whoever reads the audit log sees who it was."""
+    return f"uid-{os.getuid()}"
 
 
 def _endpoint() -> tuple[str, str]:

@@ -8,6 +8,7 @@ import typer
 from kmsfs import __version__
 from kmsfs.cli import (
     access,
+    account,
     adopting,
     ageplugin,
     alias,
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.add_typer(key.app, name="key")
 app.add_typer(alias.app, name="alias")
+app.add_typer(account.app, name="account")
 app.add_typer(grant.app, name="grant")
 app.add_typer(paramtools.app, name="param")
 app.add_typer(secret.app, name="secret")

@@ -1,5 +1,6 @@
 """Every failure kmsfs can name: `core` has the families, the other modules those of one service."""
 
+from kmsfs.errors.accounts import *  # noqa: F403
 from kmsfs.errors.core import *  # noqa: F403  (one door: every room imports from here)
 from kmsfs.errors.core import KmsfsError
 from kmsfs.errors.iam import *  # noqa: F403

@@ -9,7 +9,7 @@ from kmsfs.trail.tables import time_of
 
 _SOURCES = {
     "kms": "kms.amazonaws.com", "ssm": "ssm.amazonaws.com", "secretsmanager": "secretsmanager.amazonaws.com",
-    "sts": "sts.amazonaws.com", "iam": "iam.amazonaws.com",
+    "sts": "sts.amazonaws.com", "iam": "iam.amazonaws.com", "organizations": "organizations.amazonaws.com",
 }  # fmt: skip
 _NAMESPACE = uuid.UUID("b6c1f6de-5f0c-4a75-9e0b-6f3b4c8e2a11")
 
@@ -18,11 +18,12 @@ def cloudtrail_event(record: dict[str, Any], account: str, region: str) -> dict[
     """Return the event of a record. Nothing is made up: what the log does not have is null."""
     operation = OPERATIONS.get(record["op"])
     service = operation.service if operation is not None else "kmsfs"
+    caller = principal_of(record, account)
     by_hand = "uid" in record and record.get("req", "-") != "-"
     key = record.get("key")
     event: dict[str, Any] = {
         "eventVersion": "1.11",
-        "userIdentity": _identity(record, account),
+        "userIdentity": _identity(record, caller),
         "eventTime": time_of(record),
         "eventSource": _SOURCES.get(service, "kmsfs.local"),
         "eventName": operation.name if operation is not None else record["op"],
@@ -35,10 +36,10 @@ def cloudtrail_event(record: dict[str, Any], account: str, region: str) -> dict[
         "requestID": record.get("req"),
         "eventID": str(uuid.uuid5(_NAMESPACE, f"{record.get('prev')}:{record['seq']}")),
         "readOnly": not operation.mutates if operation is not None else False,
-        "resources": [{"ARN": key, "accountId": account, "type": "AWS::KMS::Key"}] if key else [],
+        "resources": [{"ARN": key, "accountId": key.split(":")[4], "type": "AWS::KMS::Key"}] if key else [],
         "eventType": "AwsApiCall" if by_hand else "AwsServiceEvent",
         "managementEvent": True,
-        "recipientAccountId": account,
+        "recipientAccountId": caller.split(":")[4],
         "eventCategory": "Management",
     }
     if record.get("err"):
@@ -46,14 +47,13 @@ def cloudtrail_event(record: dict[str, Any], account: str, region: str) -> dict[
     return event
 
 
-def _identity(record: dict[str, Any], account: str) -> dict[str, Any]:
-    arn = principal_of(record, account)
+def _identity(record: dict[str, Any], arn: str) -> dict[str, Any]:
     if record.get("req", "-") == "-":
         return {"type": "AWSService", "invokedBy": "kmsd"}
     resource = arn.rpartition(":")[2]
     kinds = {"user": "IAMUser", "assumed-role": "AssumedRole", "root": "Root"}
     kind = kinds.get(resource.partition("/")[0], "LocalUser")
-    identity = {"type": kind, "principalId": resource, "arn": arn, "accountId": account, "accessKeyId": record.get("akid", "")}
+    identity = {"type": kind, "principalId": resource, "arn": arn, "accountId": arn.split(":")[4], "accessKeyId": record.get("akid", "")}
     if kind == "IAMUser":
         identity["userName"] = resource.rpartition("/")[2]
     return identity

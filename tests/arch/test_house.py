@@ -100,7 +100,7 @@ def test_declarations_are_whole():
             assert encoded[field] not in operation.secret
         for secret in operation.secret:
             assert secret in encoded.values()
-        assert operation.action.startswith(("kms:", "ssm:", "secretsmanager:", "sts:", "iam:", "kmsfs:"))
+        assert operation.action.startswith(("kms:", "ssm:", "secretsmanager:", "sts:", "iam:", "organizations:", "kmsfs:"))
     assert {"kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo"} <= KMS_ACTIONS
 
 

@@ -88,7 +88,7 @@ class World:
         self.store = FakeStore(self.trace, dirty=dirty, broken=broken)
         pipeline = FakePipeline(self.trace, mutates)
         self.settlement = Settlement(pipeline, self.store, lambda: self.trace.append("stop"))
-        self.state = ServerState(pipeline, self.settlement, "0" * 12, lambda: 0.0)
+        self.state = ServerState(pipeline, self.settlement, "0" * 12, lambda: 0.0, lambda _uid: "0" * 12)
 
     def session(self, name="answer"):
         made = Session(self.state)

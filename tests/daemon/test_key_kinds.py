@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from kmsfs import errors
 from kmsfs.api.keyspecs import SPECS, is_asymmetric
 from kmsfs.api.registry import OPERATIONS
+from support.wirefields import wire_fields
 
 MODEL = botocore.session.get_session().get_service_model("kms")
 
@@ -295,16 +296,6 @@ def test_aliases_keep_to_one_kind_of_key(call, signer_keys):
     call("CreateAlias", AliasName="alias/kinds", TargetKeyId=symmetric)
     with pytest.raises(errors.KeyInvalidState):
         call("UpdateAlias", AliasName="alias/kinds", TargetKeyId=signer_keys("ECC_NIST_P256"))
-
-
-def wire_fields(shape):
-    required = len(shape.__struct_fields__) - len(shape.__struct_defaults__)
-    from msgspec import NODEFAULT
-
-    return {
-        wire: position < required or shape.__struct_defaults__[position - required] is NODEFAULT
-        for position, wire in enumerate(shape.__struct_encode_fields__)
-    }
 
 
 # What AWS's model has and we do not take: each is refused by name as an unknown parameter.

@@ -249,7 +249,8 @@ def test_the_deny_table_misses_no_key_operation():
     assert rest == {
         "CreateKey", "ListKeys", "ListAliases", "UpdateAlias", "DeleteAlias", "GenerateRandom", "DecryptBatch",
         "RetireGrant", "ListRetirableGrants", "GetStatus", "GetCallerIdentity", "GetSessionToken", "AssumeRole",
-        "GetAccessKeyInfo", "PutAccessKey", "ExplainDecision", "ListDueRotations",
+        "GetAccessKeyInfo", "PutAccessKey", "CreateAccount", "DescribeCreateAccountStatus", "DescribeAccount", "ListAccounts",
+        "DescribeOrganization", "CloseAccount", "ReopenAccount", "AssignLocalUser", "ExplainDecision", "ListDueRotations",
         "GetMetrics", "WatchChanges", "Seal", "GetSealStatus", "Unseal",
     }  # fmt: skip
 

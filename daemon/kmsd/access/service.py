@@ -81,7 +81,7 @@ class AccessService:
         question = self._question(call, request.action, request.asked_context, request.via_service)
         found = []
         for principal in sorted(self._candidates(call, key)):
-            caller = _anybody(self._registry.account) if principal == EVERYBODY else self._caller(principal)
+            caller = _anybody(call.caller.account) if principal == EVERYBODY else self._caller(principal)
             if self._guardrails.decide(caller, question) is not None:
                 continue
             decision = decide(caller, question, key.policy, key.grants.values())
@@ -126,7 +126,7 @@ class AccessService:
             return make_caller(account, int(number), gid, 0, groups, administrators=self._administrators)
         if kind in ("user", "role"):
             raise NoSuchEntity(f"{principal} cannot be found.")
-        root = principal == root_principal(self._registry.account)
+        root = principal == root_principal(account)
         return Caller(account, _NOBODY, _NOBODY, 0, principal, frozenset({principal}), root=root)
 
 

@@ -4,6 +4,7 @@ from itertools import islice
 from typing import Any
 
 from kmsd.access.denials import Denial, Denials
+from kmsd.accounts.store import AccountStore
 from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.authz.guardrails import Guardrails
 from kmsd.authz.principal import Caller
@@ -19,8 +20,13 @@ from kmsfs.api.keyspecs import SYMMETRIC
 from kmsfs.api.operation import Resource
 from kmsfs.errors import AccessDenied, AliasNotFound, IncorrectKey, InvalidCiphertext, ShapeError
 from kmsfs.formats.blob import BlobType, parse_blob
-from kmsfs.ids import alias_arn, check_alias
+from kmsfs.ids import account_of, alias_arn, check_alias, region_of
 
+_NOT_OURS = (
+    "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed "
+    "to access."
+)
+"""What AWS says of another account's key, so that a ciphertext does not tell whether it is there."""
 VOLUME_PURPOSE = "volume-root"
 _OTHER_GRANTS = 20
 """Grants of others that an explanation shows."""
@@ -37,8 +43,10 @@ class Authoriser:
         denials: Denials,
         guardrails: Guardrails,
         iam: IamStore,
+        accounts: AccountStore,
     ) -> None:
         self._iam = iam
+        self._accounts = accounts
         self._denials = denials
         self._guardrails = guardrails
         self._registry = registry
@@ -53,6 +61,7 @@ class Authoriser:
             Resource.GRANT: self._on_grant,
             Resource.NONE: self._on_nothing,
             Resource.IAM: self._on_account,
+            Resource.ORGANIZATION: self._on_organization,
         }
 
     def authorise(self, call: Call) -> None:
@@ -62,9 +71,11 @@ class Authoriser:
             KeyNotFound, AliasNotFound, InvalidArn: if what it names is not there.
             InvalidCiphertext, IncorrectKey: if its blob names no key, or another than KeyId.
             InvalidGrantToken: if a grant token is not ours.
-            AccessDenied: if the evaluator says no.
+            AccessDenied: if the evaluator says no, or an account is closed.
             KeyDisabled, KeyInvalidState: if the key's state does not allow it.
         """
+        if call.caller.account in self._accounts.closed:
+            raise AccessDenied(f"The account {call.caller.account} is closed.")
         for token in getattr(call.request, "grant_tokens", ()):
             self._tokens.read(token)
         check = self._by_resource.get(call.operation.resource)
@@ -84,6 +95,9 @@ class Authoriser:
         Raises:
             AccessDenied: if the answer is no; the reason goes to the audit record only.
         """
+        if self._is_closed(key):
+            call.decided_by = "account-closed"
+            raise AccessDenied(f"The account of {key.arn} is closed.")
         about = values or {}
         if key.policy.asks_of_the_request or call.caller.identity is not None or self._guardrails.policies:
             about = {**key.condition_values(), **values_of_call(call), **about}
@@ -105,9 +119,30 @@ class Authoriser:
 
     def may_know(self, caller: Caller, key: KmsKey, now: float) -> bool:
         """Tell whether a caller may describe a key, outside of a call."""
+        if self._is_closed(key) or caller.account in self._accounts.closed:
+            return False
         question = Question("kms:DescribeKey", key.arn, now=now, values=key.condition_values())
         decision = self._guardrails.decide(caller, question) or decide(caller, question, key.policy, key.grants_for(caller))
         return decision.allowed
+
+    def _is_closed(self, key: KmsKey) -> bool:
+        return bool(self._accounts.closed) and account_of(key.scope) in self._accounts.closed
+
+    def _find(self, call: Call, reference: str) -> KmsKey:
+        """Find a key of the caller's account; in another one, by ARN, for what AWS offers across accounts.
+
+        Raises:
+            KeyNotFound, AliasNotFound, InvalidArn: as the registry.
+            AccessDenied: if the operation is for the key's own account alone.
+        """
+        key = self._registry.find(reference, call.scope)
+        operation = call.operation
+        if key.scope != call.scope and not (operation.cryptographic or operation.cross_account):
+            raise AccessDenied(
+                f"User: {call.caller.principal} is not authorized to perform: {operation.action} on resource: {key.arn}",
+                hint=f"{operation.name} is for callers of the key's own account",
+            )
+        return key
 
     def _on_nothing(self, call: Call) -> None:
         """What acts on nothing yet is for every local user; who comes through IAM needs its consent."""
@@ -130,6 +165,12 @@ class Authoriser:
         himself = call.operation.service == "iam"
         self._require_identity(call, resource_of(call.request, call.caller, self._iam, himself=himself))
 
+    def _on_organization(self, call: Call) -> None:
+        """Accounts are the business of the managing one; the others may know that there are more."""
+        if call.caller.account != self._accounts.management and call.operation.name != "DescribeOrganization":
+            raise AccessDenied("You don't have permissions to access this resource.")
+        self._require_identity(call, "*")
+
     def _require_identity(self, call: Call, resource: str) -> None:
         values = values_of_management(call)
         tags = self._iam.tags_of(resource)
@@ -146,7 +187,7 @@ class Authoriser:
 
     def _on_key(self, call: Call) -> None:
         request = call.request
-        key = self._registry.find(getattr(request, call.operation.resource_field), call.scope)
+        key = self._find(call, getattr(request, call.operation.resource_field))
         call.key = key
         contexts = getattr(request, "encryption_contexts", None)
         if contexts is None:
@@ -165,14 +206,14 @@ class Authoriser:
         check_usage(call.operation, key.usage, key.arn)
 
     def _on_volume(self, call: Call) -> None:
-        key = self._registry.find(call.request.key_id, call.scope)
+        key = self._find(call, call.request.key_id)
         call.key = key
         context = {"kmsfs:volume": call.request.volume_id, "kmsfs:purpose": VOLUME_PURPOSE}
         self.require(call, key, call.operation.action, context)
         self._check_key(call, key)
         target = getattr(call.request, "target_key_id", None)
         if target is not None:
-            call.target = self._registry.find(target, call.scope)
+            call.target = self._find(call, target)
             self.require(call, call.target, call.operation.action, context)
             self._check_key(call, call.target)
 
@@ -181,12 +222,17 @@ class Authoriser:
         key = self._key_of_ciphertext(
             call, request.ciphertext_blob, request.key_id, request.encryption_algorithm
         )
-        if request.key_id is not None and self._registry.find(request.key_id, call.scope) is not key:
+        if request.key_id is not None and self._find(call, request.key_id) is not key:
             raise IncorrectKey(
                 "The key ID in the request does not identify a CMK that can perform this operation."
             )
         call.key = key
-        self.require(call, key, call.operation.action, request.encryption_context)
+        try:
+            self.require(call, key, call.operation.action, request.encryption_context)
+        except AccessDenied as error:
+            if key.scope == call.scope:
+                raise
+            raise AccessDenied(_NOT_OURS, hint=error.hint) from error
         self._check_key(call, key)
 
     def _key_of_ciphertext(self, call: Call, data: bytes, key_id: str | None, algorithm: str) -> KmsKey:
@@ -195,7 +241,7 @@ class Authoriser:
             return self.key_of_blob(call, data)
         if key_id is None:
             raise ShapeError(f"KeyId is required for algorithm {algorithm}.")
-        return self._registry.find(key_id, call.scope)
+        return self._find(call, key_id)
 
     def key_of_blob(self, call: Call, data: bytes) -> KmsKey:
         """Parse a blob into `call.blob` and return the key it names.
@@ -205,7 +251,7 @@ class Authoriser:
         """
         blob = parse_blob(data)
         key = self._registry.of_owner(blob.key_id) if blob.kind is BlobType.KMS_CIPHERTEXT else None
-        if key is None or key.scope != call.scope:
+        if key is None or (key.scope != call.scope and region_of(key.scope) != region_of(call.scope)):
             raise InvalidCiphertext(evidence="blob of no key here")
         call.blob = blob
         return key
@@ -215,11 +261,11 @@ class Authoriser:
         source = self._key_of_ciphertext(
             call, request.ciphertext_blob, request.source_key_id, request.source_encryption_algorithm
         )
-        if request.source_key_id is not None and self._registry.find(request.source_key_id, call.scope) is not source:
+        if request.source_key_id is not None and self._find(call, request.source_key_id) is not source:
             raise IncorrectKey(
                 "The key ID in the request does not identify a CMK that can perform this operation."
             )
-        destination = self._registry.find(request.destination_key_id, call.scope)
+        destination = self._find(call, request.destination_key_id)
         call.source, call.key = source, destination
         algorithms = (request.source_encryption_algorithm, request.destination_encryption_algorithm)
         before, after = ({"kms:EncryptionAlgorithm": algorithm} for algorithm in algorithms)
@@ -235,7 +281,7 @@ class Authoriser:
         if alias is None and call.operation.name != "CreateAlias":
             raise AliasNotFound(f"Alias {arn} is not found.")
         target = getattr(call.request, "target_key_id", None)
-        keys = [self._registry.find(target, call.scope)] if target is not None else []
+        keys = [self._find(call, target)] if target is not None else []
         if alias is not None and call.operation.name != "CreateAlias":
             keys.append(self._registry.keys[alias.key_id])
         call.key = keys[0]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from kmsd.access.service import AccessService
+from kmsd.accounts.service import AccountService
 from kmsd.dispatch.batch import BatchService
 from kmsd.dispatch.call import Handler
 from kmsd.dispatch.status import AdminService
@@ -60,6 +61,7 @@ class Services:
     dependents: DependentsService
     metrics: MetricsService
     changes: ChangeService
+    accounts: AccountService
     sealing: SealService
 
 
@@ -71,6 +73,7 @@ def bind_handlers(services: Services) -> dict[str, Handler]:
         **_of_parameters(services),
         **_of_secrets(services),
         **_of_identities(services),
+        **_of_accounts(services.accounts),
         **_of_the_rest(services),
     }
 
@@ -188,6 +191,19 @@ def _of_identities(services: Services) -> dict[str, Handler]:
         "DeleteVirtualMFADevice": services.mfa.delete_virtual_mfa_device,
         "ListMFADevices": services.mfa.list_mfa_devices,
         "ListVirtualMFADevices": services.mfa.list_virtual_mfa_devices,
+    }
+
+
+def _of_accounts(accounts: AccountService) -> dict[str, Handler]:
+    return {
+        "CreateAccount": accounts.create_account,
+        "DescribeCreateAccountStatus": accounts.describe_create_account_status,
+        "DescribeAccount": accounts.describe_account,
+        "ListAccounts": accounts.list_accounts,
+        "DescribeOrganization": accounts.describe_organization,
+        "CloseAccount": accounts.close_account,
+        "ReopenAccount": accounts.reopen_account,
+        "AssignLocalUser": accounts.assign_local_user,
     }
 
 

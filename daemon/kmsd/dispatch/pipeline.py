@@ -26,10 +26,14 @@ ALWAYS_ANSWERED = frozenset({"DisableKey", "GetStatus"})
 class Pipeline:
     """Runs calls. `clock` gives seconds since the epoch, `new_call_id` a fresh id per outside call."""
 
-    def __init__(self, journal: Journal, clock: Callable[[], float], new_call_id: Callable[[], str]) -> None:
+    def __init__(
+        self, journal: Journal, clock: Callable[[], float], new_call_id: Callable[[], str], management: str
+    ) -> None:
+        """Records name callers of accounts other than `management` in full: of the others the uid says who they are."""
         self.journal = journal
         self._clock = clock
         self._new_call_id = new_call_id
+        self._management = management
         self._handlers: Mapping[str, Handler] = {}
         self._authoriser: Authoriser | None = None
         self._used_keys: set[str] = set()
@@ -156,7 +160,7 @@ class Pipeline:
             record["svc"] = call.via
         if caller.access_key_id:
             record["akid"] = caller.access_key_id
-        if caller.access_key_id or caller.unit:
+        if caller.access_key_id or caller.unit or caller.account != self._management:
             record["who"] = caller.principal
         if call.context_uid is not None:
             record["ctx_uid"] = call.context_uid

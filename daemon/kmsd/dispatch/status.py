@@ -47,7 +47,7 @@ class AdminService:
         facts = self._facts
         return shapes.StatusResponse(
             version=__version__,
-            account=self._registry.account,
+            account=call.caller.account,
             principal=call.caller.principal,
             pid=facts.pid,
             state_directory=facts.state_directory,

@@ -16,7 +16,7 @@ _FIELDS = frozenset(
     {
         "AliasArn", "AliasName", "Arn", "PermissionsBoundary", "PermissionsBoundaryArn", "PolicyArn", "PolicySourceArn",
         "ResourceArns", "RoleArn", "arn", "ARN", "CreatedBy", "DestinationKeyId", "GranteePrincipal", "InvalidParameters", "IssuingAccount", "KeyArn", "KeyId",
-        "DeletedParameters", "KeyIds", "LastModifiedUser", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SecretId", "SecretIdList", "SerialNumber", "SourceKeyId", "TargetKeyId",
+        "DeletedParameters", "KeyIds", "KmsKeyId", "KmsKeyIds", "LastModifiedUser", "MasterAccountArn", "Name", "Names", "ResourceArn", "RetiringPrincipal", "SecretId", "SecretIdList", "SerialNumber", "SourceKeyId", "TargetKeyId",
     }
 )  # fmt: skip
 _DOCUMENTS = frozenset(
@@ -39,13 +39,13 @@ class ArnTranslation:
         self._inward = (
             (re.compile(rf"arn:aws:{_SERVICES}:{shown}:(?=\d{{12}}:)"), rf"arn:{PARTITION}:\1:{self.region}:"),
             (re.compile(rf"arn:aws:{_SERVICES}:(?={_OTHER})"), rf"arn:{PARTITION}:\1:"),
-            (re.compile(r"arn:aws:(iam|sts)::(?=\d{12}:)"), rf"arn:{PARTITION}:\1::"),
+            (re.compile(r"arn:aws:(iam|sts|organizations)::(?=\d{12}:)"), rf"arn:{PARTITION}:\1::"),
             (re.compile(rf"\b{_AWS_DEFAULT}"), r"alias/kmsfs/\1"),
         )
         self._outward = (
             (re.compile(rf"arn:{PARTITION}:{_SERVICES}:{self.region}:(?=\d{{12}}:)"), rf"arn:aws:\1:{region}:"),
             (re.compile(rf"arn:{PARTITION}:{_SERVICES}:(?={_OTHER})"), r"arn:aws:\1:"),
-            (re.compile(rf"arn:{PARTITION}:(iam|sts)::(?=\d{{12}}:)"), r"arn:aws:\1::"),
+            (re.compile(rf"arn:{PARTITION}:(iam|sts|organizations)::(?=\d{{12}}:)"), r"arn:aws:\1::"),
             (re.compile(rf"\b{_OUR_DEFAULT}"), r"alias/aws/\1"),
         )
 

@@ -16,7 +16,8 @@ from kmsfs.errors import KmsfsError, SerializationFailed, UnknownOperation
 
 JSON = "application/x-amz-json-1.1"
 XML = "text/xml"
-_TARGETS = {"TrentService": "kms", "AmazonSSM": "ssm", "secretsmanager": "secretsmanager"}
+_TARGETS = {"TrentService": "kms", "AmazonSSM": "ssm", "secretsmanager": "secretsmanager",
+            "AWSOrganizationsV20161128": "organizations"}  # fmt: skip
 _QUERY_VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}
 _SPACES = {
     "sts": "https://sts.amazonaws.com/doc/2011-06-15/",

@@ -23,7 +23,8 @@ class IamStore:
         self.access_keys: dict[str, AccessKey] = {}
         self.mfa_devices: dict[str, MfaDevice] = {}
         """By serial number, which is the ARN."""
-        self._compiled: dict[str, IdentityPolicy] = {}
+        self._compiled: dict[tuple[str, str], IdentityPolicy] = {}
+        """By the ARN of whose it is, and its name: names alone are those of one account."""
         self._identities: dict[str, Identity] = {}
         self._trust: dict[str, KeyPolicy] = {}
         for row in store.scan(Table.IDENTITY):
@@ -160,17 +161,17 @@ class IamStore:
 
     def _policies(self, entity: Entity) -> list[IdentityPolicy]:
         inline = [
-            self._compile(f"{entity.kind}/{entity.name}/{name}", text) for name, text in entity.inline.items()
+            self._compile(entity.arn, f"{entity.kind}/{entity.name}/{name}", text) for name, text in entity.inline.items()
         ]
         return [*inline, *(self._managed(arn) for arn in entity.attached)]
 
     def _managed(self, arn: str) -> IdentityPolicy:
-        return self._compile(arn, self._by_arn[arn].document)
+        return self._compile(arn, arn, self._by_arn[arn].document)
 
-    def _compile(self, name: str, text: str) -> IdentityPolicy:
-        held = self._compiled.get(name)
+    def _compile(self, owner: str, name: str, text: str) -> IdentityPolicy:
+        held = self._compiled.get((owner, name))
         if held is None:
-            held = self._compiled[name] = compile_identity_policy(name, text)
+            held = self._compiled[owner, name] = compile_identity_policy(name, text)
         return held
 
     def trust(self, role: Entity) -> KeyPolicy:

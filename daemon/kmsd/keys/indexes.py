@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from kmsd.authz.grants import Grant
 from kmsd.dispatch.paging import Names
+from kmsfs.ids import region_of
 
 _Place = TypeVar("_Place")
 _NONE = Names()
@@ -37,8 +38,8 @@ class ListingIndexes:
         return self._grants_of.get(key_id, _NONE)
 
     def retirable(self, scope: str, principal: str) -> Names:
-        """Return the ids of the grants on a scope's keys that a principal may retire."""
-        return self._retirable.get((scope, principal), _NONE)
+        """Return the ids of the grants in a scope's region that a principal may retire, whoever owns the keys."""
+        return self._retirable.get((region_of(scope), principal), _NONE)
 
     def grant(self, grant_id: str) -> Grant:
         """Return the grant of an id that is in an index."""
@@ -67,14 +68,14 @@ class ListingIndexes:
         self._grants[grant.grant_id] = grant
         self._grants_of.setdefault(grant.key_id, Names()).add(grant.grant_id)
         if grant.retiring is not None:
-            self._retirable.setdefault((scope, grant.retiring), Names()).add(grant.grant_id)
+            self._retirable.setdefault((region_of(scope), grant.retiring), Names()).add(grant.grant_id)
 
     def drop_grant(self, scope: str, grant: Grant) -> None:
         """Forget a grant."""
         del self._grants[grant.grant_id]
         _drop(self._grants_of, grant.key_id, grant.grant_id)
         if grant.retiring is not None:
-            _drop(self._retirable, (scope, grant.retiring), grant.grant_id)
+            _drop(self._retirable, (region_of(scope), grant.retiring), grant.grant_id)
 
 
 def _drop(index: dict[_Place, Names], place: _Place, name: str) -> None:

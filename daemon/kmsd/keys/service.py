@@ -7,6 +7,7 @@ from kmsd.authz.decide import Question, decide
 from kmsd.authz.policy import KeyPolicy, account_policy, compile_policy, default_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
+from kmsd.dispatch.paging import Names
 from kmsd.keys.lifecycle import SECONDS_PER_DAY
 from kmsd.keys.material import material_id
 from kmsd.keys.registry import Alias, KeyRegistry, KmsKey
@@ -24,7 +25,16 @@ from kmsfs.api.keyspecs import (
 from kmsfs.api.operation import KeyState
 from kmsfs.api.shapes import keys as shapes
 from kmsfs.errors import AlreadyExists, KeyInvalidState, LimitExceeded, MalformedPolicy
-from kmsfs.ids import MULTI_REGION, alias_arn, check_alias, key_arn, multi_region_id, root_principal
+from kmsfs.ids import (
+    MULTI_REGION,
+    account_of,
+    alias_arn,
+    check_alias,
+    key_arn,
+    multi_region_id,
+    region_of,
+    root_principal,
+)
 
 KEYS_MAX = 100_000
 ALIASES_PER_KEY_MAX = 50
@@ -52,7 +62,7 @@ def refuse_lockout(policy: KeyPolicy, arn: str, caller: Caller, now: float) -> N
 
 def _only_region(key: KmsKey) -> shapes.MultiRegionConfiguration:
     """A multi-Region key lives in one region here: it is its own primary and has no replicas."""
-    primary = shapes.MultiRegionKey(arn=key.arn, region=key.scope.partition(":")[0])
+    primary = shapes.MultiRegionKey(arn=key.arn, region=region_of(key.scope))
     return shapes.MultiRegionConfiguration(
         multi_region_key_type="PRIMARY", primary_key=primary, replica_keys=[]
     )
@@ -217,7 +227,8 @@ class KeyService:
         registry = self._registry
         aliases, keys = registry.aliases, registry.keys
         if request.key_id:
-            names = registry.listed.aliases_of(registry.find(request.key_id, call.scope).key_id)
+            key = registry.find(request.key_id, call.scope)
+            names = registry.listed.aliases_of(key.key_id) if key.scope == call.scope else Names()
         else:
             names = registry.listed.aliases_in(call.scope)
         visible = lambda arn: may(call.caller, "kms:DescribeKey", keys[aliases[arn].key_id], call.now)  # noqa: E731
@@ -248,7 +259,7 @@ class KeyService:
         imported = key.current_import
         algorithms = {key.usage: list(SPECS[key.spec].algorithms[key.usage])}
         return shapes.KeyMetadata(
-            aws_account_id=key.scope.partition(":")[2],
+            aws_account_id=account_of(key.scope),
             key_id=key.key_id,
             arn=key.arn,
             creation_date=key.created,

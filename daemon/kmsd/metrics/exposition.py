@@ -52,17 +52,18 @@ class MetricsService:
     def __init__(
         self, counts: CallCounts, registry: KeyRegistry, started: float, sizes: dict[str, Callable[[], int]]
     ) -> None:
+        self._management = registry.account
         self._collectors = CollectorRegistry()
         self._collectors.register(_Counted(counts, registry, started, sizes))
         ProcessCollector(namespace="kmsd", registry=self._collectors)
 
     def get_metrics(self, call: Call) -> shapes.GetMetricsResponse:
-        """GetMetrics: for administrators and the account root.
+        """GetMetrics: for administrators and the root of the managing account.
 
         Raises:
             AccessDenied: for others, whom the numbers would tell what their neighbours do.
         """
-        if not call.caller.root:
+        if not call.caller.root or call.caller.account != self._management:
             raise AccessDenied("Only an administrator of the daemon may read its metrics.")
         return shapes.GetMetricsResponse(text=generate_latest(self._collectors).decode())
 

@@ -12,14 +12,17 @@ from kmsfs.errors import AccessDenied, Conflict, UnsupportedOperation
 class SealService:
     """Seal, GetSealStatus, Unseal."""
 
-    def __init__(self, root_key_source: str, keepers: frozenset[int], seal: Callable[[], None] | None) -> None:
-        """`keepers` are the uids that may seal; `seal` ends this daemon once its answers are out, None where no realm is left then."""
+    def __init__(
+        self, root_key_source: str, management: str, keepers: frozenset[int], seal: Callable[[], None] | None
+    ) -> None:
+        """The root of the account `management` and `keepers`, which are uids, may seal; `seal` ends this daemon once its answers are out, None where no realm is left then."""
         self._source = root_key_source
+        self._management = management
         self._keepers = keepers
         self._seal = seal
 
     def seal(self, call: Call) -> Empty:
-        """Seal: for root, the daemon's user, its administrators and the account root.
+        """Seal: for root, the daemon's user, its administrators and the root of the managing account.
 
         Raises:
             AccessDenied: for others.
@@ -27,7 +30,7 @@ class SealService:
         """
         caller = call.caller
         local = not caller.access_key_id and not caller.unit
-        if not caller.root and not (local and caller.uid in self._keepers):
+        if not (caller.root and caller.account == self._management) and not (local and caller.uid in self._keepers):
             raise AccessDenied("Only root, the daemon's user and its administrators may seal it.")
         if self._seal is None:
             raise UnsupportedOperation("An ephemeral realm cannot be sealed.", hint="stop the daemon")

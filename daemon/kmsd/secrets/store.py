@@ -17,10 +17,15 @@ from kmsd.secrets.records import Secret, Version, secret_of
 from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
 from kmsfs.errors import AccessDenied, CorruptStore, SecretNotFound
+from kmsfs.ids import account_of, region_of
 
 SERVICE = "secretsmanager"
 _SUFFIX = re.compile(r"-[A-Za-z0-9]{6}\Z")
 Values = dict[str, str | list[str]]
+_CROSS_ACCOUNT = frozenset(
+    f"{SERVICE}:{name}" for name in ("GetSecretValue", "DescribeSecret", "ListSecretVersionIds", "GetResourcePolicy")
+)
+"""What others may do with a secret: its values are sealed in its own account's name alone."""
 MISSING = "Secrets Manager can't find the specified secret."
 
 
@@ -49,7 +54,7 @@ class SecretStore:
             AccessDenied: if the caller may see it, but not do this.
         """
         secret = self._resolve(call.scope, secret_id)
-        if secret is None:
+        if secret is None or (secret.scope != call.scope and action not in _CROSS_ACCOUNT):
             raise SecretNotFound(MISSING)
         if self.may(call.caller, secret, action, call.now, values_of_management(call)):
             return secret
@@ -69,7 +74,7 @@ class SecretStore:
             found = self.named(scope, name)
             if found is None or _SUFFIX.sub("", found.arn) != secret_id:
                 return None
-        return found if found.scope == scope else None
+        return found if region_of(found.scope) == region_of(scope) else None
 
     def named(self, scope: str, name: str) -> Secret | None:
         """Return the secret with a name, whoever owns it."""
@@ -135,6 +140,10 @@ class SecretStore:
         decision = decide(caller, question, policy or _NO_POLICY, ())
         if decision.allowed or decision.by.startswith(("deny:", "identity-deny:")):
             return decision.allowed
+        if caller.account != account_of(secret.scope):
+            # Of another account's secret its policy decides, together with the caller's own (Secrets Manager user guide,
+            # "Access AWS Secrets Manager secrets from a different account").
+            return False
         if caller.identity is not None or caller.root:
             return decide_by_identity(caller, question).allowed
         return secret.owner == caller.principal

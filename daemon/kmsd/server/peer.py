@@ -6,6 +6,7 @@ connector's identity.
 
 import socket
 import struct
+from collections.abc import Callable
 
 from kmsd.authz.principal import Caller, make_caller
 
@@ -14,15 +15,17 @@ _CREDENTIALS = struct.Struct("3i")
 _MAX_GROUPS_BYTES = 65_536 * 4
 
 
-def identify(connection: socket.socket, account: str, administrators: frozenset[str]) -> Caller:
-    """Return the caller behind a connected Unix socket; `administrators` stand for the account.
+def identify(
+    connection: socket.socket, account_of: Callable[[int], str], administrators: frozenset[str]
+) -> Caller:
+    """Return the caller behind a connected Unix socket; `account_of` tells a uid's account, `administrators` stand for theirs.
 
     Raises:
         OSError: if the socket is not a connected Unix socket.
     """
     pid, uid, gid = peer_ids(connection)
     return make_caller(
-        account, uid, gid, pid, _groups(connection), administrators=administrators
+        account_of(uid), uid, gid, pid, _groups(connection), administrators=administrators
     )
 
 

@@ -48,6 +48,8 @@ class ServerState:
     settlement: Settlement
     account: str
     clock: Callable[[], float]
+    account_of: Callable[[int], str]
+    """Tells the account of a local user."""
     administrators: frozenset[str] = frozenset()
     buckets: Buckets = field(default_factory=Buckets)
     spares: SpareKeys = field(default_factory=SpareKeys)
@@ -98,7 +100,7 @@ class Session(asyncio.Protocol):
         self._transport = transport
         try:
             self._caller = identify(
-                transport.get_extra_info("socket"), self._state.account, self._state.administrators
+                transport.get_extra_info("socket"), self._state.account_of, self._state.administrators
             )
         except OSError:
             self._transport.abort()
@@ -184,6 +186,11 @@ class Session(asyncio.Protocol):
         if self._held:
             self._state.settlement.after(lambda _error: self._transport.close())
         return self._held > 0
+
+    def end_if(self, concerns: Callable[[Caller], bool]) -> None:
+        """Cut the connection if its caller is one of these: who comes back is looked at anew."""
+        if self._caller is not None and concerns(self._caller):
+            self._state.settlement.after(lambda _error: self._transport.close())
 
     # --- pushed events --------------------------------------------------------------------------------------
 

@@ -56,6 +56,8 @@ class Table(IntEnum):
     """Natural key: key id. {key, operation, at, call}; and one named `tracking`: {since}."""
     MFA_DEVICE = 13
     """Natural key: ARN. The fields of kmsd.iam.records.MfaDevice."""
+    ACCOUNT = 14
+    """Natural key: account id. The fields of kmsd.accounts.store.Account; the managing account has no row."""
 
 METADATA = MetaData()
 ROW = SqlTable(

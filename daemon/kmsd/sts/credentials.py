@@ -1,5 +1,6 @@
 """From an access key id and a session token to the caller whom they stand for."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from kmsd.authz.identity import Identity
@@ -18,18 +19,19 @@ INVALID = "The security token included in the request is invalid."
 class CredentialBook:
     """Knows whose credentials are whose: long-lived access keys from IAM, temporary ones from their own tokens.
 
+    `account_of` tells the account of a local user.
     `owner_uid` is the local user to whose account the audit log and the throttle count callers who are no local users.
     """
 
     def __init__(
         self,
-        account: str,
+        account_of: Callable[[int], str],
         tokens: SessionTokens,
         iam: IamStore,
         administrators: frozenset[str],
         owner_uid: int,
     ) -> None:
-        self._account = account
+        self._account_of = account_of
         self._tokens = tokens
         self._iam = iam
         self._administrators = administrators
@@ -52,7 +54,7 @@ class CredentialBook:
             if key.status != ACTIVE or token:
                 raise UnknownCredentials(INVALID)
             if key.user is None:
-                return self._root(access_key_id)
+                return self._root(key.account, access_key_id)
             return self._of_user(self._iam.find(key.account, USER, key.user), access_key_id)
         if not token:
             raise UnknownCredentials(
@@ -62,22 +64,23 @@ class CredentialBook:
         if "iam" in facts:
             return self._of_session(SessionIdentity(**facts["iam"]), access_key_id)
         return make_caller(
-            self._account, facts["uid"], facts["gid"], 0, tuple(facts["groups"]), access_key_id=access_key_id,
+            self._account_of(facts["uid"]), facts["uid"], facts["gid"], 0, tuple(facts["groups"]), access_key_id=access_key_id,
             administrators=self._administrators,
         )  # fmt: skip
 
-    def _root(self, access_key_id: str) -> Caller:
-        principal = root_principal(self._account)
+    def _root(self, account: str, access_key_id: str) -> Caller:
+        principal = root_principal(account)
         return Caller(
-            self._account, self._owner_uid, 0, 0, principal, frozenset({principal}), (), access_key_id, root=True
+            account, self._owner_uid, 0, 0, principal, frozenset({principal}), (), access_key_id, root=True
         )  # fmt: skip
 
     def _of_user(self, user: Entity, access_key_id: str) -> Caller:
-        return self._made(user.arn, frozenset({user.arn}), access_key_id, self._iam.identity(user), user.tags)
+        names = frozenset({user.arn})
+        return self._made(user.account, user.arn, names, access_key_id, self._iam.identity(user), user.tags)
 
     def _of_session(self, session: SessionIdentity, access_key_id: str) -> Caller:
         if session.root:
-            return self._root(access_key_id)
+            return self._root(session.arn.split(":", 5)[4], access_key_id)
         entity = self._iam.of_arn(session.arn)
         if entity is None or entity.entity_id != session.entity_id:
             # The user or role is gone, or was made anew: its sessions end with it.
@@ -89,11 +92,13 @@ class CredentialBook:
         identity = Identity(whole.policies, whole.boundary, limits)
         principal = session_principal(entity.account, entity.name, session.session)
         tags = merged(entity.tags, session.tags)
-        return self._made(principal, frozenset({principal, entity.arn}), access_key_id, identity, tags)
+        names = frozenset({principal, entity.arn})
+        return self._made(entity.account, principal, names, access_key_id, identity, tags)
 
     def _made(
-        self, principal: str, principals: frozenset[str], access_key_id: str, identity: Identity, tags: dict[str, str]
-    ) -> Caller:
+        self, account: str, principal: str, principals: frozenset[str], access_key_id: str, identity: Identity,
+        tags: dict[str, str],
+    ) -> Caller:  # fmt: skip
         return Caller(
-            self._account, self._owner_uid, 0, 0, principal, principals, (), access_key_id, identity, tags=tags
+            account, self._owner_uid, 0, 0, principal, principals, (), access_key_id, identity, tags=tags
         )  # fmt: skip

@@ -13,7 +13,7 @@ GRANT_OPERATIONS = (
     Operation(
         "CreateGrant", "kms", "kms:CreateGrant", grants.CreateGrantRequest, grants.CreateGrantResponse,
         "Let a principal use a key for some operations, within constraints.",
-        resource=Resource.KEY, resource_field="key_id", key_states=ENABLED, grantable=True, mutates=True,
+        cross_account=True, resource=Resource.KEY, resource_field="key_id", key_states=ENABLED, grantable=True, mutates=True,
         rules=(rules.one_grant_constraint,),
         audit=("key_id", "grantee_principal", "retiring_principal", "operations", "name"),
         errors=(*_COMMON, errors.KeyDisabled, errors.KeyInvalidState, errors.LimitExceeded, errors.InvalidGrantToken),
@@ -21,7 +21,7 @@ GRANT_OPERATIONS = (
     Operation(
         "ListGrants", "kms", "kms:ListGrants", grants.ListGrantsRequest, grants.ListGrantsResponse,
         "List a key's grants.",
-        resource=Resource.KEY, resource_field="key_id", key_states=ANY_STATE, audit=("key_id",),
+        cross_account=True, resource=Resource.KEY, resource_field="key_id", key_states=ANY_STATE, audit=("key_id",),
         errors=(*_FOUND, errors.InvalidMarker, errors.InvalidGrantId),
     ),
     Operation(
@@ -33,13 +33,13 @@ GRANT_OPERATIONS = (
     Operation(
         "RetireGrant", "kms", "kms:RetireGrant", grants.RetireGrantRequest, Empty,
         "End a grant, by its retiring principal, or by its grantee where it says RetireGrant.",
-        resource=Resource.GRANT, key_states=ANY_STATE, grantable=True, mutates=True, rules=(rules.token_or_id,),
+        cross_account=True, resource=Resource.GRANT, key_states=ANY_STATE, grantable=True, mutates=True, rules=(rules.token_or_id,),
         audit=("key_id", "grant_id"), errors=(*_COMMON, errors.InvalidGrantToken, errors.InvalidGrantId),
     ),
     Operation(
         "RevokeGrant", "kms", "kms:RevokeGrant", grants.RevokeGrantRequest, Empty,
         "End a grant, by who administers the key.",
-        resource=Resource.KEY, resource_field="key_id", key_states=ANY_STATE, mutates=True,
+        cross_account=True, resource=Resource.KEY, resource_field="key_id", key_states=ANY_STATE, mutates=True,
         audit=("key_id", "grant_id"), errors=(*_COMMON, errors.InvalidGrantId),
     ),
 )  # fmt: skip

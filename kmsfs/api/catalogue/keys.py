@@ -18,7 +18,7 @@ KEY_OPERATIONS = (
     Operation(
         "DescribeKey", "kms", "kms:DescribeKey", keys.DescribeKeyRequest, keys.KeyMetadataResponse,
         "Tell a key's state, ARN and dates.",
-        resource=Resource.KEY, resource_field="key_id", key_states=ANY_STATE, grantable=True, audit=("key_id",),
+        cross_account=True, resource=Resource.KEY, resource_field="key_id", key_states=ANY_STATE, grantable=True, audit=("key_id",),
         errors=_COMMON,
     ),
     Operation(
@@ -78,7 +78,7 @@ KEY_OPERATIONS = (
     Operation(
         "GetKeyRotationStatus", "kms", "kms:GetKeyRotationStatus", keys.KeyIdRequest, keys.KeyRotationStatus,
         "Tell whether and when a key gets new material by itself.",
-        resource=Resource.KEY, resource_field="key_id", audit=("key_id",),
+        cross_account=True, resource=Resource.KEY, resource_field="key_id", audit=("key_id",),
         errors=(*_COMMON, errors.UnsupportedOperation),
     ),
     Operation(
