@@ -25,12 +25,14 @@ from kmsd.parameters.tier import parse_limits
 from kmsd.realm import begin_new_audit, initialise, open_realm, open_with, read_header, read_root, recover
 from kmsd.root.keyring import Keyring, SealType, open_keyring
 from kmsd.root.sources import key_of_passphrase
-from kmsd.sealing.commands import change_root_command, print_shares, seal, unseal
+from kmsd.root.token import read_token_root
+from kmsd.sealing.commands import RootToken, change_root_command, print_shares, seal, unseal
 from kmsd.sealing.server import SealedState, keepers, serve_sealed
 from kmsd.sealing.unsealing import Unsealing
 from kmsd.server.listen import CREDENTIALS, MAIN, activated_sockets, bind_socket, pass_on
 from kmsd.server.throttle import parse_quotas
 from kmsd.store.files import lock_state
+from kmsd.tokens.token import parse_place
 from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.errors import KmsfsError, UsageError
 from kmsfs.secret import KeyMaterial
@@ -56,12 +58,13 @@ Account = Annotated[
 def init(
     state: State = SYSTEM_STATE,
     source: Annotated[
-        str, typer.Option(help="Root key source: keyfile, passphrase, credential or shares.")
+        str, typer.Option(help="Root key source: keyfile, passphrase, credential, pkcs11 or shares.")
     ] = "keyfile",
     passphrase_file: Passphrase = None,
     account: Account = None,
     threshold: Annotated[int, typer.Option(help="With `--source shares`: how many are enough.")] = 0,
     of: Annotated[int, typer.Option(help="With `--source shares`: how many are made.")] = 0,
+    token: RootToken = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -69,7 +72,8 @@ def init(
     seal_types = {kind.name.lower(): kind for kind in SealType}
     if source not in seal_types:
         raise typer.BadParameter(f"--source is one of {', '.join(seal_types)}")
-    made = initialise(Config(state, SYSTEM_SOCKET), seal_types[source], passphrase_file, account, (threshold, of))
+    made = initialise(Config(state, SYSTEM_SOCKET), seal_types[source], passphrase_file, account, (threshold, of),
+                      parse_place(token) if token else None)  # fmt: skip
     if as_json:
         document: dict[str, object] = {"audit_verification_key": made.audit_verification_key}
         document |= {"shares": made.shares} if made.shares else {"recovery_code": made.recovery_code}
@@ -217,7 +221,11 @@ def _unsealing(config: Config, header: Keyring) -> Unsealing:
     """What can open a sealed realm."""
 
     def read_source(passphrase: bytes | None) -> KeyMaterial:
-        return read_root(config, None) if passphrase is None else key_of_passphrase(passphrase, header.argon2)
+        if passphrase is None:
+            return read_root(config, None)
+        if header.seal_type is SealType.PKCS11:
+            return read_token_root(config.token_file, passphrase)
+        return key_of_passphrase(passphrase, header.argon2)
 
     def opens(key: KeyMaterial) -> None:
         open_keyring(config.keyring.read_bytes(), key)

@@ -7,6 +7,7 @@ from kmsd.parameters.tier import AWS_LIMITS, ParameterLimits
 from kmsd.root.keyring import SealType
 from kmsd.root.sources import RootSource
 from kmsd.server.throttle import OperationClass
+from kmsd.tokens.token import TokenPlace
 
 SYSTEM_STATE = Path("/var/lib/kmsd")
 HOME_REGION = "us-east-1"
@@ -71,9 +72,16 @@ class Config:
         """The anti-rollback anchor: in another folder, so that restoring the state folder is noticed."""
         return self.state.with_name(self.state.name + "-anchor") / "anchor.kms"
 
-    def source(self, seal_type: SealType, passphrase_file: Path | None) -> RootSource:
-        """Return the root key source of this daemon."""
-        return RootSource(seal_type, self.keyfile, passphrase_file)
+    @property
+    def token_file(self) -> Path:
+        """Which token has the root key, where one has."""
+        return self.state / "root.token"
+
+    def source(
+        self, seal_type: SealType, passphrase_file: Path | None, token: TokenPlace | None = None
+    ) -> RootSource:
+        """Return the root key source of this daemon; `token` is where a new realm's key is to be."""
+        return RootSource(seal_type, self.keyfile, passphrase_file, self.token_file, token)
 
 
 def lock_memory_and_dumps() -> None:

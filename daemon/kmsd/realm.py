@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from kmsd.config import Config
 from kmsd.root.keyring import Argon2Parameters, Keyring, SealType, open_keyring, parse_header
 from kmsd.root.recovery import recovery_code
 from kmsd.root.shares import make_shares
-from kmsd.root.sources import make_root_key, read_key_file, read_root_key
+from kmsd.root.sources import make_root_key, read_key_file, read_pin, read_root_key
+from kmsd.root.token import read_token_root
 from kmsd.store.anchor import Anchor
 from kmsd.store.database import SealedStore
 from kmsd.store.files import sync_directory, write_atomically
 from kmsd.store.sealing import RowSealer
+from kmsd.tokens.token import TokenPlace
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.errors import Conflict, RootKeyMissing, StorageError, UsageError
 from kmsfs.ids import realm_of_account
@@ -45,10 +48,12 @@ def initialise(
     passphrase_file: Path | None,
     account: str | None = None,
     shares: tuple[int, int] = (0, 0),
+    token: TokenPlace | None = None,
 ) -> NewRealm:
     """Make a realm: root key, keyring, empty store, anchor, audit log. Its account is given, or made at random.
 
-    `shares` is how many shares of the root key are enough and how many are made, where people are to hold it.
+    `shares` is how many shares of the root key are enough and how many are made, where people are to hold it; `token` is
+    where it is to be, where a token keeps it.
 
     Raises:
         Conflict: if there is one already.
@@ -65,7 +70,7 @@ def initialise(
             folder.chmod(0o700)
     except OSError as error:
         raise StorageError(f"cannot make {config.state}: {error.strerror}") from error
-    root_key, argon2 = make_root_key(config.source(seal_type, passphrase_file), os.urandom)
+    root_key, argon2 = make_root_key(config.source(seal_type, passphrase_file, token), os.urandom)
     held = make_shares(root_key, *shares) if seal_type is SealType.SHARES else []
     realm_id = realm_of_account(account, os.urandom) if account else os.urandom(16)
     keyring = Keyring(
@@ -131,7 +136,11 @@ def read_root(config: Config, passphrase_file: Path | None) -> KeyMaterial:
     """
     header = read_header(config)
     if header.seal_type is SealType.KEYFILE:
-        _finish_change(config)
+        _finish_change(config, config.keyfile, read_key_file)
+    elif header.seal_type is SealType.PKCS11 and next_path(config.token_file).exists():
+        pin = read_pin(passphrase_file)
+        _finish_change(config, config.token_file, lambda path: read_token_root(path, pin))
+        return read_token_root(config.token_file, pin)
     return read_root_key(config.source(header.seal_type, passphrase_file), header.argon2)
 
 
@@ -182,7 +191,7 @@ def change_root(
     keyring = open_keyring(_keyring_bytes(config), old)
     before = keyring.seal_type.name.lower()
     if seal_type is SealType.KEYFILE:
-        write_atomically(_next_keyfile(config), new.reveal(), mode=0o400)
+        write_atomically(next_path(config.keyfile), new.reveal(), mode=0o400)
     Anchor(config.anchor, derive(old.reveal(), Label.ROOT_ANCHOR)).write_next(derive(new.reveal(), Label.ROOT_ANCHOR))
     keyring.seal_type, keyring.argon2 = seal_type, argon2
     keyring.generation += 1
@@ -196,28 +205,30 @@ def change_root(
         }
     )  # fmt: skip
     journal.close()
-    if seal_type is SealType.KEYFILE:
-        _finish_change(config)
-    else:
-        config.keyfile.unlink(missing_ok=True)
-        sync_directory(config.state)
+    for kind, path in ((SealType.KEYFILE, config.keyfile), (SealType.PKCS11, config.token_file)):
+        if seal_type is kind:
+            _finish_change(config, path, lambda _path: KeyMaterial(new.reveal()))
+        else:
+            path.unlink(missing_ok=True)
+    sync_directory(config.state)
 
 
-def _next_keyfile(config: Config) -> Path:
-    return config.keyfile.with_name(config.keyfile.name + ".next")
+def next_path(path: Path) -> Path:
+    """Return where a new keyfile, or what names a new token, lies until the keyring is under it."""
+    return path.with_name(path.name + ".next")
 
 
-def _finish_change(config: Config) -> None:
-    """Put a new keyfile into its place, if the keyring is under it already."""
-    path = _next_keyfile(config)
+def _finish_change(config: Config, place: Path, read: Callable[[Path], KeyMaterial]) -> None:
+    """Put a new root key's file into its place, if the keyring is under it already."""
+    path = next_path(place)
     if not path.exists():
         return
     try:
-        open_keyring(_keyring_bytes(config), read_key_file(path))
+        open_keyring(_keyring_bytes(config), read(path))
     except RootKeyMissing:
         # The change did not come that far.
         return
-    path.replace(config.keyfile)
+    path.replace(place)
     sync_directory(config.state)
 
 

@@ -45,7 +45,7 @@ def _root_key(status: dict[str, Any]) -> Finding:
     return Finding(
         "root key", Level.ADVICE, "a keyfile in the state folder",
         "whoever has that folder, or a copy of it, has every key",
-        "keep the folder on an encrypted disk, or make a realm whose root key is a passphrase or a systemd credential",
+        "keep the folder on an encrypted disk, or move the root key to a passphrase, a systemd credential or a token: kmsd change-root",
     )  # fmt: skip
 
 

@@ -535,6 +535,13 @@ class RootKeyMissing(Unavailable):
     exit_code = ExitCode.SEALED
 
 
+class TokenUnavailable(Unavailable):
+    """The hardware or software token that keeps a key is not there, or does not do what it is asked for."""
+
+    code = "KeyUnavailableException"
+    http_status = 500
+
+
 class KeyLease(Unavailable):
     """The watch stream is silent past its lease: cached keys are unusable until it is back."""
 

@@ -24,7 +24,7 @@ from kmsfs.secret import KeyMaterial
 
 State = Annotated[Path, typer.Option("--state", envvar="KMSD_STATE", help="Folder of the daemon's state.")]
 Passphrase = Annotated[
-    Path | None, typer.Option("--passphrase-file", help="File with the passphrase, `-` for standard input.")
+    Path | None, typer.Option("--passphrase-file", help="File with the passphrase, or with the token's PIN; `-` for standard input.")
 ]
 Archive = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A backup.")]
 Code = Annotated[

@@ -35,6 +35,7 @@ from kmsfs.secret import KeyMaterial
 
 MANIFEST = "manifest.json"
 _NEEDED = {"keyring.kms", "state.db", "audit/audit.jsonl", "audit/audit.state"}
+_OF_THE_STATE = ("keyring.kms", "state.db", "root.token")
 SUFFIX = ".kmsbackup"
 _COUNTED = {
     "keys": Table.KEY, "aliases": Table.ALIAS, "grants": Table.GRANT, "parameters": Table.PARAMETER,
@@ -126,7 +127,10 @@ def _add_members(tar: tarfile.TarFile, config: Config, keyring: bytes, copy: Pat
     _add(tar, manifest, "keyring.kms", io.BytesIO(keyring), len(keyring))
     # The state of the log first: whatever is appended meanwhile continues from it.
     logs = sorted((p for p in config.audit.iterdir() if p.is_file() and p.name[0] != "."), reverse=True)
-    for place, path in [("state.db", copy), *((f"audit/{path.name}", path) for path in logs)]:
+    found = [("state.db", copy), *((f"audit/{path.name}", path) for path in logs)]
+    if config.token_file.exists():
+        found.append((config.token_file.name, config.token_file))
+    for place, path in found:
         with path.open("rb") as stream:
             _add(tar, manifest, place, stream, os.fstat(stream.fileno()).st_size)
     text = json.dumps(manifest, sort_keys=True).encode()
@@ -275,7 +279,7 @@ def _extract(reader: ArchiveReader, config: Config) -> None:
 
 def _place(config: Config, name: str) -> Path:
     folder, _, last = name.rpartition("/")
-    if folder not in ("", "audit") or last in ("", ".", "..") or (not folder and last not in ("keyring.kms", "state.db")):
+    if folder not in ("", "audit") or last in ("", ".", "..") or (not folder and last not in _OF_THE_STATE):
         raise CorruptStore(f"the backup holds {name!r}, which does not belong there")
     return config.state / name
 

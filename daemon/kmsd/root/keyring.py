@@ -25,6 +25,8 @@ class SealType(IntEnum):
     PASSPHRASE = 3
     SHARES = 4
     """Nowhere: people hold shares of it, and give them to a sealed daemon."""
+    PKCS11 = 5
+    """A token of PKCS #11, which decrypts it for whoever has its PIN: kmsd.root.token."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Where kmsd gets the root key at start: keyfile, passphrase, systemd credential, or people with shares of it."""
+"""Where kmsd gets the root key at start: keyfile, passphrase, systemd credential, PKCS #11 token, or people with shares of it."""
 
 import os
 import stat
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmsd.root.keyring import Argon2Parameters, SealType
+from kmsd.root.token import PIN_CREDENTIAL, make_token_root, read_token_root
 from kmsd.store.files import write_atomically
+from kmsd.tokens.token import TokenPlace
 from kmsfs.aead.kdf import argon2id
 from kmsfs.aead.nonces import Rng
 from kmsfs.errors import RootKeyMissing
@@ -26,6 +28,10 @@ class RootSource:
     seal_type: SealType
     keyfile: Path
     passphrase_file: Path | None = None
+    """With the passphrase, or with the token's PIN."""
+    token_file: Path = Path("root.token")
+    token: TokenPlace | None = None
+    """Of a new realm: the token that is to keep its root key."""
 
     def describe(self) -> str:
         """One word for status and messages."""
@@ -33,7 +39,7 @@ class RootSource:
 
 
 def make_root_key(source: RootSource, rng: Rng) -> tuple[KeyMaterial, Argon2Parameters]:
-    """Make (keyfile, shares) or read (passphrase, credential) the root key of a new realm; who calls gives out the shares.
+    """Make (keyfile, token, shares) or read (passphrase, credential) the root key of a new realm; who calls gives out the shares.
 
     Raises:
         RootKeyMissing: if a keyfile exists already, or the passphrase or credential is missing or too short.
@@ -48,6 +54,8 @@ def make_root_key(source: RootSource, rng: Rng) -> tuple[KeyMaterial, Argon2Para
         key = KeyMaterial(rng(32))
         write_atomically(source.keyfile, key.reveal(), mode=0o400)
         return key, Argon2Parameters()
+    if source.seal_type is SealType.PKCS11:
+        return make_token_root(source.token_file, source.token, read_pin(source.passphrase_file), rng), Argon2Parameters()
     if source.seal_type is SealType.PASSPHRASE:
         argon2 = new_argon2(rng)
         return read_root_key(source, argon2), argon2
@@ -83,8 +91,10 @@ def read_root_key(source: RootSource, argon2: Argon2Parameters) -> KeyMaterial:
         raise RootKeyMissing(
             "people hold shares of this realm's root key", hint="kmsd unseal, or where a command takes it, --code-file with the shares"
         )
+    if source.seal_type is SealType.PKCS11:
+        return read_token_root(source.token_file, read_pin(source.passphrase_file))
     sealed = source.seal_type is SealType.CREDENTIAL
-    return read_key_file(_credential_path() if sealed else source.keyfile, guarded=sealed)
+    return read_key_file(_credential_path(CREDENTIAL_NAME) if sealed else source.keyfile, guarded=sealed)
 
 
 def read_key_file(path: Path, *, guarded: bool = False) -> KeyMaterial:
@@ -99,14 +109,30 @@ def read_key_file(path: Path, *, guarded: bool = False) -> KeyMaterial:
     return KeyMaterial(raw)
 
 
-def _credential_path() -> Path:
+def read_pin(path: Path | None) -> bytes:
+    """Return a token's PIN: of a private file, of standard input for `-`, or of the systemd credential `kmsfs-pin`.
+
+    Raises:
+        RootKeyMissing: if there is none.
+    """
+    if path is not None:
+        return read_passphrase(path).strip(b"\r\n")
+    if not os.environ.get("CREDENTIALS_DIRECTORY"):
+        raise RootKeyMissing(
+            "this realm's root key is in a token, which wants its PIN",
+            hint="pass --passphrase-file with the PIN, or `-` for standard input; a daemon that is started with --sealed takes it from `kmsd unseal`",
+        )
+    return _read_private(_credential_path(PIN_CREDENTIAL), guarded=True).strip(b"\r\n")
+
+
+def _credential_path(name: str) -> Path:
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         raise RootKeyMissing(
             "no systemd credential is passed to this process",
-            hint=f"set LoadCredentialEncrypted={CREDENTIAL_NAME} in the unit, or use a keyfile",
+            hint=f"set LoadCredentialEncrypted={name} in the unit, or use a keyfile",
         )
-    return Path(directory) / CREDENTIAL_NAME
+    return Path(directory) / name
 
 
 def read_passphrase(path: Path | None) -> bytes:

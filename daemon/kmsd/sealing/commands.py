@@ -11,12 +11,14 @@ import typer
 
 from kmsd.backup.commands import Code, Passphrase, State, read_code
 from kmsd.config import SYSTEM_SOCKET, SYSTEM_STATE, Config
-from kmsd.realm import change_root, read_root
+from kmsd.realm import change_root, next_path, read_root
 from kmsd.root.keyring import Argon2Parameters, SealType
 from kmsd.root.recovery import recovery_code
 from kmsd.root.shares import make_shares
-from kmsd.root.sources import key_of_passphrase, new_argon2, read_key_file, read_passphrase
+from kmsd.root.sources import key_of_passphrase, new_argon2, read_key_file, read_passphrase, read_pin
+from kmsd.root.token import make_token_root
 from kmsd.store.files import lock_state
+from kmsd.tokens.token import parse_place
 from kmsfs.errors import (
     AccessDenied,
     Conflict,
@@ -29,7 +31,15 @@ from kmsfs.errors import (
 from kmsfs.formats.frame import LENGTH_BYTES, decode_answer, encode_request, read_length
 from kmsfs.secret import KeyMaterial
 
+RootToken = Annotated[
+    str | None,
+    typer.Option(
+        "--token", metavar="MODULE:LABEL",
+        help="For a root key in a PKCS #11 token: its module and label, such as /usr/lib/softhsm/libsofthsm2.so:kmsfs.",
+    ),
+]  # fmt: skip
 Socket = Annotated[Path, typer.Option("--socket", envvar="KMSD_SOCKET", readable=False, help="The daemon's Unix socket.")]
+_PROMPTS = {"passphrase": "Passphrase: ", "pkcs11": "PIN of the token: "}
 _SECONDS = 30.0
 _REFUSALS = {kind.code: kind for kind in (AccessDenied, Conflict, UnsupportedOperation)}
 
@@ -86,8 +96,8 @@ def unseal(
     source = status["RootKeySource"]
     if share_file is not None or (source == "shares" and passphrase_file is None):
         status = call(socket, "Unseal", {"Share": _secret(share_file, "Your share: ")})
-    elif source == "passphrase":
-        status = call(socket, "Unseal", {"Passphrase": _secret(passphrase_file, "Passphrase: ").encode()})
+    elif source in _PROMPTS:
+        status = call(socket, "Unseal", {"Passphrase": _secret(passphrase_file, _PROMPTS[source]).encode()})
     else:
         status = call(socket, "Unseal", {})
     if status["Sealed"]:
@@ -109,18 +119,19 @@ def _secret(file: Path | None, prompt: str) -> str:
 
 
 def change_root_command(
-    to: Annotated[str, typer.Option(help="Where the root key comes from: keyfile, passphrase, credential or shares.")],
+    to: Annotated[str, typer.Option(help="Where the root key comes from: keyfile, passphrase, credential, pkcs11 or shares.")],
     state: State = SYSTEM_STATE,
     passphrase_file: Passphrase = None,
     code_file: Code = None,
     new_passphrase_file: Annotated[
-        Path | None, typer.Option(help="With `--to passphrase`: file with the new one, `-` for standard input.")
+        Path | None, typer.Option(help="With `--to passphrase` or `pkcs11`: file with the new one, or the token's PIN; `-` for standard input.")
     ] = None,
     credential_file: Annotated[
         Path | None, typer.Option(help="With `--to credential`: file with the 32 bytes that systemd-creds has sealed.")
     ] = None,
     threshold: Annotated[int, typer.Option(help="With `--to shares`: how many are enough.")] = 0,
     of: Annotated[int, typer.Option(help="With `--to shares`: how many are made.")] = 0,
+    token: RootToken = None,
 ) -> None:
     """Give a realm another root key, from another source, while kmsd is stopped. Keys and everything under them stay as they are.
 
@@ -132,7 +143,11 @@ def change_root_command(
     config, kind = Config(state, SYSTEM_SOCKET), kinds[to]
     lock_state(config.lock, config.socket)
     old = read_code(code_file) if code_file is not None else read_root(config, passphrase_file)
-    new, argon2 = _new_root(kind, new_passphrase_file, credential_file)
+    if kind is SealType.PKCS11:
+        place = parse_place(token) if token else None
+        new, argon2 = make_token_root(next_path(config.token_file), place, read_pin(new_passphrase_file), os.urandom), Argon2Parameters()
+    else:
+        new, argon2 = _new_root(kind, new_passphrase_file, credential_file)
     # Before anything is changed: a realm whose shares nobody has seen is lost.
     print("What follows is shown once and stored nowhere.")
     if kind is SealType.SHARES:

@@ -60,12 +60,12 @@ class Unsealing:
             self._take(join_shares(list(found.values())))
 
     def take_passphrase(self, passphrase: bytes) -> None:
-        """Take the passphrase.
+        """Take the passphrase, or the token's PIN.
 
         Raises:
             RootKeyMissing: if it is another, or the realm has none.
         """
-        if self.seal_type is not SealType.PASSPHRASE:
+        if self.seal_type not in (SealType.PASSPHRASE, SealType.PKCS11):
             raise RootKeyMissing(f"this realm has no passphrase: its root key comes from {self.seal_type.name.lower()}")
         self._take(self._read_source(passphrase))
 
