@@ -32,7 +32,7 @@ from kmsd.sealing.unsealing import Unsealing
 from kmsd.server.listen import CREDENTIALS, MAIN, activated_sockets, bind_socket, pass_on
 from kmsd.server.throttle import parse_quotas
 from kmsd.store.files import lock_state
-from kmsd.tokens.token import parse_place
+from kmsd.tokens.token import parse_place, parse_places
 from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.errors import KmsfsError, UsageError
 from kmsfs.secret import KeyMaterial
@@ -51,6 +51,29 @@ Socket = Annotated[
 ]
 Account = Annotated[
     str | None, typer.Option(help="Twelve digits that name the account in ARNs; at random if not given.")
+]
+
+Quotas = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CLASS=RATE",
+        help="Calls a second of each principal: cryptographic, asymmetric, parameters, management; also in KMSD_QUOTAS, with spaces between.",
+    ),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=NUMBER",
+        help="Raise a limit of parameters: standard-parameters, advanced-parameters (how many in a region), standard-value, "
+        "advanced-value (bytes); also in KMSD_LIMITS, with spaces between.",
+    ),
+]
+KeyStoreTokens = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=MODULE:LABEL",
+        help="A PKCS #11 token that may be a custom key store; also in KMSD_KEY_STORE_TOKENS, with spaces between.",
+    ),
 ]
 
 
@@ -125,21 +148,9 @@ def serve(
     digest_every: Annotated[
         float, typer.Option(min=1, help="Seconds between two signed digests of the audit log.")
     ] = 3600.0,
-    quota: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CLASS=RATE",
-            help="Calls a second of each principal: cryptographic, asymmetric, parameters, management; also in KMSD_QUOTAS, with spaces between.",
-        ),
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=NUMBER",
-            help="Raise a limit of parameters: standard-parameters, advanced-parameters (how many in a region), standard-value, "
-            "advanced-value (bytes); also in KMSD_LIMITS, with spaces between.",
-        ),
-    ] = None,
+    quota: Quotas = None,
+    limit: Limits = None,
+    key_store_token: KeyStoreTokens = None,
     *,
     ephemeral: Annotated[
         bool, typer.Option(help="Serve an empty realm that is gone when the daemon stops; --account names it.")
@@ -160,7 +171,8 @@ def serve(
             folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region,
             parse_endpoint(metrics) if metrics else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
-            credentials, digest_every, parse_quotas(_settings("KMSD_QUOTAS", quota)), parse_limits(_settings("KMSD_LIMITS", limit)), ephemeral,
+            credentials, digest_every, parse_quotas(_settings("KMSD_QUOTAS", quota)), parse_limits(_settings("KMSD_LIMITS", limit)),
+            parse_places(_settings("KMSD_KEY_STORE_TOKENS", key_store_token)), ephemeral,
         )  # fmt: skip
         lock_memory_and_dumps()
         run_self_check()

@@ -54,6 +54,8 @@ from kmsd.keys.service import KeyService
 from kmsd.keys.spares import SpareKeys
 from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.keys.usage import KeyUsage
+from kmsd.keystores.service import KeyStoreService
+from kmsd.keystores.store import KeyStores
 from kmsd.metrics.counts import CallCounts
 from kmsd.metrics.exposition import MetricsService
 from kmsd.parameters.marks import ParameterMarkService
@@ -113,7 +115,9 @@ class Daemon:
         seed = derive(oldest, Label.DOMAIN_DIGEST)
         self._digests = AuditDigests(config.audit, seed, self._journal, config.digest_seconds)
         spares = SpareKeys()
-        vault = MaterialVault(keyring.realm_id, domain_keys, os.urandom, spares)
+        self._stores = KeyStores(self._store, config.key_store_tokens)
+        self._stores.connect_wanted()
+        vault = MaterialVault(keyring.realm_id, domain_keys, os.urandom, spares, self._stores)
         self._registry = KeyRegistry(self._account, self._store, vault)
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
         self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}", self._account)
@@ -124,7 +128,7 @@ class Daemon:
         )
         self._pipeline.charge = self._state.buckets.spend_on_key
         self._iam = IamStore(self._store)
-        self._keys = KeyService(self._registry, self._iam.principal_exists)
+        self._keys = KeyService(self._registry, self._stores, self._iam.principal_exists)
         self._upkeep = KeyUpkeepService(self._registry)
         self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), os.urandom)
         self._imports = ImportService(self._registry, derive(oldest, Label.DOMAIN_IMPORT), os.urandom, spares)
@@ -194,6 +198,7 @@ class Daemon:
                     *self._identities(), MfaService(self._iam, codes, os.urandom), IamTagService(self._iam), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
                     dependents, self._metrics, ChangeService(changes),
+                    KeyStoreService(self._stores, registry.in_store, self._store_changed),
                     AccountService(self._accounts, self._iam, os.urandom, config.administrators, realm.keyring.created[min(realm.keyring.created)]),
                     SealService(facts.root_key_source, self._account, sealing_keepers(config.administrators), None if config.ephemeral else self._seal),
                 )
@@ -356,11 +361,13 @@ class Daemon:
         for session in list(self._state.sessions):
             session.push(key.key_id, message)
 
+    def _store_changed(self, store_id: str) -> None:
+        """Let everybody who holds keys of a custom key store ask anew."""
+        self._registry.announce("policy", lambda key: key.store == store_id)
+
     def _account_changed(self, account: str, uids: frozenset[int]) -> None:
         """Let everybody whom it concerns be looked at anew: who holds the account's keys, and its callers."""
-        for key in list(self._registry.keys.values()):
-            if account and account_of(key.scope) == account:
-                self._push_change(key, "policy")
+        self._registry.announce("policy", lambda key: bool(account) and account_of(key.scope) == account)
         for session in list(self._state.sessions):
             session.end_if(lambda caller: caller.account == account or caller.uid in uids)
 

@@ -1,6 +1,7 @@
 """Where a daemon keeps its state and how it is reached."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kmsd.parameters.tier import AWS_LIMITS, ParameterLimits
@@ -39,6 +40,8 @@ class Config:
     quotas: dict[OperationClass, float] | None = None
     """Calls a second of each principal, by class, where they are not the defaults."""
     parameter_limits: ParameterLimits = AWS_LIMITS
+    key_store_tokens: Mapping[str, TokenPlace] = field(default_factory=dict)
+    """Tokens that custom key stores may have, by name."""
     ephemeral: bool = False
     """The realm is gone when the daemon stops."""
 

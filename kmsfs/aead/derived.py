@@ -4,10 +4,12 @@ Each message gets its own key from 16 random bytes, so no counter bounds the KMS
 bytes are compared before anything is opened: a ciphertext is valid under one key only.
 """
 
+from collections.abc import Callable
+
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kmsfs.aead.kdf import equal, kbkdf
+from kmsfs.aead.kdf import equal, kbkdf, kbkdf_messages
 from kmsfs.aead.nonces import Rng, draw
 from kmsfs.errors import AuthenticationFailed
 
@@ -16,20 +18,34 @@ SALT_BYTES = 16
 COMMITMENT_BYTES = 32
 BODY_OVERHEAD_BYTES = SALT_BYTES + 12 + COMMITMENT_BYTES + 16
 
+_DERIVED_BYTES = 64
+Kdf = Callable[[bytes], bytes]
+"""Returns 64 bytes that a key and a context determine."""
 
-def seal_derived(key: bytes, rng: Rng, head: bytes, plain: bytes, context: bytes) -> bytes:
+
+def kdf_of(key: bytes) -> Kdf:
+    """Return the derivation of a key that is in memory."""
+    return lambda context: kbkdf(key, LABEL, context, _DERIVED_BYTES)
+
+
+def kdf_by(hmac_sha256: Callable[[bytes], bytes]) -> Kdf:
+    """Return the same derivation of a key that lies elsewhere, by its HMAC-SHA256."""
+    return lambda context: b"".join(map(hmac_sha256, kbkdf_messages(LABEL, context, _DERIVED_BYTES)))
+
+
+def seal_derived(kdf: Kdf, rng: Rng, head: bytes, plain: bytes, context: bytes) -> bytes:
     """Return salt 16 ‖ nonce 12 ‖ commitment 32 ‖ ciphertext ‖ tag 16.
 
     `head` and everything before the ciphertext are authenticated together with `context`.
     """
     salt = rng(SALT_BYTES)
-    derived = kbkdf(key, LABEL, head + salt, 64)
+    derived = kdf(head + salt)
     nonce = draw(rng, 1)
     prefix = salt + nonce + derived[32:]
     return prefix + AESGCM(derived[:32]).encrypt(nonce, plain, head + prefix + context)
 
 
-def open_derived(key: bytes, head: bytes, body: bytes, context: bytes) -> bytes:
+def open_derived(kdf: Kdf, head: bytes, body: bytes, context: bytes) -> bytes:
     """Return the plaintext of what `seal_derived` made.
 
     Raises:
@@ -37,7 +53,7 @@ def open_derived(key: bytes, head: bytes, body: bytes, context: bytes) -> bytes:
     """
     if len(body) < BODY_OVERHEAD_BYTES:
         raise AuthenticationFailed("sealed bytes are too short")
-    derived = kbkdf(key, LABEL, head + body[:SALT_BYTES], 64)
+    derived = kdf(head + body[:SALT_BYTES])
     if not equal(derived[32:], body[28:60]):
         raise AuthenticationFailed("key commitment does not match")
     try:

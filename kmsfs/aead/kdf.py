@@ -81,6 +81,12 @@ def kbkdf(key: bytes, label: bytes, context: bytes, length_bytes: int) -> bytes:
     ).derive(key)
 
 
+def kbkdf_messages(label: bytes, context: bytes, length_bytes: int) -> list[bytes]:
+    """Return the messages whose HMAC-SHA256, joined and cut, are what `kbkdf` returns: for a key that only a token can use."""
+    fixed = label + b"\0" + context + (8 * length_bytes).to_bytes(4, "big")
+    return [number.to_bytes(4, "big") + fixed for number in range(1, -(-length_bytes // 32) + 1)]
+
+
 def argon2id(passphrase: bytes, salt: bytes, memory_kib: int, iterations: int, lanes: int) -> bytes:
     """Return a 32-byte key from a passphrase (RFC 9106)."""
     return Argon2id(salt=salt, length=32, iterations=iterations, lanes=lanes, memory_cost=memory_kib).derive(

@@ -46,6 +46,8 @@ class Resource(Enum):
     """Parameters; each name is authorised on its own."""
     IAM = "iam"
     """The account's users, groups, roles and policies."""
+    KEY_STORE = "key-store"
+    """The account's custom key stores."""
     ORGANIZATION = "organization"
     """The realm's accounts, which the managing one manages."""
     SECRET = "secret"  # noqa: S105  (a kind of resource)

@@ -7,6 +7,7 @@ from kmsfs.api.catalogue.crypto import CRYPTO_OPERATIONS
 from kmsfs.api.catalogue.grants import GRANT_OPERATIONS
 from kmsfs.api.catalogue.iam import IAM_OPERATIONS
 from kmsfs.api.catalogue.keys import KEY_OPERATIONS
+from kmsfs.api.catalogue.keystores import KEY_STORE_OPERATIONS
 from kmsfs.api.catalogue.parameters import PARAMETER_OPERATIONS
 from kmsfs.api.catalogue.secrets import SECRET_OPERATIONS
 from kmsfs.api.catalogue.signing import SIGNING_OPERATIONS
@@ -18,6 +19,7 @@ OPERATIONS: dict[str, Operation] = {
     operation.wire_name: operation
     for operation in (
         *KEY_OPERATIONS,
+        *KEY_STORE_OPERATIONS,
         *CRYPTO_OPERATIONS,
         *SIGNING_OPERATIONS,
         *GRANT_OPERATIONS,

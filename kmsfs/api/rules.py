@@ -6,8 +6,12 @@ from kmsfs.api.keyspecs import usage_of
 from kmsfs.api.shapes.crypto import GenerateDataKeyRequest, GenerateRandomRequest
 from kmsfs.api.shapes.grants import CreateGrantRequest, RetireGrantRequest
 from kmsfs.api.shapes.keys import CreateKeyRequest, TagResourceRequest
+from kmsfs.api.shapes.keystores import CreateCustomKeyStoreRequest
 from kmsfs.errors import InvalidTag, ShapeError, UnsupportedOperation
 from kmsfs.formats.context import check_limits
+
+CLOUD_HSM = "AWS_CLOUDHSM"
+"""Origin of keys in custom key stores."""
 
 
 def one_key_size(request: GenerateDataKeyRequest) -> None:
@@ -33,6 +37,14 @@ def contexts_fit(*fields: str) -> Any:
                     check_limits(context)
 
     return rule
+
+
+def store_in_a_token(request: CreateCustomKeyStoreRequest) -> None:
+    """A custom key store needs a token and its PIN; external key store proxies are another kind."""
+    if request.custom_key_store_type != CLOUD_HSM:
+        raise UnsupportedOperation(f"External key store proxies are not offered here; a PKCS #11 token is {CLOUD_HSM}.")
+    if request.cloud_hsm_cluster_id is None or request.key_store_password is None:
+        raise ShapeError("A custom key store needs CloudHsmClusterId, the name of its token, and KeyStorePassword, the token's PIN.")
 
 
 def one_grant_constraint(request: CreateGrantRequest) -> None:
@@ -61,8 +73,12 @@ def one_key_spec(request: CreateKeyRequest) -> None:
         raise ShapeError("You cannot specify KeySpec and CustomerMasterKeySpec in the same request.")
     spec = request.key_spec or request.customer_master_key_spec or "SYMMETRIC_DEFAULT"
     request.key_spec = spec
-    if request.origin not in ("AWS_KMS", "EXTERNAL"):
+    if request.origin == "EXTERNAL_KEY_STORE":
         raise UnsupportedOperation(f"Origin {request.origin} is not offered here.")
+    if (request.origin == CLOUD_HSM) != (request.custom_key_store_id is not None):
+        raise ShapeError(f"Origin {CLOUD_HSM} and CustomKeyStoreId belong together.")
+    if request.origin == CLOUD_HSM and (spec != "SYMMETRIC_DEFAULT" or request.multi_region):
+        raise UnsupportedOperation("A custom key store keeps symmetric encryption keys of a single Region.")
     usage_of(spec, request.key_usage)
 
 

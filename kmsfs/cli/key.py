@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kmsfs.cli.keystore import find_store
 from kmsfs.cli.output import (
     SETTINGS,
     call,
@@ -38,6 +39,7 @@ def _print_metadata(metadata: dict[str, Any]) -> None:
             ("state", metadata["KeyState"]),
             ("spec", metadata["KeySpec"]),
             ("usage", metadata["KeyUsage"]),
+            ("key store", metadata.get("CustomKeyStoreId")),
             ("description", metadata["Description"] or None),
             ("created", when(metadata["CreationDate"])),
             ("deleted on", when(metadata.get("DeletionDate"))),
@@ -60,6 +62,7 @@ def create(
         str | None, typer.Option(help="ENCRYPT_DECRYPT, SIGN_VERIFY, GENERATE_VERIFY_MAC, KEY_AGREEMENT …")
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.")] = None,
+    store: Annotated[str | None, typer.Option(help="Keep it in this custom key store: id or name.")] = None,
 ) -> None:
     """Create a KMS key. Example: kmsfs key create --alias alias/projects"""
     policy = read_text_value(policy_file) if policy_file else None
@@ -70,6 +73,7 @@ def create(
         KeySpec=spec,
         KeyUsage=usage,
         Tags=_tags(tag or []),
+        **({"Origin": "AWS_CLOUDHSM", "CustomKeyStoreId": find_store(store)["CustomKeyStoreId"]} if store else {}),
     )["KeyMetadata"]
     if alias:
         call("CreateAlias", AliasName=alias, TargetKeyId=metadata["KeyId"])

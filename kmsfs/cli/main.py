@@ -23,6 +23,7 @@ from kmsfs.cli import (
     gitsign,
     grant,
     key,
+    keystore,
     paramtools,
     rendering,
     rotating,
@@ -44,6 +45,7 @@ app = typer.Typer(
     help="Keys, secrets and encrypted directories. Start with: kmsfs mount CIPHERDIR MOUNTPOINT",
 )
 app.add_typer(key.app, name="key")
+app.add_typer(keystore.app, name="keystore")
 app.add_typer(alias.app, name="alias")
 app.add_typer(account.app, name="account")
 app.add_typer(grant.app, name="grant")

@@ -5,6 +5,7 @@ from kmsfs.errors.core import *  # noqa: F403  (one door: every room imports fro
 from kmsfs.errors.core import KmsfsError
 from kmsfs.errors.iam import *  # noqa: F403
 from kmsfs.errors.importing import *  # noqa: F403
+from kmsfs.errors.keystores import *  # noqa: F403
 from kmsfs.errors.parameters import *  # noqa: F403
 from kmsfs.errors.secrets import *  # noqa: F403
 

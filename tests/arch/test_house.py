@@ -20,7 +20,7 @@ from kmsfs.formats import fileheader, freshness, listing
 from kmsfs.formats.blob import parse_blob
 from kmsfs.formats.context import canonical
 from kmsfs.formats.frame import decode_request, encode_request
-from kmsfs.aead.derived import open_derived
+from kmsfs.aead.derived import kdf_of, open_derived
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = sorted([*(ROOT / "kmsfs").rglob("*.py"), *(ROOT / "daemon").rglob("*.py")])
@@ -179,7 +179,7 @@ def test_worked_examples():
     assert (fileheader.split_location(word), epoch, pin) == ((2, 5), 0, bytes(range(28)))
     assert example("blob-v1.md", "context") == canonical({"a": "bc"})
     blob = parse_blob(example("blob-v1.md", "blob"))
-    assert open_derived(bytes(32), blob.head, blob.body, canonical({"a": "bc"})) == b"hello"
+    assert open_derived(kdf_of(bytes(32)), blob.head, blob.body, canonical({"a": "bc"})) == b"hello"
     assert freshness.parse_row(example("freshness-v1.md", "row")) == (7, bytes(range(1, 17)))
     listed = listing.parse_listing(example("listing-v1.md", "listing"))
     assert listed == [listing.ListedFile("nAA", b"a", 7, 8, 4096, bytes(range(16)), 5, 9, 10, 2, 0, 0, 0)]

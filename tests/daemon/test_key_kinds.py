@@ -210,7 +210,8 @@ def test_a_usage_is_for_ever(call, signer_keys):
     ({"KeySpec": "SYMMETRIC_DEFAULT", "KeyUsage": "SIGN_VERIFY"}, errors.InvalidRequest, "not compatible"),
     ({"KeySpec": "SM2", "KeyUsage": "SIGN_VERIFY"}, errors.UnsupportedOperation, "SM2"),
     ({"KeySpec": "NONSENSE"}, errors.InvalidRequest, "keySpec"),
-    ({"Origin": "AWS_CLOUDHSM"}, errors.UnsupportedOperation, "AWS_CLOUDHSM"),
+    ({"Origin": "AWS_CLOUDHSM"}, errors.InvalidRequest, "AWS_CLOUDHSM"),
+    ({"Origin": "EXTERNAL_KEY_STORE"}, errors.UnsupportedOperation, "EXTERNAL_KEY_STORE"),
     ({"KeySpec": "HMAC_256", "CustomerMasterKeySpec": "HMAC_256", "KeyUsage": "GENERATE_VERIFY_MAC"}, errors.InvalidRequest, "same request"),
     ({"Tags": [{"TagKey": "a", "TagValue": "1"}, {"TagKey": "a", "TagValue": "2"}]}, errors.InvalidTag, "Duplicate tag keys"),
     ({"Tags": [{"TagKey": "aws:x", "TagValue": "1"}]}, errors.InvalidTag, "reserved"),
@@ -300,7 +301,8 @@ def test_aliases_keep_to_one_kind_of_key(call, signer_keys):
 
 # What AWS's model has and we do not take: each is refused by name as an unknown parameter.
 NOT_OFFERED = {
-    "Recipient", "CustomKeyStoreId", "XksKeyId", "DryRunModifiers", "GranteeServicePrincipal", "RetiringServicePrincipal",
+    "Recipient", "CustomKeyStoreId", "XksKeyId", "XksProxyUriEndpoint", "XksProxyUriPath", "XksProxyVpcEndpointServiceName",
+    "XksProxyVpcEndpointServiceOwner", "XksProxyAuthenticationCredential", "XksProxyConnectivity", "DryRunModifiers", "GranteeServicePrincipal", "RetiringServicePrincipal",
     "ResourceOwners",
 }  # fmt: skip
 # Optional in the model only for dry runs without a ciphertext, or for service principals: not offered.

@@ -250,7 +250,8 @@ def test_the_deny_table_misses_no_key_operation():
         "CreateKey", "ListKeys", "ListAliases", "UpdateAlias", "DeleteAlias", "GenerateRandom", "DecryptBatch",
         "RetireGrant", "ListRetirableGrants", "GetStatus", "GetCallerIdentity", "GetSessionToken", "AssumeRole",
         "GetAccessKeyInfo", "PutAccessKey", "CreateAccount", "DescribeCreateAccountStatus", "DescribeAccount", "ListAccounts",
-        "DescribeOrganization", "CloseAccount", "ReopenAccount", "AssignLocalUser", "ExplainDecision", "ListDueRotations",
+        "CreateCustomKeyStore", "DescribeCustomKeyStores", "ConnectCustomKeyStore", "DisconnectCustomKeyStore", "UpdateCustomKeyStore",
+        "DeleteCustomKeyStore", "DescribeOrganization", "CloseAccount", "ReopenAccount", "AssignLocalUser", "ExplainDecision", "ListDueRotations",
         "GetMetrics", "WatchChanges", "Seal", "GetSealStatus", "Unseal",
     }  # fmt: skip
 

@@ -62,6 +62,7 @@ class Authoriser:
             Resource.NONE: self._on_nothing,
             Resource.IAM: self._on_account,
             Resource.ORGANIZATION: self._on_organization,
+            Resource.KEY_STORE: self._on_key_store,
         }
 
     def authorise(self, call: Call) -> None:
@@ -164,6 +165,10 @@ class Authoriser:
         """The account's identities are its root's, its administrators' and theirs whom IAM lets."""
         himself = call.operation.service == "iam"
         self._require_identity(call, resource_of(call.request, call.caller, self._iam, himself=himself))
+
+    def _on_key_store(self, call: Call) -> None:
+        """Custom key stores are the account's: its root's, its administrators' and theirs whom IAM lets."""
+        self._require_identity(call, "*")
 
     def _on_organization(self, call: Call) -> None:
         """Accounts are the business of the managing one; the others may know that there are more."""

@@ -20,6 +20,7 @@ from kmsd.keys.pairs import PairService
 from kmsd.keys.retiring import RetirementService
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
+from kmsd.keystores.service import KeyStoreService
 from kmsd.metrics.exposition import MetricsService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
@@ -61,6 +62,7 @@ class Services:
     dependents: DependentsService
     metrics: MetricsService
     changes: ChangeService
+    key_stores: KeyStoreService
     accounts: AccountService
     sealing: SealService
 
@@ -74,6 +76,7 @@ def bind_handlers(services: Services) -> dict[str, Handler]:
         **_of_secrets(services),
         **_of_identities(services),
         **_of_accounts(services.accounts),
+        **_of_key_stores(services.key_stores),
         **_of_the_rest(services),
     }
 
@@ -191,6 +194,17 @@ def _of_identities(services: Services) -> dict[str, Handler]:
         "DeleteVirtualMFADevice": services.mfa.delete_virtual_mfa_device,
         "ListMFADevices": services.mfa.list_mfa_devices,
         "ListVirtualMFADevices": services.mfa.list_virtual_mfa_devices,
+    }
+
+
+def _of_key_stores(stores: KeyStoreService) -> dict[str, Handler]:
+    return {
+        "CreateCustomKeyStore": stores.create,
+        "DescribeCustomKeyStores": stores.describe,
+        "ConnectCustomKeyStore": stores.connect,
+        "DisconnectCustomKeyStore": stores.disconnect,
+        "UpdateCustomKeyStore": stores.update,
+        "DeleteCustomKeyStore": stores.delete,
     }
 
 

@@ -147,11 +147,14 @@ class CryptoService:
         """Return a ciphertext blob under a symmetric key's current material."""
         return encrypt(key.current_material, key.key_id, key.term, plaintext, context, self._rng)
 
-    def current_material_id(self, key: KmsKey) -> str:
-        """Return the public id of the material that encrypts now."""
+    def current_material_id(self, key: KmsKey) -> str | None:
+        """Return the public id of the material that encrypts now, where it has one."""
         return self._material_id(key, key.term)
 
-    def _material_id(self, key: KmsKey, term: int) -> str:
+    def _material_id(self, key: KmsKey, term: int) -> str | None:
+        if key.store:
+            # Of what a token keeps nothing is told (KMS API reference, "KeyMaterialId": not for custom key stores).
+            return None
         place = (key.key_id, term)
         if place not in self._material_ids:
             self._material_ids[place] = material_id(key.materials[term])

@@ -163,6 +163,8 @@ class PairService:
             raise UnsupportedOperation(
                 f"{key.arn} key spec is {key.spec} which is not valid for this operation."
             )
+        if key.store:
+            raise UnsupportedOperation(f"{key.arn} is in a custom key store, which is not valid for this operation.")
         if spec not in DATA_KEY_PAIR_SPECS:
             raise UnsupportedOperation(f"KeyPairSpec {spec} is not offered here.")
         private = self._spares.take(spec)

@@ -1,5 +1,6 @@
 """All KMS keys, aliases and grants in memory, written through to the sealed store."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -10,12 +11,12 @@ from kmsd.authz.grants import Grant
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
 from kmsd.keys.indexes import ListingIndexes
-from kmsd.keys.material import MaterialVault, material_id
+from kmsd.keys.material import MaterialVault, TokenMaterial, material_id
 from kmsd.store.database import SealedStore, Transaction
 from kmsd.store.schema import Table
 from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC
 from kmsfs.api.operation import KeyState
-from kmsfs.errors import AliasNotFound, KeyNotFound
+from kmsfs.errors import AliasNotFound, KeyInvalidState, KeyNotFound, TokenUnavailable
 from kmsfs.ids import MULTI_REGION, alias_arn, key_arn, parse_key_reference, scope_of
 from kmsfs.secret import KeyMaterial
 
@@ -58,6 +59,8 @@ class KmsKey:
     origin: str = "AWS_KMS"
     imports: dict[int, Import] = field(default_factory=dict)
     """Of a key of EXTERNAL origin, by term: one past the current term waits for a rotation."""
+    store: str = ""
+    """The custom key store that keeps its material, if one does."""
     materials: dict[int, KeyMaterial] = field(default_factory=dict)
     aliases: set[str] = field(default_factory=set)
     """Names of its aliases; kept by the registry."""
@@ -107,7 +110,7 @@ class KmsKey:
             "deletion": self.deletion, "policy": self.policy.text, "term": self.term,
             "generation": self.generation, "creator": self.creator, "spec": self.spec, "usage": self.usage,
             "tags": self.tags, "rotation_days": self.rotation_days, "next_rotation": self.next_rotation,
-            "rotations": [list(entry) for entry in self.rotations], "scope": self.scope, "origin": self.origin,
+            "rotations": [list(entry) for entry in self.rotations], "scope": self.scope, "origin": self.origin, "store": self.store,
             "imports": [
                 [term, known.material_id, known.valid_to, known.expiration_model, known.description]
                 for term, known in sorted(self.imports.items())
@@ -166,6 +169,7 @@ _BEFORE_SPECS: dict[str, Any] = {
     "origin": "AWS_KMS",
 }  # fmt: skip
 """What rows of keys made before there were key specs lack."""
+_LOG = logging.getLogger("kmsd")
 EXTERNAL = "EXTERNAL"
 """Origin of keys whose material is imported."""
 ChangeListener = Callable[[KmsKey, str], None]
@@ -224,7 +228,7 @@ class KeyRegistry:
     def add_key(self, key: KmsKey) -> None:
         """Store a new key with its first material."""
         with self.store.transaction() as work:
-            if key.materials:
+            if key.materials and not key.store:
                 self._put_material(work, key, key.term)
             work.put(Table.KEY, key.key_id, key.row())
         self._keep_key(key)
@@ -309,7 +313,7 @@ class KeyRegistry:
         self._changed(key, "material-destroyed")
 
     def destroy(self, key: KmsKey) -> None:
-        """Remove a key, its material, aliases and grants for ever."""
+        """Remove a key, its material, aliases and grants for ever. A token that cannot be reached keeps its part, which opens nothing then."""
         with self.store.transaction() as work:
             for term in key.materials:
                 work.delete(Table.MATERIAL, f"{key.key_id}/{term}")
@@ -324,6 +328,8 @@ class KeyRegistry:
             self.listed.drop_grant(key.scope, grant)
             self._expiring.pop(grant.grant_id, None)
         for material in key.materials.values():
+            if isinstance(material, TokenMaterial):
+                _destroy(material, key.arn)
             material.wipe()
         del self.keys[key.key_id]
         self.listed.drop_key(key.scope, key.key_id)
@@ -376,10 +382,15 @@ class KeyRegistry:
             self.remove_grant(self.keys[grant.key_id], grant)
         return over
 
-    def announce(self, event: str) -> None:
-        """Tell every listener that something changed for every key."""
-        for key in self.keys.values():
-            self._changed(key, event)
+    def announce(self, event: str, concerns: Callable[[KmsKey], bool] = lambda _key: True) -> None:
+        """Tell every listener that something changed for every key, or for those that it concerns."""
+        for key in list(self.keys.values()):
+            if concerns(key):
+                self._changed(key, event)
+
+    def in_store(self, store_id: str) -> Iterator[str]:
+        """Yield the ARNs of a custom key store's keys."""
+        return (key.arn for key in self.keys.values() if key.store == store_id)
 
     def _changed(self, key: KmsKey, event: str) -> None:
         for listener in self.listeners:
@@ -424,8 +435,10 @@ class KeyRegistry:
                 row["id"], key_arn(row["scope"], row["id"]), row["description"], KeyState(row["state"]),
                 row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
                 row["creator"], row["spec"], row["usage"], row["tags"], row["rotation_days"], row["next_rotation"],
-                [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], _imports(row),
+                [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], _imports(row), row.get("store", ""),
             )  # fmt: skip
+            if key.store:
+                key.materials[1] = TokenMaterial(self.vault.stores, key.store, key.key_id, key.arn)
             self._keep_key(key)
         for row in self.store.scan(Table.MATERIAL):
             place = f"{row['key']}/{row['term']}"
@@ -439,6 +452,13 @@ class KeyRegistry:
                 row["equals"], row["subset"], row["name"], row["created"], row["issuer"], row.get("expires"), row.get("reason"),
             )  # fmt: skip
             self._keep_grant(self.keys[row["key"]], grant)
+
+
+def _destroy(material: TokenMaterial, arn: str) -> None:
+    try:
+        material.destroy()
+    except (TokenUnavailable, KeyInvalidState) as error:
+        _LOG.warning("%s is deleted, but its material is still in its token: %s", arn, error.detail)
 
 
 def _imports(row: dict[str, Any]) -> dict[int, Import]:

@@ -9,7 +9,7 @@ from kmsd.dispatch.call import Call
 from kmsd.keys.material import material_id
 from kmsd.keys.registry import KeyRegistry
 from kmsfs.api.shapes import admin as shapes
-from kmsfs.errors import InvalidCiphertext, KeyMaterialIdNotFound, MaterialInUse
+from kmsfs.errors import InvalidCiphertext, KeyMaterialIdNotFound, MaterialInUse, UnsupportedOperation
 from kmsfs.formats.blob import parse_blob
 from kmsfs.formats.message import parse_message
 
@@ -27,6 +27,8 @@ class RetirementService:
     def destroy_key_material(self, call: Call) -> shapes.DestroyKeyMaterialResponse:
         """DestroyKeyMaterial."""
         key, wanted = call.the_key, call.request.key_material_id
+        if key.store:
+            raise UnsupportedOperation(f"{key.arn} is in a custom key store, which has one material for it.")
         term = next((t for t, material in key.materials.items() if material_id(material) == wanted), None)
         if term is None:
             raise KeyMaterialIdNotFound(f"{key.arn} has no key material {wanted}.")

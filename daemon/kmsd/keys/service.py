@@ -9,8 +9,9 @@ from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.paging import Names
 from kmsd.keys.lifecycle import SECONDS_PER_DAY
-from kmsd.keys.material import material_id
-from kmsd.keys.registry import Alias, KeyRegistry, KmsKey
+from kmsd.keys.material import TokenMaterial, material_id
+from kmsd.keys.registry import EXTERNAL, Alias, KeyRegistry, KmsKey
+from kmsd.keystores.store import CONNECTED, KeyStores
 from kmsfs.api.keyspecs import (
     AGREE,
     ENCAPSULATE,
@@ -24,7 +25,16 @@ from kmsfs.api.keyspecs import (
 )
 from kmsfs.api.operation import KeyState
 from kmsfs.api.shapes import keys as shapes
-from kmsfs.errors import AlreadyExists, KeyInvalidState, LimitExceeded, MalformedPolicy
+from kmsfs.errors import (
+    AccessDenied,
+    AlreadyExists,
+    CustomKeyStoreInvalidState,
+    CustomKeyStoreNotFound,
+    KeyInvalidState,
+    LimitExceeded,
+    MalformedPolicy,
+    TokenUnavailable,
+)
 from kmsfs.ids import (
     MULTI_REGION,
     account_of,
@@ -36,6 +46,8 @@ from kmsfs.ids import (
     root_principal,
 )
 
+UNAVAILABLE = "Unavailable"
+"""State of a key whose custom key store is not connected."""
 KEYS_MAX = 100_000
 ALIASES_PER_KEY_MAX = 50
 
@@ -74,16 +86,23 @@ def _default(caller: Caller) -> KeyPolicy:
     return compile_policy(account_policy(caller.account) if by_account else default_policy(caller.principal))
 
 
+def _material_id(key: KmsKey) -> str | None:
+    told = key.spec == SYMMETRIC and key.term in key.materials and not key.store
+    return material_id(key.current_material) if told else None
+
+
 class KeyService:
     """CreateKey to ListAliases."""
 
     def __init__(
         self,
         registry: KeyRegistry,
+        stores: KeyStores,
         principal_exists: Callable[[str], bool] = lambda _principal: True,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._registry = registry
+        self._stores = stores
         self._principal_exists = principal_exists
         self._new_id = new_id
 
@@ -102,7 +121,7 @@ class KeyService:
             key_id,
             arn,
             request.description,
-            KeyState.ENABLED if request.origin == "AWS_KMS" else KeyState.PENDING_IMPORT,
+            KeyState.PENDING_IMPORT if request.origin == EXTERNAL else KeyState.ENABLED,
             call.now,
             None,
             policy,
@@ -114,12 +133,40 @@ class KeyService:
             {tag.tag_key: tag.tag_value for tag in request.tags},
             scope=call.scope,
             origin=request.origin,
+            store=self._store_of(call),
         )
         if request.origin == "AWS_KMS":
             key.materials[1] = self._registry.vault.make(spec)
+        elif key.store:
+            key.materials[1] = self._made_in_token(key)
         self._registry.add_key(key)
         call.key = key
         return shapes.KeyMetadataResponse(key_metadata=self._metadata(key))
+
+    def _store_of(self, call: Call) -> str:
+        """Return the id of the custom key store in which a new key shall be; empty for none."""
+        request: shapes.CreateKeyRequest = call.request
+        if request.custom_key_store_id is None:
+            return ""
+        store = self._stores.get(request.custom_key_store_id)
+        if store is None or store.scope != call.scope:
+            raise CustomKeyStoreNotFound(f"There is no custom key store {request.custom_key_store_id}.")
+        if not call.caller.root and call.caller.identity is None:
+            # A token has room for so many keys; of local users only those make some in it who stand for the account.
+            raise AccessDenied(f"User: {call.caller.principal} is not authorized to perform: kms:CreateKey in a custom key store")
+        if self._stores.state(store.store_id)[0] != CONNECTED:
+            raise CustomKeyStoreInvalidState(f"The custom key store {store.name} is not connected.", hint="kmsfs keystore connect")
+        return store.store_id
+
+    def _made_in_token(self, key: KmsKey) -> TokenMaterial:
+        material = TokenMaterial(self._stores, key.store, key.key_id, key.arn)
+        try:
+            material.make()
+        except TokenUnavailable as error:
+            raise CustomKeyStoreInvalidState(
+                "The token of the custom key store cannot make the key.", hint=error.detail, evidence=error.evidence
+            ) from error
+        return material
 
     def describe_key(self, call: Call) -> shapes.KeyMetadataResponse:
         """DescribeKey."""
@@ -256,17 +303,19 @@ class KeyService:
         )
 
     def _metadata(self, key: KmsKey) -> shapes.KeyMetadata:
-        imported = key.current_import
+        imported, state = key.current_import, key.state.value
+        if key.store and key.state is not KeyState.PENDING_DELETION and self._stores.state(key.store)[0] != CONNECTED:
+            state = UNAVAILABLE
         algorithms = {key.usage: list(SPECS[key.spec].algorithms[key.usage])}
         return shapes.KeyMetadata(
             aws_account_id=account_of(key.scope),
             key_id=key.key_id,
             arn=key.arn,
             creation_date=key.created,
-            enabled=key.state is KeyState.ENABLED,
+            enabled=state == KeyState.ENABLED.value,
             description=key.description,
             key_usage=key.usage,
-            key_state=key.state.value,
+            key_state=state,
             deletion_date=key.deletion,
             valid_to=imported.valid_to if imported is not None else None,
             origin=key.origin,
@@ -281,5 +330,7 @@ class KeyService:
             mac_algorithms=algorithms.get(MAC),
             multi_region=key.key_id.startswith(MULTI_REGION),
             multi_region_configuration=_only_region(key) if key.key_id.startswith(MULTI_REGION) else None,
-            current_key_material_id=material_id(key.current_material) if key.spec == SYMMETRIC and key.term in key.materials else None,
+            current_key_material_id=_material_id(key),
+            custom_key_store_id=key.store or None,
+            cloud_hsm_cluster_id=self._stores.token_name(key.store) if key.store else None,
         )

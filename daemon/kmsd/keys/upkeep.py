@@ -73,6 +73,8 @@ class KeyUpkeepService:
         """ListKeyRotations, oldest first."""
         request: shapes.ListKeyRotationsRequest = call.request
         key = _symmetric(call.the_key)
+        if key.store:
+            raise UnsupportedOperation(f"{key.arn} origin is {key.origin} which is not valid for this operation.")
         first = 1 if request.include_key_material == "ALL_KEY_MATERIAL" else 2
         last = key.term + (1 if first == 1 and key.term + 1 in key.imports else 0)
         terms = {f"{term:08d}": term for term in range(first, last + 1) if term in key.materials or term in key.imports}

@@ -58,6 +58,8 @@ class Table(IntEnum):
     """Natural key: ARN. The fields of kmsd.iam.records.MfaDevice."""
     ACCOUNT = 14
     """Natural key: account id. The fields of kmsd.accounts.store.Account; the managing account has no row."""
+    KEY_STORE = 15
+    """Natural key: custom key store id. The fields of kmsd.keystores.store.KeyStore."""
 
 METADATA = MetaData()
 ROW = SqlTable(

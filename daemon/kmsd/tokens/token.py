@@ -5,8 +5,9 @@ operator alone, never a caller.
 """
 
 import os
+import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,24 @@ def parse_place(text: str) -> TokenPlace:
     if not module.startswith("/") or not label:
         raise UsageError(f"{text!r} is no token", hint="MODULE:LABEL, such as /usr/lib/softhsm/libsofthsm2.so:kmsfs")
     return TokenPlace(Path(module), label)
+
+
+def parse_places(texts: Iterable[str]) -> dict[str, TokenPlace]:
+    """Read `NAME=MODULE:LABEL` of several tokens.
+
+    Raises:
+        UsageError: if one cannot be read, or a name or a token is there twice.
+    """
+    places: dict[str, TokenPlace] = {}
+    for text in texts:
+        name, _, place = text.partition("=")
+        if not re.fullmatch(r"[\w-]{1,24}", name):
+            raise UsageError(f"{text!r} is no token", hint="NAME=MODULE:LABEL, with a name of at most 24 letters, digits and hyphens")
+        found = parse_place(place)
+        if name in places or found in places.values():
+            raise UsageError(f"the token {text!r} is declared twice")
+        places[name] = found
+    return places
 
 
 class Token:
@@ -170,15 +189,18 @@ class Token:
     def _open(self) -> Any:
         try:
             import pkcs11
-            from pkcs11.exceptions import PKCS11Error, UserAlreadyLoggedIn
+            from pkcs11.exceptions import NoSuchToken, PKCS11Error, UserAlreadyLoggedIn
         except ImportError as error:
             raise TokenUnavailable("PKCS #11 tokens need the package python-pkcs11", hint="pip install 'kmsfs[pkcs11]'") from error
         _check_module(self._place.module)
         try:
             library = pkcs11.lib(os.fspath(self._place.module))
-            # Tokens that came since the library was loaded are seen only by a new look.
-            library.reinitialize()
-            token = library.get_token(token_label=self._place.label)
+            try:
+                token = library.get_token(token_label=self._place.label)
+            except NoSuchToken:
+                # A token that came since the library was loaded is seen by a new look; sessions with others are opened anew.
+                library.reinitialize()
+                token = library.get_token(token_label=self._place.label)
             try:
                 return token.open(user_pin=self._pin, rw=True)
             except UserAlreadyLoggedIn:

@@ -42,6 +42,7 @@ class CreateKeyRequest(Shape, kw_only=True):
     bypass_policy_lockout_safety_check: bool = False
     tags: Tags = []
     multi_region: bool = False
+    custom_key_store_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
 
 
 class MultiRegionKey(Shape, kw_only=True):
@@ -73,6 +74,8 @@ class KeyMetadata(Shape, kw_only=True):
     deletion_date: Seconds | None = None
     valid_to: Seconds | None = None
     origin: str
+    custom_key_store_id: str | None = None
+    cloud_hsm_cluster_id: str | None = None
     expiration_model: str | None = None
     key_manager: str
     customer_master_key_spec: str

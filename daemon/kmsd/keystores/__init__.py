@@ -1,0 +1,1 @@
+"""Custom key stores: PKCS #11 tokens that keep KMS keys."""
