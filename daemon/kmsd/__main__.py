@@ -20,7 +20,6 @@ from kmsd.audit.journal import verify_log
 from kmsd.backup import commands
 from kmsd.backup.commands import Passphrase, State
 from kmsd.config import HOME_REGION, SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
-from kmsd.door.listen import parse_endpoint
 from kmsd.parameters.tier import parse_limits
 from kmsd.realm import begin_new_audit, initialise, open_realm, open_with, read_header, read_root, recover
 from kmsd.root.keyring import Keyring, SealType, open_keyring
@@ -35,6 +34,7 @@ from kmsd.store.files import lock_state
 from kmsd.tokens.token import parse_place, parse_places
 from kmsfs.aead.selfcheck import run_self_check
 from kmsfs.errors import KmsfsError, UsageError
+from kmsfs.loopback import parse_endpoint
 from kmsfs.secret import KeyMaterial
 
 _BOUND = "KMSD_BOUND_SOCKETS"

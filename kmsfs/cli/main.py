@@ -26,6 +26,7 @@ from kmsfs.cli import (
     keystore,
     paramtools,
     rendering,
+    reporting,
     rotating,
     scanning,
     secret,
@@ -79,6 +80,7 @@ app.command("simulate")(access.simulate)
 app.command("tighten")(tightening.tighten)
 app.command("scan")(scanning.scan)
 app.command("top")(top.top)
+app.command("report")(reporting.report)
 
 
 def _version(value: bool) -> None:

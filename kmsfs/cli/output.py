@@ -11,10 +11,13 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kmsfs.client.session import ClientSession
 from kmsfs.errors import KmsfsError
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 
 @dataclass(slots=True)
@@ -202,35 +205,39 @@ def stored_bytes(folder: Path) -> int:
 @contextlib.contextmanager
 def byte_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar with rate and time left on stderr, if that is a terminal, or events for programs; yields what to call with bytes done."""
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    with _progress(text, total, "bytes", (DownloadColumn(), TransferSpeedColumn())) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def counting(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """As `byte_progress`, for things that are counted; `text` says what they are."""
+    from rich.progress import MofNCompleteColumn
+
+    with _progress(text, total, text, (MofNCompleteColumn(),)) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _progress(text: str, total: int, unit: str, columns: "Sequence[ProgressColumn]") -> Iterator[Callable[[int], None]]:
     if SETTINGS.log_json:
-        with _logged_progress(text, total) as advance:
+        with _logged_progress(text, total, unit) as advance:
             yield advance
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, quiet=SETTINGS.quiet)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=total)
         yield lambda done: bar.update(task, advance=done)
 
 
 @contextlib.contextmanager
-def _logged_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+def _logged_progress(text: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Log how far something is: at its beginning, at most twice a second, and at its end, whichever that is."""
     operation_id = uuid.uuid4().hex[:12]
     current = 0
@@ -239,7 +246,7 @@ def _logged_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     def tell(*, finished: bool) -> None:
         nonlocal told
         told = time.monotonic()
-        _log("progress", id=operation_id, operation=text, current=current, total=total, unit="bytes", finished=finished)
+        _log("progress", id=operation_id, operation=text, current=current, total=total, unit=unit, finished=finished)
 
     def advance(done: int) -> None:
         nonlocal current
