@@ -156,7 +156,7 @@ class Daemon:
         secret_store = SecretStore(self._store, changes.publish)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
         retirement = RetirementService(registry, (parameters.stored_values, secret_store.stored_values))
-        volumes = VolumeService(self._store, _boot_id(), time.time(), os.urandom)
+        volumes = VolumeService(self._store, self._account, _boot_id(), time.time(), os.urandom)
         facts = DaemonFacts(
             os.getpid(),
             os.fspath(config.state),

@@ -13,13 +13,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kmsfs.backing.extras import ExtrasStore
 from kmsfs.backing.posix import PosixFile
 from kmsfs.envelope import content
 from kmsfs.envelope.kf1file import FileTools, Kf1File
 from kmsfs.envelope.recovery import SessionRules
 from kmsfs.envelope.slots import SlotPair, read_slots
 from kmsfs.envelope.volumekeys import DIR_ID_NAME
-from kmsfs.errors import CorruptFile, CorruptVolume, IntegrityError, IntegrityReason, InvalidName, KmsfsError
+from kmsfs.errors import (
+    CorruptFile,
+    CorruptVolume,
+    IntegrityError,
+    IntegrityReason,
+    InvalidName,
+    KmsfsError,
+    UnsupportedFormat,
+)
 from kmsfs.formats.fileheader import Attributes
 from kmsfs.formats.volume import CONFIG_NAME
 
@@ -69,6 +78,7 @@ class Rescuer:
         self._keys = tools.keys
         self._target = target
         self._on_bytes = on_bytes
+        self._extras: ExtrasStore | None = None
         self.report = RescueReport()
 
     def run(self, descriptor: int, root_id: bytes) -> RescueReport:
@@ -77,7 +87,11 @@ class Rescuer:
         Raises:
             OSError: if the target cannot be written.
         """
-        self._folder(_Folder(descriptor, root_id, self._target))
+        self._extras = ExtrasStore(self._tools, descriptor)
+        try:
+            self._folder(_Folder(descriptor, root_id, self._target))
+        finally:
+            self._extras.close()
         return self.report
 
     def _problem(self, path: Path, problem: str) -> None:
@@ -99,6 +113,8 @@ class Rescuer:
                     raise
                 self.report.lost_files += 1
                 self._problem(folder.target / name, f"cannot be read from the disk: {error.strerror}")
+        if folder.dir_id:
+            self._give_attributes(folder.dir_id, None, folder.target)
         facts = os.fstat(folder.descriptor)
         _dress(folder.target, facts, facts.st_mtime_ns)
 
@@ -111,7 +127,7 @@ class Rescuer:
             self._on_bytes(facts.st_size)
         elif stat.S_ISLNK(facts.st_mode):
             self._link(folder, disk_name, plain)
-        elif os.geteuid() == 0:
+        elif stat.S_ISFIFO(facts.st_mode) or os.geteuid() == 0:
             os.mknod(self._place(folder, plain or os.fsencode(disk_name), lost=not plain), facts.st_mode, facts.st_rdev)
 
     def _plain_name(self, folder: _Folder, disk_name: str) -> bytes:
@@ -229,7 +245,24 @@ class Rescuer:
         self.report.lost_bytes += lost
         if lost:
             self._problem(place, f"{lost} of {attributes.size} bytes are lost, and zeros in their place")
+        self._give_attributes(pair.valid[0].clear.file_id, attributes.extras, place)
         _dress(place, facts, attributes.mtime_ns)
+
+    def _give_attributes(self, owner: bytes, expected: int | None, place: Path) -> None:
+        """Give what came out the extended attributes that it had, as far as they can be read and the target takes them."""
+        if self._extras is None or expected == 0:
+            return
+        try:
+            # An older record than the header's is better than none, as with everything here.
+            found = self._extras.load(owner, None)
+            for name, value in found.attributes.items():
+                os.setxattr(place, name, value)
+        except (CorruptFile, UnsupportedFormat) as error:
+            self._problem(place, f"its extended attributes are lost: {error}")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            self._problem(place, f"the target does not take its extended attributes: {error.strerror}")
 
     def _write(self, file: Kf1File, place: Path) -> int:
         """Write what opens; return how many bytes do not."""

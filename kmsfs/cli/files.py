@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kmsfs.cli import volumekey
+from kmsfs.cli import sharing, volumekey
 from kmsfs.cli.background import serve_mount
 from kmsfs.cli.output import SETTINGS, confirm, facts, say, session, show
 from kmsfs.errors import ExitCode, KmsfsError, UsageError
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 volume_app = typer.Typer(no_args_is_help=True, help="Encrypted volumes.")
 volume_app.add_typer(volumekey.app, name="key")
+volume_app.command("snapshot")(sharing.snapshot)
+volume_app.command("share")(sharing.share)
+volume_app.command("receive")(sharing.receive)
 CipherDir = Annotated[Path, typer.Argument(metavar="CIPHERDIR", help="Directory of the encrypted files.")]
 MountPoint = Annotated[
     Path, typer.Argument(metavar="MOUNTPOINT", help="Directory where they appear readable.")

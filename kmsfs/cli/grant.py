@@ -37,7 +37,7 @@ def create(
     answer = call(
         "CreateGrant", KeyId=key, GranteePrincipal=principal_arn(to), Operations=operation, Name=name,
         RetiringPrincipal=principal_arn(retiring) if retiring else None, Constraints=constraints,
-        ExpiresInSeconds=_seconds(lasts) if lasts else None, Reason=reason,
+        ExpiresInSeconds=seconds_of(lasts) if lasts else None, Reason=reason,
     )  # fmt: skip
     show(answer, lambda: facts([("grant id", answer["GrantId"]), ("grant token", answer["GrantToken"])]))
 
@@ -89,7 +89,12 @@ def principal_arn(text: str) -> str:
     return text
 
 
-def _seconds(text: str) -> int:
+def seconds_of(text: str) -> int:
+    """Return the seconds of 90m, 2h or 7d.
+
+    Raises:
+        UsageError: if it is none of them.
+    """
     units = {"m": 60, "h": 3_600, "d": 86_400}
     if not text[:-1].isdigit() or text[-1:] not in units:
         raise UsageError(f"{text!r} is no time", hint="90m, 2h or 7d")

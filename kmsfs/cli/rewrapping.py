@@ -1,6 +1,7 @@
 """The steps of `kmsfs rewrap` around the files: lease, volume key, configuration."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,13 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
             )
         target_key = to or config.key_arn
 
-        def re_encrypt(wrapped: bytes, context: dict[str, str], key_id: str) -> bytes:
-            request: dict[str, Any] = {
-                "CiphertextBlob": wrapped, "SourceEncryptionContext": context, "DestinationKeyId": key_id,
-                "DestinationEncryptionContext": context,
-            }  # fmt: skip
-            blob: bytes = talk.call("ReEncrypt", request)["CiphertextBlob"]
-            return blob
-
         context = volume_context(config.volume_id)
-        wrapped = config.wrapped_key if dry_run else re_encrypt(config.wrapped_key, context, target_key)
+        wrapped = config.wrapped_key if dry_run else re_encrypt(talk, config.wrapped_key, context, target_key)
         tools = volume_tools(volume, talk, SessionRules(lease.number, set()))
         tools.freshness = records = open_records(volume.keys, lease, read_only=dry_run)
         with byte_progress("rewrapping", stored_bytes(cipher_dir)) as advance:
             targets = _targets(config, wrapped, lease, talk)
-            worker = Rewrapper(tools, targets, re_encrypt, advance)
+            worker = Rewrapper(tools, targets, partial(re_encrypt, talk), advance)
             report = worker.run(volume.descriptor, dry_run=dry_run)
         if not dry_run:
             key_arn = talk.call("DescribeKey", {"KeyId": target_key})["KeyMetadata"]["Arn"]
@@ -65,6 +58,20 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
         if not lease.unclean:
             lease.end(records.finish() if records is not None and not dry_run else None)
         os.close(volume.descriptor)
+
+
+def re_encrypt(talk: ClientSession, wrapped: bytes, context: dict[str, str], key_id: str) -> bytes:
+    """Wrap a wrapped key anew, under its context and another KMS key.
+
+    Raises:
+        KmsfsError: as ReEncrypt.
+    """
+    request: dict[str, Any] = {
+        "CiphertextBlob": wrapped, "SourceEncryptionContext": context, "DestinationKeyId": key_id,
+        "DestinationEncryptionContext": context,
+    }  # fmt: skip
+    blob: bytes = talk.call("ReEncrypt", request)["CiphertextBlob"]
+    return blob
 
 
 def _targets(config: VolumeConfig, wrapped: bytes, lease: VolumeLease, talk: ClientSession) -> Targets:

@@ -193,6 +193,26 @@ def test_grants_across_accounts(world):
     assert kms.list_retirable_grants(RetiringPrincipal=grantee)["Grants"] == []
 
 
+def test_a_grant_to_an_account_is_for_whom_its_iam_lets(world):
+    key = shared_key(world)
+    free, bound = user_in(world, OTHER, "granted", allow("kms:Encrypt")), user_in(world, OTHER, "ungranted")
+    forbidden = user_in(world, OTHER, "forbidden", allow("kms:*"), deny("kms:Encrypt"))
+    stranger = user_in(world, THIRD, "stranger", allow("kms:*"))
+    made = world.client("kms").create_grant(KeyId=key, GranteePrincipal=f"arn:aws:iam::{OTHER}:root", Operations=["Encrypt", "Decrypt"])
+    blob = world.client("kms", free).encrypt(KeyId=key, Plaintext=b"x")["CiphertextBlob"]
+    assert refused(world.client("kms", free).decrypt, CiphertextBlob=blob) == "AccessDeniedException"  # his account lets him encrypt only
+    for who in (bound, forbidden, stranger):
+        assert refused(world.client("kms", who).encrypt, KeyId=key, Plaintext=b"x") == "AccessDeniedException"
+    simulated = world.daemon.session().call("SimulateKeyAccess", {"KeyId": local(key), "Principal": f"arn:kmsfs:iam::{OTHER}:user/granted", "Action": "kms:Encrypt"})
+    assert simulated["Allowed"] and any(step["Source"] == "grant" and step["Applies"] for step in simulated["Steps"])
+    world.client("kms").revoke_grant(KeyId=key, GrantId=made["GrantId"])
+    assert refused(world.client("kms", free).encrypt, KeyId=key, Plaintext=b"x") == "AccessDeniedException"
+
+
+def local(arn):
+    return arn.replace("arn:aws:kms:us-east-1", "arn:kmsfs:kms:local")
+
+
 def test_a_secret_across_accounts(world):
     reader = f"arn:aws:iam::{OTHER}:user/reader"
     theirs = world.client("secretsmanager", user_in(world, OTHER, "reader", allow(["secretsmanager:*", "kms:*"])))

@@ -312,3 +312,23 @@ def test_a_header_of_a_file_that_no_record_knows_is_not_trusted(volume):
     code, report = check(volume, "--repair")
     assert code == ExitCode.DAMAGE_FOUND and report["repaired"] == [], report
     assert "no record says" in str(report["left"]) and open(path, "rb").read() == before
+
+
+def test_extended_attributes_come_out(make_mount, tmp_path):
+    mount = make_mount().start()
+    (mount.plain / "d").mkdir()
+    for name in ("f", "d", "damaged"):
+        if name != "d":
+            (mount.plain / name).write_bytes(name.encode())
+        os.setxattr(mount.plain / name, "user.note", name.encode() + b"\0\xff")
+        if name == "d":
+            between = set((mount.cipher / ".kx").iterdir())
+    mount.stop()
+    [record] = set((mount.cipher / ".kx").iterdir()) - between
+    flip(record, 20)
+    target = tmp_path / "out"
+    code, told = rescue(mount, target)
+    assert code == ExitCode.DAMAGE_FOUND and [problem["path"] for problem in told["problems"]] == ["damaged"]
+    assert "extended attributes are lost" in told["problems"][0]["problem"] and (target / "damaged").read_bytes() == b"damaged"
+    assert os.listxattr(target / "damaged") == []
+    assert {name: os.getxattr(target / name, "user.note") for name in ("f", "d")} == {"f": b"f\0\xff", "d": b"d\0\xff"}

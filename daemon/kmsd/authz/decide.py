@@ -96,7 +96,7 @@ def decide(caller: Caller, question: Question, policy: KeyPolicy, grants: Iterab
         return Decision(allowed=True, by=f"{delegated}+identity:{by}")
     operation = question.action.removeprefix("kms:")
     for grant in grants:
-        if grant.permits(caller, operation, question.context, question.now):
+        if grant.permits(caller, operation, question.context, question.now, delegated=identity == ALLOW):
             return Decision(allowed=True, by=f"grant:{grant.grant_id}")
     return Decision(allowed=False, by="no-allow")
 

@@ -10,7 +10,7 @@ from kmsd.authz.conditions import Condition, RequestValues
 from kmsd.authz.decide import Decision, Question, decide
 from kmsd.authz.grants import Grant
 from kmsd.authz.guardrails import Guardrails
-from kmsd.authz.identity import IdentityPolicy
+from kmsd.authz.identity import ALLOW, IdentityPolicy
 from kmsd.authz.policy import KeyPolicy
 from kmsd.authz.principal import Caller
 from kmsd.authz.statement import Statement
@@ -125,9 +125,11 @@ def _unmet(condition: Condition, values: RequestValues) -> str:
 
 def _against_grant(grant: Grant, caller: Caller, question: Question) -> str:
     operation = question.action.removeprefix("kms:")
-    if grant.permits(caller, operation, question.context, question.now):
+    identity = caller.identity
+    delegated = identity is not None and identity.says(question.action, question.key_arn, question.request_values(caller))[0] == ALLOW
+    if grant.permits(caller, operation, question.context, question.now, delegated=delegated):
         return ""
-    if grant.grantee not in caller.principals:
+    if grant.grantee not in caller.principals and not (delegated and grant.grantee == root_principal(caller.account)):
         return f"its grantee principal is {grant.grantee}"
     if operation not in grant.operations:
         return f"it does not speak of {operation}"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from kmsd.authz.principal import Caller
+from kmsfs.ids import root_principal
 
 CONTEXT_OPERATIONS = frozenset(
     {
@@ -35,9 +36,12 @@ class Grant:
     """From this time on, seconds since the epoch, it allows nothing."""
     reason: str | None = None
 
-    def permits(self, caller: Caller, operation: str, context: dict[str, str], now: float) -> bool:
-        """Tell whether this grant lets `caller` do `operation` with this encryption context at this time."""
-        if operation not in self.operations or self.grantee not in caller.principals or self.over(now):
+    def permits(self, caller: Caller, operation: str, context: dict[str, str], now: float, *, delegated: bool = False) -> bool:
+        """Tell whether this grant lets `caller` do `operation` with this encryption context at this time.
+
+        What is granted to an account is for those of it whom its IAM lets: `delegated` says that it lets this one.
+        """
+        if operation not in self.operations or not self._is_for(caller, delegated=delegated) or self.over(now):
             return False
         if operation not in CONTEXT_OPERATIONS:
             return True
@@ -46,6 +50,9 @@ class Grant:
         if self.subset is not None:
             return all(context.get(key) == value for key, value in self.subset.items())
         return True
+
+    def _is_for(self, caller: Caller, *, delegated: bool) -> bool:
+        return self.grantee in caller.principals or (delegated and self.grantee == root_principal(caller.account))
 
     def over(self, now: float) -> bool:
         """Tell whether its time is over."""

@@ -17,7 +17,7 @@ from kmsd.store.schema import Table
 from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC
 from kmsfs.api.operation import KeyState
 from kmsfs.errors import AliasNotFound, KeyInvalidState, KeyNotFound, TokenUnavailable
-from kmsfs.ids import MULTI_REGION, alias_arn, key_arn, parse_key_reference, scope_of
+from kmsfs.ids import MULTI_REGION, alias_arn, key_arn, parse_key_reference, root_principal, scope_of
 from kmsfs.secret import KeyMaterial
 
 
@@ -118,10 +118,12 @@ class KmsKey:
         }  # fmt: skip
 
     def grants_for(self, caller: Caller) -> Iterator[Grant]:
-        """Yield the grants whose grantee the caller is."""
+        """Yield the grants whose grantee the caller is, or his account, where its IAM speaks for him."""
         if self.grants:
             for principal in caller.principals:
                 yield from self.grants_to(principal).values()
+            if caller.identity is not None:
+                yield from self.grants_to(root_principal(caller.account)).values()
 
     def grants_to(self, grantee: str) -> dict[str, Grant]:
         """Return the grants to a principal, by id."""

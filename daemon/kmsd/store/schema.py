@@ -42,7 +42,7 @@ class Table(IntEnum):
     PARAMETER_VERSION = 6
     """Natural key: `name:version`, parent: name. The parameter's fields plus {value: bytes}; SecureString: ciphertext."""
     VOLUME = 7
-    """Natural key: volume id hex. {id, key, session: highest handed out, unclean: [sessions]}."""
+    """Natural key: volume id hex, behind `ACCOUNT/` where it is not the managing account's. {id, account, key, session: highest handed out, unclean: [sessions]}."""
 
     SECRET = 8
     """Natural key: secret ARN. The fields of kmsd.secrets.records.Secret."""

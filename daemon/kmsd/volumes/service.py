@@ -42,6 +42,13 @@ class Volume:
     freshness_may_begin: bool = True
     directory_keys: dict[str, str] = field(default_factory=dict)
     """The KMS keys of directories that have one of their own, by directory id."""
+    account: str = ""
+    """Whose volume it is, where that is not the managing account: each account that received a snapshot has its own."""
+
+    @property
+    def place(self) -> str:
+        """Its natural key."""
+        return place_of(self.account, self.volume_id)
 
     @property
     def keys(self) -> set[str | None]:
@@ -60,14 +67,21 @@ class Volume:
             "freshness_head": self.freshness_head,
             "freshness_may_begin": self.freshness_may_begin,
             "directory_keys": self.directory_keys,
+            "account": self.account,
         }
+
+
+def place_of(account: str, volume_id: str) -> str:
+    """Return the natural key of a volume; `account` is empty for the managing one, as it was before there were others."""
+    return f"{account}/{volume_id}" if account else volume_id
 
 
 class VolumeService:
     """OpenVolumeSession, CloseVolumeSession, HealVolume, MoveVolume, AcceptVolumeRestore, SetDirectoryKey."""
 
-    def __init__(self, store: SealedStore, boot: str, now: float, rng: Rng) -> None:
+    def __init__(self, store: SealedStore, management: str, boot: str, now: float, rng: Rng) -> None:
         self._store = store
+        self._management = management
         self._rng = rng
         self._boot = boot
         self._volumes: dict[str, Volume] = {}
@@ -75,12 +89,12 @@ class VolumeService:
             volume = Volume(
                 row["id"], row["key"], row["session"], list(row["unclean"]), row["boot"], next_key=row.get("next_key"),
                 freshness_head=row.get("freshness_head", b""), freshness_may_begin=row.get("freshness_may_begin", True),
-                directory_keys=dict(row.get("directory_keys", {})),
+                directory_keys=dict(row.get("directory_keys", {})), account=row.get("account", ""),
             )  # fmt: skip
             if volume.boot == boot and volume.session in volume.unclean:
                 # Its mount may still live: the daemon restarted, the machine did not. Let it come back first.
                 volume.released = now
-            self._volumes[volume.volume_id] = volume
+            self._volumes[volume.place] = volume
 
     def under(self, key_id: str) -> list[str]:
         """Return the ids of the volumes that need a KMS key: theirs, the one they move to, or one of their directories'."""
@@ -124,7 +138,7 @@ class VolumeService:
         if call.request.freshness_head is not None:
             ended.freshness_head, ended.freshness_may_begin = call.request.freshness_head, False
         self._save(ended)
-        self._volumes[volume.volume_id] = volume = ended
+        self._volumes[volume.place] = volume = ended
         volume.holder = None
         volume.released = 0.0
         return Empty()
@@ -161,7 +175,7 @@ class VolumeService:
             unclean=[*volume.unclean, *unknown],
         )  # fmt: skip
         self._save(accepted)
-        self._volumes[volume.volume_id] = accepted
+        self._volumes[volume.place] = accepted
         return Empty()
 
     def set_directory_key(self, call: Call) -> shapes.SetDirectoryKeyResponse:
@@ -189,10 +203,11 @@ class VolumeService:
                 volume.released = now
 
     def _volume(self, call: Call, volume_id: str) -> Volume:
-        volume = self._volumes.get(volume_id)
+        account = call.caller.account if call.caller.account != self._management else ""
+        place = place_of(account, volume_id)
+        volume = self._volumes.get(place)
         if volume is None:
-            volume = Volume(volume_id, call.the_key.key_id)
-            self._volumes[volume_id] = volume
+            volume = self._volumes[place] = Volume(volume_id, call.the_key.key_id, account=account)
         if volume.next_key is not None and volume.next_key == call.the_key.key_id:
             self._save(replace(volume, key_id=volume.next_key, next_key=None))
             volume.key_id, volume.next_key = volume.next_key, None
@@ -211,7 +226,7 @@ class VolumeService:
 
     def _save(self, volume: Volume) -> None:
         with self._store.transaction() as work:
-            work.put(Table.VOLUME, volume.volume_id, volume.row())
+            work.put(Table.VOLUME, volume.place, volume.row())
 
 
 def _without(volume: Volume, sessions: list[int]) -> list[int]:
