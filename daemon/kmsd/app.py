@@ -68,6 +68,7 @@ from kmsd.secrets.rotation import RotationService
 from kmsd.secrets.service import SecretService
 from kmsd.secrets.store import SecretStore
 from kmsd.secrets.upkeep import SecretUpkeepService
+from kmsd.server.listen import BACKLOG
 from kmsd.server.notify import notify, watchdog_seconds
 from kmsd.server.session import ServerState, Session
 from kmsd.server.settling import Settlement
@@ -233,11 +234,11 @@ class Daemon:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        servers = [await loop.create_unix_server(lambda: Session(self._state), sock=listener.dup())]
+        servers = [await loop.create_unix_server(lambda: Session(self._state), sock=listener.dup(), backlog=BACKLOG)]
         if credentials is not None:
             managers = frozenset({0, os.getuid()})
             make = lambda: CredentialSession(self._state, managers)  # noqa: E731
-            servers.append(await loop.create_unix_server(make, sock=credentials.dup()))
+            servers.append(await loop.create_unix_server(make, sock=credentials.dup(), backlog=BACKLOG))
         self._record("DaemonStarted", **({"params": {"unsealed_by": self._unsealed_by}} if self._unsealed_by else {}))
         tasks = [
             asyncio.create_task(self._every(seconds, action))

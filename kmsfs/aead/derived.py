@@ -4,14 +4,15 @@ Each message gets its own key from 16 random bytes, so no counter bounds the KMS
 bytes are compared before anything is opened: a ciphertext is valid under one key only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kmsfs.aead.kdf import equal, kbkdf, kbkdf_messages
 from kmsfs.aead.nonces import Rng, draw
-from kmsfs.errors import AuthenticationFailed
+from kmsfs.errors import AuthenticationFailed, InvariantBroken
+from kmsfs.suites import GCM_NONCE_BYTES
 
 LABEL = b"kmsfs/kms/v1"
 SALT_BYTES = 16
@@ -43,6 +44,21 @@ def seal_derived(kdf: Kdf, rng: Rng, head: bytes, plain: bytes, context: bytes) 
     nonce = draw(rng, 1)
     prefix = salt + nonce + derived[32:]
     return prefix + AESGCM(derived[:32]).encrypt(nonce, plain, head + prefix + context)
+
+
+def seal_many(kdf: Kdf, rng: Rng, head: bytes, plains: Sequence[bytes], contexts: Sequence[bytes]) -> list[bytes]:
+    """Return what `seal_derived` does of each plaintext and its context; what is random of all of them is drawn at once, for this call alone."""
+    width = SALT_BYTES + GCM_NONCE_BYTES
+    drawn = rng(width * len(plains))
+    if len(drawn) != width * len(plains):
+        raise InvariantBroken("the random generator returned a wrong number of bytes")
+    sealed = []
+    for at, (plain, context) in enumerate(zip(plains, contexts, strict=True)):
+        salt, nonce = drawn[at * width : at * width + SALT_BYTES], drawn[at * width + SALT_BYTES : (at + 1) * width]
+        derived = kdf(head + salt)
+        prefix = salt + nonce + derived[32:]
+        sealed.append(prefix + AESGCM(derived[:32]).encrypt(nonce, plain, head + prefix + context))
+    return sealed
 
 
 def open_derived(kdf: Kdf, head: bytes, body: bytes, context: bytes) -> bytes:

@@ -10,13 +10,17 @@ from typing import Any
 
 from kmsfs.aead.bare import bare_seal_loop
 from kmsfs.aead.gcm import GcmKey
-from kmsfs.cli.output import session
+from kmsfs.api.shapes.crypto import BATCH_MAX
+from kmsfs.cli.benchrealm import bench_realm
+from kmsfs.client.locate import private_daemon
+from kmsfs.client.remote import to_exception
 from kmsfs.client.session import ClientSession
 from kmsfs.errors import UsageError
 
 _SIZES = (4096, 16384, 65536, 1 << 20)
 _ROUND_SECONDS = 0.3
 _CALLS = 3000
+_BATCHES = 40
 
 
 def run_benchmarks(
@@ -89,42 +93,54 @@ def _rate(_size: int, once: Callable[[], int]) -> float:
 
 
 def _bench_kms(rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    talk = session()
-    key, blob, name = _prepare(talk)
+    state = private_daemon().state.parent
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Where the user's own daemon has its state: on a disk, as what is durable there is what is measured.
+    with bench_realm(state) as realm:
+        return _measure_kms(realm.talk, os.fspath(realm.socket), rounds, tell)
+
+
+def _measure_kms(talk: ClientSession, path: str, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    key, signer, blob, name = _prepare(talk)
     operations: dict[str, tuple[str, dict[str, Any]]] = {
         "GenerateDataKey": ("GenerateDataKey", {"KeyId": key, "KeySpec": "AES_256"}),
         "Decrypt": ("Decrypt", {"CiphertextBlob": blob}),
+        "Encrypt": ("Encrypt", {"KeyId": key, "Plaintext": b"x" * 64}),
+        "Sign (P-256)": ("Sign", {"KeyId": signer, "Message": b"x" * 64, "SigningAlgorithm": "ECDSA_SHA_256"}),
         "GetParameter(SecureString)": ("GetParameter", {"Name": name, "WithDecryption": True}),
         "PutParameter, durably": ("PutParameter", {"Name": f"{name}/text", "Value": "text", "Type": "String", "Overwrite": True}),
     }
     rows = []
     for label, (operation, parameters) in operations.items():
-        for clients in (1, 8):
+        for clients in (1, 8, 64):
             tell(f"{label}, {clients} client(s)")
-            runs = [_call_many(operation, parameters, clients) for _ in range(rounds)]
+            runs = [_call_many(path, operation, parameters, clients) for _ in range(rounds)]
             middle = sorted(runs)[len(runs) // 2]
             rows.append([label, clients, *middle])
         tell(f"{label}, pipelined")
         piped = statistics.median(_pipelined(talk, operation, parameters) for _ in range(rounds))
         rows.append([label, "1, pipelined", round(piped), "", ""])
+        tell(f"{label}, half load")
+        rows.append([label, "1, at half load", *_paced(talk, operation, parameters, piped / 2)])
     tell("batches")
-    rows.append(["GenerateDataKeyBatch (keys)", 1, round(_batched(talk, key)), "", ""])
-    talk.call("DeleteParameters", {"Names": [name, f"{name}/text"]})
-    talk.call("ScheduleKeyDeletion", {"KeyId": key, "PendingWindowInDays": 7})
+    for label, depth in (("1", 1), ("1, pipelined", 4)):
+        batched = statistics.median(_batched(talk, key, depth) for _ in range(rounds))
+        rows.append(["GenerateDataKeyBatch (keys)", label, round(batched), "", ""])
     return {"columns": ["operation", "clients", "calls/s", "p50 us", "p99 us"], "rows": rows}
 
 
-def _prepare(talk: ClientSession) -> tuple[str, bytes, str]:
+def _prepare(talk: ClientSession) -> tuple[str, str, bytes, str]:
     made = talk.call("CreateKey", {"Description": "kmsfs bench; may be deleted"})
     key = made["KeyMetadata"]["KeyId"]
     blob = talk.call("GenerateDataKey", {"KeyId": key, "KeySpec": "AES_256"})["CiphertextBlob"]
     name = f"/kmsfs-bench/{os.getpid()}"
     talk.call("PutParameter", {"Name": name, "Value": "secret", "Type": "SecureString", "KeyId": key})
-    return key, blob, name
+    signer = talk.call("CreateKey", {"KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY", "Description": "kmsfs bench; may be deleted"})
+    return key, signer["KeyMetadata"]["KeyId"], blob, name
 
 
-def _call_many(operation: str, parameters: dict[str, Any], clients: int) -> tuple[int, float, float]:
-    talk = session()
+def _call_many(path: str, operation: str, parameters: dict[str, Any], clients: int) -> tuple[int, float, float]:
+    talk = ClientSession(socket=path, autostart=False)
     times: list[float] = []
 
     def work(count: int) -> None:
@@ -148,6 +164,21 @@ def _call_many(operation: str, parameters: dict[str, Any], clients: int) -> tupl
     return round(len(times) / spent), round(p50 * 1e6, 1), round(p99 * 1e6, 1)
 
 
+def _paced(talk: ClientSession, operation: str, parameters: dict[str, Any], rate: float) -> tuple[int, float, float]:
+    """Calls at a rate, one after the other: how long each takes while the daemon has as much to do as it has to spare."""
+    times = []
+    start = time.perf_counter()
+    for number in range(_CALLS):
+        due = start + number / rate
+        while (now := time.perf_counter()) < due:
+            continue
+        talk.call(operation, parameters)
+        times.append(time.perf_counter() - now)
+    spent = time.perf_counter() - start
+    times.sort()
+    return round(_CALLS / spent), round(times[_CALLS // 2] * 1e6, 1), round(times[_CALLS * 99 // 100] * 1e6, 1)
+
+
 def _pipelined(talk: ClientSession, operation: str, parameters: dict[str, Any]) -> float:
     """Calls per second with 64 requests under way: what the daemon does when its client is not the limit."""
     transport = talk.open_transport()
@@ -156,7 +187,7 @@ def _pipelined(talk: ClientSession, operation: str, parameters: dict[str, Any]) 
     for _ in range(depth):
         transport.send(operation, parameters)
     for done in range(left):
-        transport.receive()
+        _require_answer(transport.receive())
         if done + depth < left:
             transport.send(operation, parameters)
     spent = time.perf_counter() - start
@@ -164,9 +195,23 @@ def _pipelined(talk: ClientSession, operation: str, parameters: dict[str, Any]) 
     return left / spent
 
 
-def _batched(talk: ClientSession, key: str) -> float:
-    contexts = [{"file": f"{number:032x}"} for number in range(128)]
+def _require_answer(message: dict[str, Any]) -> None:
+    if "e" in message:
+        raise to_exception(message["e"])
+
+
+def _batched(talk: ClientSession, key: str, depth: int) -> float:
+    """Data keys per second in batches, so many of them under way."""
+    contexts = [{"file": f"{number:032x}"} for number in range(BATCH_MAX)]
+    request = {"KeyId": key, "EncryptionContexts": contexts}
+    transport = talk.open_transport()
     start = time.perf_counter()
-    for _ in range(16):
-        talk.call("GenerateDataKeyBatch", {"KeyId": key, "EncryptionContexts": contexts})
-    return 16 * len(contexts) / (time.perf_counter() - start)
+    for _ in range(depth):
+        transport.send("GenerateDataKeyBatch", request)
+    for done in range(_BATCHES):
+        _require_answer(transport.receive())
+        if done + depth < _BATCHES:
+            transport.send("GenerateDataKeyBatch", request)
+    spent = time.perf_counter() - start
+    transport.close()
+    return _BATCHES * len(contexts) / spent

@@ -66,6 +66,9 @@ def answers(path: Path) -> bool:
         probe.settimeout(2)
         try:
             probe.connect(os.fspath(path))
+        except BlockingIOError:
+            # So many wait to be taken in that there is no room for one more: somebody listens.
+            return True
         except OSError:
             return False
         return True

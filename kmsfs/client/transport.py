@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from kmsfs.errors import DaemonUnreachable, DeadlineExceeded
 from kmsfs.formats.frame import LENGTH_BYTES, decode_answer, encode_request, read_length
 
+_TIMEVAL = struct.Struct("@ll")
 _SPIN_NS = 400_000
 _FRESH_SECONDS = 0.01
 _SPINNING_THREADS = 6
@@ -38,7 +40,7 @@ class Transport:
         self._pending = bytearray()
         try:
             if connected is None:
-                self._socket.connect(path)
+                _connect(self._socket, path, timeout)
         except OSError as error:
             self._socket.close()
             raise DaemonUnreachable(
@@ -171,3 +173,12 @@ class Transport:
     def _receive_within(self, seconds: float) -> bytes:
         self._socket.settimeout(seconds)
         return self._socket.recv(1 << 18)
+
+
+def _connect(connecting: socket.socket, path: str, timeout: float) -> None:
+    """Connect, and wait for as long as that where many others do: connect(2) of a socket with Python's timeout would fail at once then."""
+    seconds = int(timeout)
+    connecting.settimeout(None)
+    connecting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(seconds, int((timeout - seconds) * 1_000_000)))
+    connecting.connect(path)
+    connecting.settimeout(timeout)

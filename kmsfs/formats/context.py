@@ -7,6 +7,9 @@ Lengths make it injective: {"a": "bc"} and {"ab": "c"} have different bytes.
 from kmsfs.errors import BadFrame, ShapeError
 from kmsfs.quantity import CONTEXT_MAX_BYTES, CONTEXT_MAX_PAIRS
 
+_LENGTHS = [length.to_bytes(2, "big") for length in range(CONTEXT_MAX_BYTES + 1)]
+"""Lengths as they are stored: this is done for every data key, several times."""
+
 
 def canonical(context: dict[str, str]) -> bytes:
     """Return the bytes to authenticate; the empty context is two zero bytes.
@@ -19,16 +22,17 @@ def canonical(context: dict[str, str]) -> bytes:
     if len(context) > CONTEXT_MAX_PAIRS:
         raise ShapeError(f"an encryption context has at most {CONTEXT_MAX_PAIRS} pairs")
     try:
-        pairs = sorted((key.encode(), value.encode()) for key, value in context.items())
+        # Texts are in the order of their UTF-8: it was made so that both agree (RFC 3629, section 1).
+        pairs = [(key.encode(), value.encode()) for key, value in sorted(context.items())]
     except UnicodeEncodeError as error:
         raise ShapeError("an encryption context holds text that is not Unicode") from error
-    parts = [len(pairs).to_bytes(2, "big")]
+    parts = [_LENGTHS[len(pairs)]]
     total = 2
     for key, value in pairs:
         total += 4 + len(key) + len(value)
         if total > CONTEXT_MAX_BYTES:
             raise ShapeError(f"an encryption context has at most {CONTEXT_MAX_BYTES} bytes")
-        parts += (len(key).to_bytes(2, "big"), key, len(value).to_bytes(2, "big"), value)
+        parts += (_LENGTHS[len(key)], key, _LENGTHS[len(value)], value)
     return b"".join(parts)
 
 

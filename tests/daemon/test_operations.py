@@ -550,3 +550,29 @@ def test_a_client_with_thousands_of_open_files(daemon):
         session.close()
         for descriptor in held:
             os.close(descriptor)
+
+
+def test_each_context_of_a_batch_is_asked_for_where_it_can_matter(daemon, call, key):
+    """One decision is enough for a policy without conditions only: conditions, variables and grants look at each context."""
+    who = call("GetStatus")["Principal"]
+    mine = {"Effect": "Allow", "Principal": {"AWS": who}, "Action": "kms:*", "Resource": "*"}
+    refused = {"Effect": "Deny", "Principal": "*", "Action": "kms:GenerateDataKey", "Resource": "*", "Condition": {"StringEquals": {"kms:EncryptionContext:tier": "secret"}}}
+    policy = lambda *statements: json.dumps({"Version": "2012-10-17", "Statement": list(statements)})  # noqa: E731
+    ask = lambda ask, *tiers: ask("GenerateDataKeyBatch", KeyId=key["KeyId"], EncryptionContexts=[{"tier": tier} for tier in tiers])  # noqa: E731
+    made = ask(call, "open", "secret")["DataKeys"]
+    assert len({each["Plaintext"] for each in made}) == 2
+    for each, tier in zip(made, ("open", "secret"), strict=True):
+        assert call("Decrypt", CiphertextBlob=each["CiphertextBlob"], EncryptionContext={"tier": tier})["Plaintext"] == each["Plaintext"]
+    call("PutKeyPolicy", KeyId=key["KeyId"], Policy=policy(mine, refused))
+    assert len(ask(call, "open", "open")["DataKeys"]) == 2
+    for tiers in (("open", "secret"), ("secret", "open"), ("open", "open", "secret")):
+        with pytest.raises(errors.AccessDenied):
+            ask(call, *tiers)
+    call("PutKeyPolicy", KeyId=key["KeyId"], Policy=policy(mine))
+    if os.getuid() == 0:
+        grantee = principal(call, 4321)
+        call("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=grantee, Operations=["GenerateDataKey"], Constraints={"EncryptionContextSubset": {"tier": "open"}})
+        with as_user(daemon, 4321) as other:
+            assert len(ask(other, "open", "open")["DataKeys"]) == 2
+            with pytest.raises(errors.AccessDenied):
+                ask(other, "open", "secret")

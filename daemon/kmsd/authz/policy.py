@@ -33,6 +33,8 @@ class KeyPolicy:
     statements: tuple[Statement, ...]
     asks_of_the_request: bool = False
     """Whether a statement needs condition keys that not every question has."""
+    asks_for_values: bool = True
+    """Whether a statement has conditions or variables: without them the answer does not depend on the encryption context."""
     _relevant: dict[tuple[str, frozenset[str], str], tuple[Relevant, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -131,4 +133,5 @@ def compile_policy(text: str, service: str = "kms") -> KeyPolicy:
     named = [statement.sid for statement in compiled if statement.sid]
     if len(named) != len(set(named)):
         raise MalformedPolicy("Statement ids (Sid) must be unique.")
-    return KeyPolicy(text, compiled, any(statement.asks_of_the_request for statement in compiled))
+    return KeyPolicy(text, compiled, any(statement.asks_of_the_request for statement in compiled),
+                     any(statement.asks_for_values for statement in compiled))  # fmt: skip

@@ -21,11 +21,11 @@ class BatchService:
         """GenerateDataKeyBatch."""
         request: shapes.GenerateDataKeyBatchRequest = call.request
         key = call.the_key
-        made = []
-        for context in request.encryption_contexts:
-            plaintext, blob = self._crypto.seal_data_key(key, context)
-            made.append(shapes.BatchedKey(ciphertext_blob=blob, plaintext=plaintext))
-            self._pipeline.record_item(call, "GenerateDataKey", context, None)
+        contexts = request.encryption_contexts
+        made = [
+            shapes.BatchedKey(ciphertext_blob=blob, plaintext=plaintext) for plaintext, blob in self._crypto.data_keys(key, contexts)
+        ]
+        self._pipeline.record_items(call, "GenerateDataKey", contexts)
         return shapes.GenerateDataKeyBatchResponse(key_id=key.arn, data_keys=made)
 
     def decrypt_batch(self, call: Call) -> shapes.DecryptBatchResponse:

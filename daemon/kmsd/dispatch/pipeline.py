@@ -1,7 +1,7 @@
 """The pipeline of every call: find, decode, authorise, state, act, audit, encode."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -83,6 +83,15 @@ class Pipeline:
             connection_id=outer.connection_id, context_uid=outer.context_uid, region=outer.region,
         )  # fmt: skip
         return self._run(call, parameters)
+
+    def record_items(self, call: Call, operation_name: str, contexts: Sequence[dict[str, str]]) -> None:
+        """Record items of a batch that all went well, each as the operation it stands for."""
+        base = self._base(call, None)
+        base["op"] = operation_name
+        if call.key is not None:
+            self.note_use(call.key.key_id, operation_name, call.now, call.call_id)
+        for context in contexts:
+            self.journal.append({**base, "ec": context} if context else dict(base))
 
     def record_item(
         self, call: Call, operation_name: str, context: dict[str, str], error: str | None

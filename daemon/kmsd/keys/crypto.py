@@ -1,8 +1,10 @@
 """Handlers of the cryptographic operations."""
 
+from collections.abc import Sequence
+
 from kmsd.dispatch.call import Call
 from kmsd.keys.loaded import PairStore
-from kmsd.keys.material import decrypt, encrypt, material_id
+from kmsd.keys.material import data_keys, decrypt, encrypt, material_id
 from kmsd.keys.registry import KmsKey
 from kmsfs.aead.asymmetric import oaep_max_bytes
 from kmsfs.aead.nonces import Rng
@@ -133,15 +135,14 @@ class CryptoService:
         plaintext = self._rng(size)
         return plaintext, self.seal(call.the_key, plaintext, request.encryption_context)
 
-    def seal_data_key(self, key: KmsKey, context: dict[str, str]) -> tuple[bytes, bytes]:
-        """Return a fresh 32-byte data key and its blob, for batches.
+    def data_keys(self, key: KmsKey, contexts: Sequence[dict[str, str]]) -> list[tuple[bytes, bytes]]:
+        """Return a fresh 32-byte data key and its blob for each context, for batches.
 
         Raises:
             InvalidKeyUsage: if the key is no symmetric one.
         """
         require_algorithm(key.spec, ENCRYPT, SYMMETRIC)
-        plaintext = self._rng(32)
-        return plaintext, self.seal(key, plaintext, context)
+        return data_keys(key.current_material, key.key_id, key.term, contexts, self._rng)
 
     def seal(self, key: KmsKey, plaintext: bytes, context: dict[str, str]) -> bytes:
         """Return a ciphertext blob under a symmetric key's current material."""

@@ -1,11 +1,12 @@
 """Key material: make it, wrap it at rest, and encrypt under it in ciphertext blobs."""
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 from kmsd.keys.spares import SpareKeys
 from kmsd.keystores.store import KeyStores
 from kmsd.tokens.token import Token
-from kmsfs.aead.derived import Kdf, kdf_by, kdf_of, open_derived, seal_derived
+from kmsfs.aead.derived import Kdf, kdf_by, kdf_of, open_derived, seal_derived, seal_many
 from kmsfs.aead.kdf import Label, derive, sha256
 from kmsfs.aead.nonces import Rng
 from kmsfs.api.keyspecs import SYMMETRIC, is_asymmetric
@@ -16,6 +17,7 @@ from kmsfs.ids import owner_of
 from kmsfs.secret import KeyMaterial
 
 MATERIAL_BYTES = 32
+DATA_KEY_BYTES = 32
 
 
 class MaterialVault:
@@ -127,6 +129,17 @@ def encrypt(
     """Return a ciphertext blob (type 1)."""
     head = make_head(BlobType.KMS_CIPHERTEXT, owner_of(key_id), term)
     return head + seal_derived(_kdf(material), rng, head, plain, canonical(context))
+
+
+def data_keys(
+    material: KeyMaterial, key_id: str, term: int, contexts: Sequence[dict[str, str]], rng: Rng
+) -> list[tuple[bytes, bytes]]:
+    """Return a fresh data key of 32 bytes and its ciphertext blob (type 1) for each context."""
+    head = make_head(BlobType.KMS_CIPHERTEXT, owner_of(key_id), term)
+    drawn = rng(DATA_KEY_BYTES * len(contexts))
+    plains = [drawn[at : at + DATA_KEY_BYTES] for at in range(0, len(drawn), DATA_KEY_BYTES)]
+    sealed = seal_many(_kdf(material), rng, head, plains, [canonical(context) for context in contexts])
+    return [(plain, head + body) for plain, body in zip(plains, sealed, strict=True)]
 
 
 def decrypt(material: KeyMaterial, blob: Blob, context: dict[str, str]) -> bytes:

@@ -15,6 +15,7 @@ import uvloop
 from kmsd.root.keyring import SealType
 from kmsd.sealing.unsealing import Unsealing
 from kmsd.server.frames import FrameBuffer
+from kmsd.server.listen import BACKLOG
 from kmsd.server.notify import notify, watchdog_seconds
 from kmsd.server.peer import peer_ids
 from kmsd.server.session import FRAME_SECONDS, error_frame
@@ -175,7 +176,7 @@ async def _serve(state: SealedState, listener: socket.socket) -> bool:
     for number in ENDING:
         loop.add_signal_handler(number, end)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    server = await loop.create_unix_server(lambda: SealedSession(state), sock=listener.dup())
+    server = await loop.create_unix_server(lambda: SealedSession(state), sock=listener.dup(), backlog=BACKLOG)
     notify("READY=1\nSTATUS=sealed: it waits for `kmsd unseal`")
     _LOG.warning("sealed: every operation is refused until `kmsd unseal`")
     beat = watchdog_seconds()

@@ -9,6 +9,8 @@ from pathlib import Path
 from kmsfs.errors import StorageError, UsageError
 
 _FIRST_ACTIVATED = 3
+BACKLOG = 1024
+"""How many connections wait to be taken in, at most: who comes in a burst is not turned away (listen(2))."""
 MAIN, CREDENTIALS = "main", "credentials"
 
 
@@ -62,7 +64,7 @@ def bind_socket(path: Path, mode: int) -> socket.socket:
             listener.bind(os.fspath(path))
         finally:
             os.umask(old_mask)
-        listener.listen(128)
+        listener.listen(BACKLOG)
     except OSError as error:
         raise StorageError(f"cannot listen on {path}: {error.strerror}") from error
     return listener
@@ -79,6 +81,9 @@ def _clear(path: Path) -> None:
         probe.settimeout(1)
         try:
             probe.connect(os.fspath(path))
+        except BlockingIOError:
+            # So many wait to be taken in that there is no room for one more: it is alive.
+            pass
         except OSError:
             path.unlink()
             return
