@@ -152,9 +152,9 @@ class Daemon:
         keepers = administrators | {root_principal(self._account), uid_principal(self._account, 0)}
         self._changes = changes = ChangeLog(os.urandom(8).hex(), time.time)
         self._parameters = parameters = ParameterService(
-            self._account, self._store, pipeline, os.urandom, keepers, changes.publish, config.parameter_limits
+            self._account, self._store, pipeline, os.urandom, keepers, changes.publish, self._guardrails, config.parameter_limits
         )
-        secret_store = SecretStore(self._store, changes.publish)
+        secret_store = SecretStore(self._store, changes.publish, self._guardrails)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
         retirement = RetirementService(registry, (parameters.stored_values, secret_store.stored_values))
         volumes = VolumeService(self._store, self._account, _boot_id(), time.time(), os.urandom)
@@ -186,7 +186,7 @@ class Daemon:
         admin = AdminService(facts, registry, authoriser, time.time)
         batches = BatchService(pipeline, authoriser, crypto)
         codes = MfaCodes(self._iam)
-        sts = TokenService(self._sessions, self._iam, codes)
+        sts = TokenService(self._sessions, self._iam, codes, self._guardrails)
         self._state.administrators = administrators
         self._book = CredentialBook(self._accounts.of_uid, self._sessions, self._iam, administrators, os.getuid())
         pipeline.bind(
@@ -293,6 +293,10 @@ class Daemon:
             return
         self._record("GuardrailsLoaded", names=" ".join(sorted(self._guardrails.policies)))
         self._registry.announce("policy")
+        # What clients remember of parameters and secrets may be barred now: their streams end, and begin with nothing known.
+        self._changes.forget(os.urandom(8).hex())
+        for session in list(self._state.sessions):
+            session.end_streams()
 
     async def _every(self, seconds: float, action: Callable[[], None]) -> None:
         while True:

@@ -44,6 +44,12 @@ class MalformedIdentityPolicy(InvalidRequest):
     code = "MalformedPolicyDocument"
 
 
+class InvalidSessionTag(InvalidRequest):
+    """A session's transitive tags do not fit its tags, or those that it has already (IAM user guide, "Chaining roles with session tags")."""
+
+    code = "InvalidParameterValue"
+
+
 class InvalidIamInput(InvalidRequest):
     """A parameter of an IAM request has a value that it may not have."""
 

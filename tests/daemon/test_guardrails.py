@@ -8,6 +8,8 @@ import time
 import pytest
 
 from conftest import DaemonProcess
+from kmsfs.client.cache import ParameterCache
+from support.waiting import soon
 from kmsfs.errors import AccessDenied, ExitCode, MalformedPolicy, StorageError, UsageError
 
 NO_DELETION = {
@@ -86,6 +88,68 @@ def test_not_even_administrators(daemon, folder):
     assert reloaded(daemon, lambda: allowed(session, "Decrypt", **decrypt))
     log = (daemon.state / "audit" / "audit.jsonl").read_text()
     assert log.count("GuardrailsLoaded") == 2 and "guardrail:10-base:NoDeletion" in log
+
+
+def deny(action, resource="*", **more):
+    return {"Effect": "Deny", "Principal": "*", "Action": action, "Resource": resource, **more}
+
+
+def test_they_bar_parameters_secrets_identities_and_accounts_too(daemon, folder):
+    """Of every service, by resource and tag, and for administrators: the daemon's uid is one here."""
+    session = daemon.start("--aws-endpoint", "127.0.0.1:0").session()
+    account = session.call("GetStatus", {})["Account"]
+    for name, team in (("/prod/a", "red"), ("/prod/b", "blue"), ("/dev/a", "red")):
+        session.call("PutParameter", {"Name": name, "Value": "v", "Type": "String", "Tags": [{"Key": "team", "Value": team}]})
+    secrets = {name: session.call("CreateSecret", {"Name": name, "SecretString": "s", "Tags": [{"Key": "team", "Value": team}]})["ARN"]
+               for name, team in (("one", "red"), ("two", "blue"))}  # fmt: skip
+    session.call("CreateUser", {"UserName": "present"})
+    trust = {"Statement": [{"Effect": "Allow", "Principal": {"AWS": f"arn:kmsfs:iam::{account}:root"}, "Action": "sts:AssumeRole"}]}
+    roles = [session.call("CreateRole", {"RoleName": name, "AssumeRolePolicyDocument": json.dumps(trust)})["Role"]["Arn"] for name in ("shut", "open")]
+    red = {"Condition": {"StringEquals": {"aws:ResourceTag/team": "red"}}}
+    write(folder, "10.json", {"Statement": [
+        deny("ssm:DeleteParameter*", f"arn:kmsfs:ssm:local:{account}:parameter/prod/*"), deny("ssm:GetParameter", **red),
+        deny("ssm:PutParameter", f"arn:kmsfs:ssm:local:{account}:parameter/prod/*"),
+        deny("secretsmanager:GetSecretValue", **red), deny("secretsmanager:DeleteSecret", secrets["two"]), deny("secretsmanager:CreateSecret", "*forbidden*"),
+        deny("secretsmanager:GetRandomPassword"), deny(["iam:CreateUser", "iam:PutUserPolicy"]), deny("sts:AssumeRole", roles[0]), deny("organizations:CreateAccount"),
+    ]})  # fmt: skip
+    assert reloaded(daemon, lambda: not allowed(session, "GetRandomPassword"))
+    ask = lambda operation, **request: allowed(session, operation, **request)  # noqa: E731
+    assert not ask("DeleteParameter", Name="/prod/a") and ask("DeleteParameter", Name="/dev/a")
+    assert not ask("GetParameter", Name="/prod/a") and ask("GetParameter", Name="/prod/b")
+    assert not ask("PutParameter", Name="/prod/new", Value="v", Type="String") and ask("PutParameter", Name="/dev/new", Value="v", Type="String")
+    assert not ask("GetSecretValue", SecretId="one") and ask("GetSecretValue", SecretId="two")
+    assert not ask("DeleteSecret", SecretId="two") and ask("DeleteSecret", SecretId="one")
+    assert not ask("CreateSecret", Name="a-forbidden-one", SecretString="s") and ask("CreateSecret", Name="fine", SecretString="s")
+    assert not ask("CreateUser", UserName="x") and ask("DeleteUser", UserName="present") and ask("ListUsers")
+    assert not ask("AssumeRole", RoleArn=roles[0], RoleSessionName="work") and ask("AssumeRole", RoleArn=roles[1], RoleSessionName="work")
+    assert not ask("CreateAccount", AccountName="x", Email="x@example.com") and ask("ListAccounts")
+    log = [json.loads(line) for line in (daemon.state / "audit" / "audit.jsonl").read_text().splitlines()]
+    barred = {record["op"]: record["why"] for record in log if str(record.get("why", "")).startswith("guardrail:10:")}
+    assert {"DeleteParameter", "GetParameter", "PutParameter", "CreateSecret", "GetRandomPassword", "CreateUser", "AssumeRole", "CreateAccount"} <= set(barred)
+
+
+def test_what_clients_remember_is_forgotten(daemon, folder):
+    """A cache is never stale past an event, and a guardrail is one."""
+    session = daemon.start().session()
+    session.call("PutParameter", {"Name": "/a", "Value": "v", "Type": "String"})
+    cache = ParameterCache(socket=str(daemon.socket))
+    try:
+        assert cache.get("/a") == "v" == cache.get("/a")
+        write(folder, "10.json", {"Statement": [deny("ssm:GetParameter")]})
+
+        def barred():
+            try:
+                cache.get("/a")
+            except AccessDenied:
+                return True
+            return False
+
+        assert reloaded(daemon, barred)
+        # Also when the stream, which was cut, is back.
+        soon(True, lambda: cache._heard > 0, 10)
+        assert barred()
+    finally:
+        cache.close()
 
 
 @pytest.mark.fuse

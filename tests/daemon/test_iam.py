@@ -540,3 +540,20 @@ def test_awss_command_line_makes_a_device(world, tmp_path):
     world.client("iam").enable_mfa_device(
         UserName=name, SerialNumber=serial, AuthenticationCode1=shown.code(-1), AuthenticationCode2=shown.code()
     )
+    done = subprocess.run([*command[:5], "--virtual-mfa-device-name", f"{name}-2", "--bootstrap-method", "QRCodePNG", "--outfile", str(tmp_path / "code.png")],
+                          env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "code.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_picture_says_what_authenticators_read(monkeypatch):
+    """Key URI format: label, seed and issuer. What is drawn of it is segno's business."""
+    import segno
+    from kmsd.iam.mfa import MfaDevice, _picture
+
+    drawn = []
+    make = segno.make
+    monkeypatch.setattr(segno, "make", lambda text, **options: drawn.append(text) or make(text, **options))
+    assert _picture(MfaDevice("arn", "111122223333", "Ann B", b"0123456789abcdefghij")).startswith(b"\x89PNG")
+    [text] = drawn
+    assert text == "otpauth://totp/kmsfs%3AAnn%20B%40111122223333?secret=GAYTEMZUGU3DOOBZMFRGGZDFMZTWQ2LK&issuer=kmsfs"

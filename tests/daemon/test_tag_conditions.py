@@ -212,3 +212,49 @@ def test_tags_of_iam_come_and_go(world, kind):
     for act, more in (("tag", {"Tags": tagged("red")}), ("untag", {"TagKeys": ["team"]})):
         assert refused(getattr(mine, f"{act}_{kind}"), **named, **more) == "AccessDenied"
     assert refused(getattr(mine, f"list_{kind}_tags"), **named) == "AccessDenied"
+
+
+def test_transitive_tags_go_on_from_role_to_role(world):
+    """IAM user guide, "Chaining roles with session tags": they stay through every role, and nobody replaces them."""
+    iam, admin = world.client("iam"), world.client("ssm")
+    red = fresh()
+    admin.put_parameter(Name=red, Value="r", Type="String", Tags=tagged("red"))
+    trust = {"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, "Action": ["sts:AssumeRole", "sts:TagSession"]}
+    same = allow("ssm:GetParameter", **equals(**{"aws:ResourceTag/team": "${aws:PrincipalTag/team}"}))
+    roles = []
+    for _ in range(3):
+        name = f"r-{uuid.uuid4().hex[:8]}"
+        roles.append(iam.create_role(RoleName=name, AssumeRolePolicyDocument=document(trust), Tags=tagged("green"))["Role"]["Arn"])
+        iam.put_role_policy(RoleName=name, PolicyName="own", PolicyDocument=document(same, allow(["sts:AssumeRole", "sts:TagSession"])))
+    _, user = world.user(policy=(
+        allow("sts:AssumeRole"), allow("sts:TagSession", **{"Condition": {"ForAllValues:StringEquals": {"sts:TransitiveTagKeys": ["team", "Case"]}}}),
+    ))  # fmt: skip
+
+    def assume(who, role, **options):
+        made = world.client("sts", who).assume_role(RoleArn=role, RoleSessionName="chained", **options)["Credentials"]
+        return made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"]
+
+    def reads(who):
+        return "refused" if refused_at(world.client("ssm", who).get_parameter, Name=red) else "reads"
+
+    def refused_at(call, **parameters):
+        try:
+            call(**parameters)
+        except Exception as error:
+            assert "AccessDenied" in str(error)
+            return True
+        return False
+
+    once = assume(user, roles[0], Tags=tagged("red"))
+    assert reads(once) == "reads" and reads(assume(once, roles[1])) == "refused"  # not transitive: the second role has its own tag
+    first = assume(user, roles[0], Tags=tagged("red"), TransitiveTagKeys=["team"])
+    second = assume(first, roles[1])
+    third = assume(second, roles[2], Tags=[{"Key": "other", "Value": "x"}])
+    assert [reads(who) for who in (first, second, third)] == ["reads"] * 3
+    for who in (first, second, third):
+        for key in ("team", "TEAM"):
+            assert refused(world.client("sts", who).assume_role, RoleArn=roles[0], RoleSessionName="chained", Tags=[{"Key": key, "Value": "blue"}]) == "InvalidParameterValue"
+    assert refused(world.client("sts", user).assume_role, RoleArn=roles[0], RoleSessionName="chained", TransitiveTagKeys=["team"]) == "InvalidParameterValue"
+    # Which keys may go on is a condition of the policy that lets tag.
+    other = {"Tags": [{"Key": "loose", "Value": "x"}], "TransitiveTagKeys": ["loose"]}
+    assert refused(world.client("sts", user).assume_role, RoleArn=roles[0], RoleSessionName="chained", **other) == "AccessDenied"

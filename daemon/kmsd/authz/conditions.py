@@ -33,7 +33,7 @@ REQUEST_KEYS = (
     "secretsmanager:ForceDeleteWithoutRecovery", "secretsmanager:KmsKeyId", "secretsmanager:Name",
     "secretsmanager:RecoveryWindowInDays", "secretsmanager:RotateImmediately", "secretsmanager:RotationLambdaARN",
     "secretsmanager:SecretId", "secretsmanager:VersionId", "secretsmanager:VersionStage", "ssm:Overwrite", "ssm:Policies",
-    "ssm:Recursive", "sts:ExternalId", "sts:RoleSessionName",
+    "ssm:Recursive", "sts:ExternalId", "sts:RoleSessionName", "sts:TransitiveTagKeys",
 )  # fmt: skip
 """All keys that a request may have, but those that end in a name of the caller's own: contexts and tags."""
 ALWAYS_THERE = frozenset(

@@ -7,7 +7,8 @@ everything else, of the account's root and of administrators too.
 from kmsd.authz.decide import Decision, Question
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
-from kmsfs.errors import MalformedPolicy
+from kmsd.authz.statement import ANY_SERVICE
+from kmsfs.errors import AccessDenied, MalformedPolicy
 
 
 def compile_guardrail(name: str, text: str) -> KeyPolicy:
@@ -17,7 +18,7 @@ def compile_guardrail(name: str, text: str) -> KeyPolicy:
         MalformedPolicy, LimitExceeded: naming it, if it is none.
     """
     try:
-        policy = compile_policy(text)
+        policy = compile_policy(text, ANY_SERVICE)
     except MalformedPolicy as error:
         raise MalformedPolicy(f"guardrail {name}: {error.detail}") from error
     if any(statement.allow for statement in policy.statements):
@@ -39,3 +40,16 @@ class Guardrails:
                 if statement.names(caller.principals) and statement.speaks_of(question.action, question.key_arn, values):
                     return Decision(allowed=False, by=f"guardrail:{name}:{statement.sid or index}")
         return None
+
+    def require_silence(self, caller: Caller, question: Question) -> None:
+        """Let a call pass of which no guardrail speaks.
+
+        Raises:
+            AccessDenied: if one does; its name goes to the audit record.
+        """
+        denied = self.decide(caller, question) if self.policies else None
+        if denied is not None:
+            raise AccessDenied(
+                f"User: {caller.principal} is not authorized to perform: {question.action} with an explicit deny in a guardrail",
+                evidence=denied.by,
+            )

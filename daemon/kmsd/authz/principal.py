@@ -29,6 +29,8 @@ class Caller:
     """The systemd unit that asks for a credential."""
     tags: dict[str, str] = field(default_factory=dict)
     """Of the IAM user; of the role and the session, whose own count first."""
+    transitive: dict[str, str] = field(default_factory=dict)
+    """Those of the session's tags that go on to roles which it assumes."""
 
     def as_session_alone(self) -> "Caller":
         """Return a role's session without the role's name: what is left where a limit withholds what the role has."""

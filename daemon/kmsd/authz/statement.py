@@ -110,6 +110,11 @@ def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+ANY_SERVICE = "any"
+"""Stands for all services, in policies that are no resource's."""
+SERVICES = ("kms:", "ssm:", "secretsmanager:", "iam:", "sts:", "organizations:", "kmsfs:")
+
+
 def compile_statement(
     raw: object, service: str | None, elements: frozenset[str], *, version: str | None
 ) -> Statement:
@@ -140,7 +145,8 @@ def compile_statement(
     else:
         resources, not_resources = _one_of(raw, "Resource", "NotResource")
     for action in actions:
-        foreign = service is not None and not action.startswith(f"{service}:")
+        spoken_of = SERVICES if service == ANY_SERVICE else (f"{service}:",)
+        foreign = service is not None and not action.startswith(spoken_of)
         if action != "*" and (foreign or not _ACTION.match(action)):
             raise MalformedPolicy(f"{action[:64]!r} is not an action of {service or 'a service'}.")
     if not_principals and effect == "Allow":

@@ -63,6 +63,7 @@ class Authoriser:
             Resource.IAM: self._on_account,
             Resource.ORGANIZATION: self._on_organization,
             Resource.KEY_STORE: self._on_key_store,
+            Resource.SECRET: self._on_secrets,
         }
 
     def authorise(self, call: Call) -> None:
@@ -148,15 +149,7 @@ class Authoriser:
     def _on_nothing(self, call: Call) -> None:
         """What acts on nothing yet is for every local user; who comes through IAM needs its consent."""
         caller = call.caller
-        denied = None
-        if self._guardrails.policies:
-            question = Question(call.operation.action, "*", via=call.via, now=call.now, values=values_of_management(call))
-            denied = self._guardrails.decide(caller, question)
-        if denied is not None:
-            call.decided_by = denied.by
-            raise AccessDenied(
-                f"User: {caller.principal} is not authorized to perform: {call.operation.action} with an explicit deny in a guardrail"
-            )
+        self._guardrails.require_silence(caller, self._question_of(call, "*"))
         if caller.identity is None or caller.root or call.operation.service not in ("kms", "kmsfs"):
             return
         self._require_identity(call, "*")
@@ -165,6 +158,15 @@ class Authoriser:
         """The account's identities are its root's, its administrators' and theirs whom IAM lets."""
         himself = call.operation.service == "iam"
         self._require_identity(call, resource_of(call.request, call.caller, self._iam, himself=himself))
+
+    def _on_secrets(self, call: Call) -> None:
+        """Each secret is decided on where it is found; what names none is for everybody whom no guardrail bars."""
+        if not hasattr(call.request, "secret_id") and call.operation.name != "CreateSecret":
+            self._guardrails.require_silence(call.caller, self._question_of(call, "*"))
+
+    def _question_of(self, call: Call, resource: str) -> Question:
+        values = values_of_management(call) if self._guardrails.policies else {}
+        return Question(call.operation.action, resource, via=call.via, now=call.now, values=values)
 
     def _on_key_store(self, call: Call) -> None:
         """Custom key stores are the account's: its root's, its administrators' and theirs whom IAM lets."""
@@ -182,6 +184,7 @@ class Authoriser:
         if tags:
             values = {**values, **values_of_resource("iam", tags)}
         question = Question(call.operation.action, resource, now=call.now, via=call.via, values=values)
+        self._guardrails.require_silence(call.caller, question)
         decision = decide_by_identity(call.caller, question)
         call.decided_by = decision.by
         if not decision.allowed:

@@ -80,6 +80,11 @@ class ChangeLog:
         for listener in self.listeners:
             listener(happened)
 
+    def forget(self, stamp: str) -> None:
+        """Know nothing of before any more: whoever comes back with an older token is told to read everything again."""
+        self._stamp = stamp
+        self._kept.clear()
+
     def token(self, number: int | None = None) -> str:
         """Return what names the place after a change, or the present end."""
         return f"{self._stamp}-{self._number if number is None else number}"

@@ -1,7 +1,11 @@
 """Virtual MFA devices: made, given to users, and the codes that they show (IAM user guide, "Assign a virtual MFA device")."""
 
 import base64
+import io
 from dataclasses import replace
+from urllib.parse import quote
+
+import segno
 
 from kmsd.dispatch.call import Call
 from kmsd.iam.pages import as_user, page
@@ -121,6 +125,7 @@ class MfaService:
         self._store.put_device(device)
         shown = _as_shape(device, None)
         shown.base32_string_seed = base64.b32encode(device.seed)
+        shown.qr_code_png = _picture(device)
         return shapes.VirtualMfaDeviceResponse(virtual_mfa_device=shown)
 
     def enable_mfa_device(self, call: Call) -> Empty:
@@ -208,6 +213,15 @@ class MfaService:
 
 def _codes(call: Call) -> tuple[str, str]:
     return call.request.authentication_code1, call.request.authentication_code2
+
+
+def _picture(device: MfaDevice) -> bytes:
+    """Return a QR code, as PNG, of what an authenticator wants to know (Key URI format, github.com/google/google-authenticator/wiki)."""
+    label = quote(f"kmsfs:{device.name}@{device.account}", safe="")
+    seed = base64.b32encode(device.seed).decode().rstrip("=")
+    drawn = io.BytesIO()
+    segno.make(f"otpauth://totp/{label}?secret={seed}&issuer=kmsfs", micro=False).save(drawn, kind="png", scale=4)
+    return drawn.getvalue()
 
 
 def _as_shape(device: MfaDevice, user: Entity | None) -> shapes.VirtualMfaDevice:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from kmsd.authz.decide import Question, decide_by_identity
+from kmsd.authz.guardrails import Guardrails
 from kmsd.credentials.names import belongs_to
 from kmsd.dispatch.call import Call, InternalCalls
 from kmsd.dispatch.conditionkeys import values_of_management, values_of_resource
@@ -55,12 +56,14 @@ class ParameterService:
         rng: Rng,
         keepers: frozenset[str],
         publish: Callable[[Change], None],
+        guardrails: Guardrails,
         limits: ParameterLimits,
     ) -> None:
         """Serve the parameters of `store`.
 
         `keepers` are the principals who speak for the account to systemd's units; `publish` is told of each change.
         """
+        self._guardrails = guardrails
         self._limits = limits
         self._account = account
         self._keepers = keepers
@@ -446,20 +449,25 @@ class ParameterService:
         return facts.owner == call.caller.principal or call.caller.root or call.caller.identity is not None
 
     def _require_identity(self, call: Call, name: str) -> None:
-        """Who comes through IAM needs its consent for each name (or `*`), whether it is there or not.
+        """Who comes through IAM needs its consent for each name (or `*`), whether it is there or not; guardrails bar everybody.
 
         Raises:
-            AccessDenied: if nothing allows it.
+            AccessDenied: if nothing allows it, or a guardrail denies it.
         """
         caller = call.caller
-        if caller.identity is None or caller.root:
+        asks_nobody = caller.identity is None or caller.root
+        if asks_nobody and not self._guardrails.policies:
             return
         action, arn = call.operation.action, name if name == "*" else parameter_arn(call.scope, name)
         values = values_of_management(call)
         facts = self._find(call.scope, name)
         if facts is not None and facts.tags:
             values = {**values, **values_of_resource("ssm", facts.tags)}
-        decision = decide_by_identity(caller, Question(action, arn, now=call.now, values=values))
+        question = Question(action, arn, now=call.now, values=values)
+        self._guardrails.require_silence(caller, question)
+        if asks_nobody:
+            return
+        decision = decide_by_identity(caller, question)
         call.decided_by = decision.by
         if not decision.allowed:
             raise AccessDenied(

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from kmsd.authz.decide import Question, decide, decide_by_identity
+from kmsd.authz.guardrails import Guardrails
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
@@ -32,7 +33,8 @@ MISSING = "Secrets Manager can't find the specified secret."
 class SecretStore:
     """All secrets, by ARN and by name within a scope."""
 
-    def __init__(self, store: SealedStore, publish: Callable[[Change], None]) -> None:
+    def __init__(self, store: SealedStore, publish: Callable[[Change], None], guardrails: Guardrails) -> None:
+        self._guardrails = guardrails
         self._store = store
         self._publish = publish
         self._by_arn: dict[str, Secret] = {}
@@ -92,6 +94,7 @@ class SecretStore:
             AccessDenied: if nothing allows it.
         """
         question = Question("secretsmanager:CreateSecret", arn, now=call.now, values=values_of_management(call))
+        self._guardrails.require_silence(call.caller, question)
         if call.caller.identity is not None and not decide_by_identity(call.caller, question).allowed:
             raise AccessDenied(
                 f"User: {call.caller.principal} is not authorized to perform: {question.action} on resource: {arn}"
@@ -137,6 +140,8 @@ class SecretStore:
         """As `may`, as if this were the secret's policy."""
         about = {**(values or {}), "secretsmanager:SecretId": secret.arn, **values_of_resource(SERVICE, secret.tags)}
         question = Question(action, secret.arn, now=now, values=about)
+        if self._guardrails.policies and self._guardrails.decide(caller, question) is not None:
+            return False
         decision = decide(caller, question, policy or _NO_POLICY, ())
         if decision.allowed or decision.by.startswith(("deny:", "identity-deny:")):
             return decision.allowed

@@ -187,6 +187,11 @@ class Session(asyncio.Protocol):
             self._state.settlement.after(lambda _error: self._transport.close())
         return self._held > 0
 
+    def end_streams(self) -> None:
+        """Cut a connection that follows changes: it comes back and asks for what it missed."""
+        if self._followed:
+            self._state.settlement.after(lambda _error: self._transport.close())
+
     def end_if(self, concerns: Callable[[Caller], bool]) -> None:
         """Cut the connection if its caller is one of these: who comes back is looked at anew."""
         if self._caller is not None and concerns(self._caller):

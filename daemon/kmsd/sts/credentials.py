@@ -93,7 +93,8 @@ class CredentialBook:
         principal = session_principal(entity.account, entity.name, session.session)
         tags = merged(entity.tags, session.tags)
         names = frozenset({principal, entity.arn})
-        return self._made(entity.account, principal, names, access_key_id, identity, tags)
+        made = self._made(entity.account, principal, names, access_key_id, identity, tags)
+        return replace(made, transitive={key: session.tags[key] for key in session.transitive})
 
     def _made(
         self, account: str, principal: str, principals: frozenset[str], access_key_id: str, identity: Identity,

@@ -1,6 +1,7 @@
 """Handlers of the Security Token Service."""
 
 from kmsd.authz.decide import Question, decide, decide_by_identity
+from kmsd.authz.guardrails import Guardrails
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.conditionkeys import values_of_resource, values_of_tags
 from kmsd.iam.mfa import MfaCodes
@@ -13,6 +14,7 @@ from kmsfs.api.shapes import sts as shapes
 from kmsfs.errors import (
     AccessDenied,
     IamLimitExceeded,
+    InvalidSessionTag,
     LimitExceeded,
     MalformedIdentityPolicy,
     MalformedPolicy,
@@ -23,7 +25,8 @@ from kmsfs.ids import session_principal
 class TokenService:
     """The Security Token Service: of local users, who they are comes from the socket; of others, from IAM."""
 
-    def __init__(self, tokens: SessionTokens, iam: IamStore, codes: MfaCodes) -> None:
+    def __init__(self, tokens: SessionTokens, iam: IamStore, codes: MfaCodes, guardrails: Guardrails) -> None:
+        self._guardrails = guardrails
         self._tokens = tokens
         self._iam = iam
         self._codes = codes
@@ -76,12 +79,16 @@ class TokenService:
         values = {
             **values_of_tags(call), **values_of_resource("iam", role.tags), "sts:RoleSessionName": request.role_session_name,
         }  # fmt: skip
+        if request.transitive_tag_keys:
+            values["sts:TransitiveTagKeys"] = list(request.transitive_tag_keys)
         if request.external_id is not None:
             values["sts:ExternalId"] = request.external_id
         if self._codes.shown(call):
             values["aws:MultiFactorAuthPresent"], values["aws:MultiFactorAuthAge"] = "true", "0"
         for action in ("sts:TagSession", "sts:AssumeRole") if request.tags else ("sts:AssumeRole",):
-            decision = decide(caller, Question(action, role.arn, now=call.now, values=values), self._iam.trust(role), ())
+            question = Question(action, role.arn, now=call.now, values=values)
+            self._guardrails.require_silence(caller, question)
+            decision = decide(caller, question, self._iam.trust(role), ())
             call.decided_by = decision.by
             if not decision.allowed:
                 raise refused if action == "sts:AssumeRole" else AccessDenied(
@@ -91,9 +98,10 @@ class TokenService:
             raise MalformedIdentityPolicy(
                 "The requested DurationSeconds exceeds the MaxSessionDuration set for this role."
             )
+        tags, transitive = _session_tags(request, caller.transitive)
         session = SessionIdentity(
             role.arn, role.entity_id, request.role_session_name, request.policy,
-            [descriptor.arn for descriptor in request.policy_arns], tags=with_tags({}, request.tags),
+            [descriptor.arn for descriptor in request.policy_arns], tags=tags, transitive=transitive,
         )  # fmt: skip
         try:
             session_policies(self._iam, role.account, session)
@@ -120,6 +128,25 @@ class TokenService:
                 f"User: {call.caller.principal} is not authorized to perform: sts:GetAccessKeyInfo"
             )
         return shapes.AccessKeyInfoResponse(account=key.account if key is not None else call.caller.account)
+
+
+def _session_tags(request: shapes.AssumeRoleRequest, inherited: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the tags of a new session, those of the session that assumes the role among them, and the keys of the transitive ones.
+
+    Raises:
+        InvalidSessionTag: if a transitive key is none of the request's tags, or a tag that goes on already is given anew.
+        InvalidIamInput, IamLimitExceeded: as `with_tags`.
+    """
+    given = with_tags({}, request.tags)
+    by_fold = {key.casefold(): key for key in given}
+    wanted = [by_fold.get(key.casefold(), "") for key in request.transitive_tag_keys]
+    if not all(wanted):
+        raise InvalidSessionTag("The specified transitive tag key must be included in the requested tags.")
+    if by_fold.keys() & {key.casefold() for key in inherited}:
+        raise InvalidSessionTag(
+            "One of the specified transitive tag keys can't be set because it conflicts with a transitive tag key from the calling session."
+        )
+    return inherited | given, [*inherited, *wanted]
 
 
 def _credentials(made: IssuedCredentials) -> shapes.Credentials:

@@ -20,7 +20,9 @@ class SessionIdentity:
     mfa_at: float | None = None
     """When the user proved that he has his MFA device, in seconds since the epoch."""
     tags: dict[str, str] = field(default_factory=dict)
-    """Given to the session by who assumed the role."""
+    """Given to the session by who assumed the role, or by the session that did."""
+    transitive: list[str] = field(default_factory=list)
+    """Keys of those of them that go on to roles which the session assumes."""
 
     def facts(self) -> dict[str, Any]:
         """Return what goes into the token."""

@@ -21,6 +21,7 @@ STS_OPERATIONS = (
         audit=("role_arn", "role_session_name", "duration_seconds", "serial_number"),
         errors=(
             errors.AccessDenied, errors.MalformedIdentityPolicy, errors.NoSuchEntity, errors.IamLimitExceeded, errors.InvalidIamInput,
+            errors.InvalidSessionTag,
         ),
     ),
     Operation(

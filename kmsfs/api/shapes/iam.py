@@ -382,10 +382,11 @@ class CreateVirtualMfaDeviceRequest(Shape, kw_only=True):
 
 
 class VirtualMfaDevice(Shape, kw_only=True):
-    """A virtual MFA device; its seed is shown once, as base32 text in bytes."""
+    """A virtual MFA device; its seed is shown once, as base32 text in bytes, and as a picture for authenticators to look at."""
 
     serial_number: str
     base32_string_seed: bytes | None = field(name="Base32StringSeed", default=None)
+    qr_code_png: bytes | None = field(name="QRCodePNG", default=None)
     user: User | None = None
     enable_date: Seconds | None = None
     tags: list[Tag] | None = None

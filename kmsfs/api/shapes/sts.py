@@ -55,6 +55,8 @@ class AssumeRoleRequest(Shape, kw_only=True):
     duration_seconds: Annotated[int, Meta(ge=900, le=43_200)] = 3600
     external_id: Annotated[str, Meta(min_length=2, max_length=1224)] | None = None
     tags: Tags = []
+    transitive_tag_keys: Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=50)] = []
+    """Those of the tags that roles which this session assumes get as well."""
     serial_number: SerialNumber | None = None
     token_code: TokenCode | None = None
 
