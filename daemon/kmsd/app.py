@@ -198,7 +198,7 @@ class Daemon:
                     RotationService(secret_store, os.urandom),
                     *self._identities(), MfaService(self._iam, codes, os.urandom), IamTagService(self._iam), self._imports,
                     retirement, AccessService(registry, authoriser, denials, self._iam, administrators, self._guardrails),
-                    dependents, self._metrics, ChangeService(changes),
+                    dependents, self._metrics, ChangeService(changes, self._account, sealing_keepers(config.administrators)),
                     KeyStoreService(self._stores, registry.in_store, self._store_changed),
                     AccountService(self._accounts, self._iam, os.urandom, config.administrators, realm.keyring.created[min(realm.keyring.created)]),
                     SealService(facts.root_key_source, self._account, sealing_keepers(config.administrators), None if config.ephemeral else self._seal),

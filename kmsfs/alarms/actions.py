@@ -8,9 +8,11 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 from kmsfs.alarms.watching import Alarm
+from kmsfs.errors import KmsfsError
 
 _LOG = logging.getLogger("kmsfs.alarms")
 _PROGRAM_SECONDS = 60
@@ -29,7 +31,9 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class Doer:
     """Does what alarms ask for, in a thread: a slow program holds up neither the watching nor another alarm's line."""
 
-    def __init__(self) -> None:
+    def __init__(self, publish: Callable[[Alarm], None] | None = None) -> None:
+        """`publish` tells the daemon's event stream of each alarm."""
+        self._publish = publish
         self._waiting: queue.Queue[Alarm | None] = queue.Queue(_WAITING_MAX)
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
         self._thread = threading.Thread(target=self._work, name="kmsfs-alarms", daemon=True)
@@ -37,7 +41,8 @@ class Doer:
 
     def take(self, alarm: Alarm) -> None:
         """Do an alarm's actions soon; dropped, with a word in the log, while too many wait."""
-        if alarm.actions.run or alarm.actions.webhook or alarm.actions.mail:
+        actions = alarm.actions
+        if self._publish is not None or actions.run or actions.webhook or actions.mail:
             try:
                 self._waiting.put_nowait(alarm)
             except queue.Full:
@@ -51,6 +56,11 @@ class Doer:
     def _work(self) -> None:
         while (alarm := self._waiting.get()) is not None:
             text = json.dumps(alarm.document())
+            if self._publish is not None:
+                try:
+                    self._publish(alarm)
+                except KmsfsError as error:
+                    _LOG.error("alarm %s: the key daemon does not take it: %s", alarm.name, error)
             for done, act in ((alarm.actions.run, self._run), (alarm.actions.webhook, self._post), (alarm.actions.mail, self._mail)):
                 if done:
                     try:

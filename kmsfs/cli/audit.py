@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kmsfs.alarms.watching import Alarm
 
 app = typer.Typer(no_args_is_help=True, help="The audit log: every call, who made it, and what decided.")
+_NAME_CHARS, _GROUP_CHARS, _RECORD_CHARS = 128, 256, 32_768
 Log = Annotated[Path | None, typer.Option(help="The log (default: that of the daemon that answers).")]
 
 
@@ -119,13 +120,20 @@ def watch(
             _print_alarm(alarm)
         raise typer.Exit(ExitCode.WARNINGS_FOUND if found else ExitCode.OK)
     say(f"watching {path} for {len(chosen)} alarms")
-    doer = Doer()
+    doer = Doer(_publish)
     try:
         for alarm in watch_log(watching, path, time.time):
             _print_alarm(alarm)
             doer.take(alarm)
     except KeyboardInterrupt:
         doer.close()
+
+
+def _publish(alarm: "Alarm") -> None:
+    call(
+        "RaiseAlarm", AlarmName=alarm.name[:_NAME_CHARS], About=alarm.kind.value, Group=alarm.group[:_GROUP_CHARS],
+        Count=alarm.count, Record=json.dumps(alarm.record)[:_RECORD_CHARS],
+    )  # fmt: skip
 
 
 def _rules(path: Path) -> "tuple[Rule, ...]":

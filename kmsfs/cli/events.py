@@ -12,14 +12,14 @@ from kmsfs.trail.tables import time_of
 def events(
     path: Annotated[str | None, typer.Option(help="Of parameters, only those below this path.")] = None,
     source: Annotated[
-        list[str] | None, typer.Option(help="kms, secretsmanager or ssm; can be given again (default: all).")
+        list[str] | None, typer.Option(help="kms, secretsmanager, ssm or alarms; can be given again (default: all but alarms).")
     ] = None,
     after: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="First what happened since the event with this token.")
     ] = None,
     count: Annotated[int, typer.Option(min=0, help="End after so many events (0: never).")] = 0,
 ) -> None:
-    """Print changes of parameters, secrets and keys as they happen. Example: kmsfs events --source ssm --path /app
+    """Print changes of parameters, secrets and keys, or alarms, as they happen. Example: kmsfs events --source ssm --path /app
 
     A line is time, source, operation, name, token. `reset` instead of an operation says that events may have been missed: read again
     what you hold.
@@ -45,6 +45,9 @@ def _print(event: dict[str, Any]) -> None:
         print(json.dumps(event), flush=True)
     elif event["kind"] == "change":
         when = time_of({"ts": event["time"]})
-        print(f"{when}  {event['source']:<14}  {event['operation']:<22}  {event['name']}  {event['token']}", flush=True)
+        name = event["name"]
+        if "detail" in event:
+            name = f"{name}  {event['detail']['count']}  {event['detail']['group'] or '-'}"
+        print(f"{when}  {event['source']:<14}  {event['operation']:<22}  {name}  {event['token']}", flush=True)
     else:
         print(event["kind"], flush=True)

@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from kmsfs import errors
 from kmsfs.client.cache import ParameterCache
-from kmsfs.client.changes import ChangeStream
+from kmsfs.client.changes import ChangeStream, following
 from kmsfs.client.transport import Transport
 from support.peers import as_user
 from support.waiting import soon
@@ -345,3 +346,41 @@ def test_the_command(daemon, call):
         [*command[:-4], "--count", "1", "--after", events[0]["token"]], env=environment, capture_output=True, text=True, check=False, timeout=20
     )
     assert json.loads(again.stdout) == events[1]
+
+
+@pytest.mark.root
+def test_alarms_are_events_for_those_who_keep_the_daemon(daemon):
+    """From the audit log, through `kmsfs audit watch`, to who follows the source; to nobody else, and only where it is named."""
+    environment = {**os.environ, "KMSFS_SOCKET": str(daemon.socket), "PYTHONUNBUFFERED": "1"}
+    rules = daemon.folder / "alarms.toml"
+    rules.write_text('[[alarm]]\nname = "denied"\non = "denied"\nper = "principal"\nquiet = "0s"\n')
+    watching = subprocess.Popen([sys.executable, "-m", "kmsfs.cli", "audit", "watch", "--rules", str(rules)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen, others = [], []
+    stream, all_of_it = ChangeStream(daemon.session(), sources=["alarms"]), ChangeStream(daemon.session())
+    threads = [threading.Thread(target=lambda s=s, into=into: [into.append(event) for event in following(s)], daemon=True)
+               for s, into in ((stream, seen), (all_of_it, others))]  # fmt: skip
+    try:
+        assert "watching" in watching.stderr.readline()
+        for thread in threads:
+            thread.start()
+        key = daemon.session().call("CreateKey", {})["KeyMetadata"]["KeyId"]
+        # Until the stream has begun nobody is told; and a key more does no harm.
+        soon(True, lambda: bool(daemon.session().call("UpdateKeyDescription", {"KeyId": key, "Description": "x"}) is None or others), 10)
+        with as_user(daemon, 4321) as other:
+            with pytest.raises(errors.AccessDenied):
+                other("Encrypt", KeyId=key, Plaintext=b"x")
+            with pytest.raises(errors.AccessDenied):
+                other("RaiseAlarm", AlarmName="x", About="denied")
+            other("WatchChanges", Sources=["alarms"])  # begins, and tells him nothing
+        soon(True, lambda: bool(seen), 20)
+        first = seen[0]
+        assert (first["source"], first["operation"], first["name"]) == ("alarms", "denied", "denied") and first["detail"]["group"] == "uid/4321"
+        assert json.loads(first["detail"]["record"])["op"] in ("Encrypt", "RaiseAlarm")
+        assert "alarms" not in {event["source"] for event in others}
+    finally:
+        stream.close()
+        all_of_it.close()
+        watching.send_signal(signal.SIGINT)
+        watching.wait(20)
+        watching.stdout.close()
+        watching.stderr.close()

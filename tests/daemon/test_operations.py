@@ -252,7 +252,7 @@ def test_the_deny_table_misses_no_key_operation():
         "GetAccessKeyInfo", "PutAccessKey", "CreateAccount", "DescribeCreateAccountStatus", "DescribeAccount", "ListAccounts",
         "CreateCustomKeyStore", "DescribeCustomKeyStores", "ConnectCustomKeyStore", "DisconnectCustomKeyStore", "UpdateCustomKeyStore",
         "DeleteCustomKeyStore", "DescribeOrganization", "CloseAccount", "ReopenAccount", "AssignLocalUser", "ExplainDecision", "ListDueRotations",
-        "GetMetrics", "WatchChanges", "Seal", "GetSealStatus", "Unseal",
+        "GetMetrics", "WatchChanges", "RaiseAlarm", "Seal", "GetSealStatus", "Unseal",
     }  # fmt: skip
 
 

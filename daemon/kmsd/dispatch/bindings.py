@@ -274,6 +274,7 @@ def _of_the_rest(services: Services) -> dict[str, Handler]:
         "GetMetrics": services.metrics.get_metrics,
         "Watch": services.admin.watch,
         "WatchChanges": services.changes.watch_changes,
+        "RaiseAlarm": services.changes.raise_alarm,
         "Seal": services.sealing.seal,
         "GetSealStatus": services.sealing.get_seal_status,
         "Unseal": services.sealing.unseal,

@@ -13,6 +13,9 @@ KEPT = 10_000
 """So many changes are kept; who was away for longer is told to read everything again."""
 
 SOURCES = ("kms", "secretsmanager", "ssm")
+"""What a stream is told of that names none."""
+ALARMS = "alarms"
+"""A source that is told of where it is named."""
 
 Audience = Callable[[Caller, float], bool]
 """Whether a caller may know of a change, at a time in seconds since the epoch."""
@@ -28,6 +31,8 @@ class Change:
     arn: str
     name: str
     shown_to: Audience
+    detail: dict[str, Any] | None = None
+    """What an alarm says besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +110,5 @@ class ChangeLog:
         return {
             "kind": "change", "token": self.token(happened.number), "time": round(happened.time, 3),
             "source": change.source, "operation": change.operation, "arn": change.arn, "name": change.name,
+            **({"detail": change.detail} if change.detail is not None else {}),
         }  # fmt: skip

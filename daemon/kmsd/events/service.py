@@ -1,9 +1,12 @@
-"""Handler of WatchChanges."""
+"""Handlers of WatchChanges and RaiseAlarm."""
 
+from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
-from kmsd.events.changes import SOURCES, ChangeLog, Following
+from kmsd.events.changes import ALARMS, SOURCES, Change, ChangeLog, Following
 from kmsd.parameters.path import check_path
 from kmsfs.api.shapes import admin as shapes
+from kmsfs.api.shapes.keys import Empty
+from kmsfs.errors import AccessDenied
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
 FOLLOWED = "followed-changes"
@@ -11,10 +14,13 @@ FOLLOWED = "followed-changes"
 
 
 class ChangeService:
-    """WatchChanges: the session that carries the call begins the stream with what was missed."""
+    """WatchChanges, where the session that carries the call begins the stream with what was missed, and RaiseAlarm."""
 
-    def __init__(self, changes: ChangeLog) -> None:
+    def __init__(self, changes: ChangeLog, management: str, keepers: frozenset[int]) -> None:
+        """Of alarms know root, the daemon's user and its administrators, who are the uids `keepers`, and the root of the account `management`."""
         self._changes = changes
+        self._management = management
+        self._keepers = keepers
 
     def watch_changes(self, call: Call) -> shapes.WatchChangesResponse:
         """WatchChanges."""
@@ -31,3 +37,20 @@ class ChangeService:
         return shapes.WatchChangesResponse(
             token=self._changes.token(), complete=missed is not None, missed=len(events), heartbeat_seconds=HEARTBEAT_SECONDS
         )
+
+    def raise_alarm(self, call: Call) -> Empty:
+        """RaiseAlarm.
+
+        Raises:
+            AccessDenied: if the caller is none of those who may know of alarms.
+        """
+        request: shapes.RaiseAlarmRequest = call.request
+        if not self._keeps(call.caller, call.now):
+            raise AccessDenied("Only root, the daemon's user and its administrators raise alarms.")
+        detail = {"group": request.group, "count": request.count, "record": request.record}
+        self._changes.publish(Change(ALARMS, request.about, call.scope, "", request.alarm_name, self._keeps, detail))
+        return Empty()
+
+    def _keeps(self, caller: Caller, _now: float) -> bool:
+        local = not caller.access_key_id and not caller.unit
+        return (caller.root and caller.account == self._management) or (local and caller.uid in self._keepers)

@@ -46,6 +46,11 @@ ADMIN_OPERATIONS = (
         errors=(errors.InvalidName, errors.AccessDenied, errors.LimitExceeded),
     ),
     Operation(
+        "RaiseAlarm", "kmsfs", "kmsfs:RaiseAlarm", admin.RaiseAlarmRequest, Empty,
+        "Tell who follows alarms of one: for whoever watches the audit log.", audit=("alarm_name", "about", "group", "count"),
+        errors=(errors.AccessDenied,),
+    ),
+    Operation(
         "OpenVolumeSession", "kmsfs", "kms:Decrypt", admin.OpenVolumeSessionRequest,
         admin.OpenVolumeSessionResponse,
         "Take a volume's writer lease and a new session number.",

@@ -64,13 +64,13 @@ class WatchResponse(Shape, kw_only=True):
     lease_seconds: float
 
 
-ChangeSource = Literal["kms", "secretsmanager", "ssm"]
+ChangeSource = Literal["kms", "secretsmanager", "ssm", "alarms"]
 
 
 class WatchChangesRequest(Shape, kw_only=True):
-    """Which changes to be told of: those of all sources if none is named, of parameters those below a path; after a token, or from now on."""
+    """Which changes to be told of: those of keys, secrets and parameters if no source is named, of parameters those below a path; after a token, or from now on."""
 
-    sources: Annotated[list[ChangeSource], Meta(min_length=1, max_length=3)] | None = None
+    sources: Annotated[list[ChangeSource], Meta(min_length=1, max_length=4)] | None = None
     path: Annotated[str, Meta(max_length=PARAMETER_NAME_MAX_CHARS)] | None = None
     after: Annotated[str, Meta(max_length=64)] | None = None
 
@@ -85,6 +85,16 @@ class WatchChangesResponse(Shape, kw_only=True):
     missed: int
     """So many of the events that follow happened before the stream began."""
     heartbeat_seconds: float
+
+
+class RaiseAlarmRequest(Shape, kw_only=True):
+    """An alarm over the audit log: the rule's name, what it is about, of whom or what, how often, and one of the records as JSON text."""
+
+    alarm_name: Annotated[str, Meta(min_length=1, max_length=128)]
+    about: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z-]+$")]
+    group: Annotated[str, Meta(max_length=256)] = ""
+    count: Annotated[int, Meta(ge=1)] = 1
+    record: Annotated[str, Meta(max_length=32_768)] = "{}"
 
 
 class OpenVolumeSessionRequest(Shape, kw_only=True):
