@@ -53,6 +53,9 @@ Account = Annotated[
     str | None, typer.Option(help="Twelve digits that name the account in ARNs; at random if not given.")
 ]
 
+AwsSocket = Annotated[
+    Path | None, typer.Option("--aws-socket", envvar="KMSD_AWS_SOCKET", help="Unix socket for HTTP clients, beside --aws-endpoint or alone.")
+]
 Quotas = Annotated[
     list[str] | None,
     typer.Option(
@@ -125,6 +128,7 @@ def serve(
             envvar="KMSD_AWS_ENDPOINT", help="Loopback address for AWS's clients, such as 127.0.0.1:4599."
         ),
     ] = None,
+    aws_socket: AwsSocket = None,
     aws_region: Annotated[
         str,
         typer.Option(help="The region in which AWS's clients see what the socket keeps; others are apart."),
@@ -157,6 +161,7 @@ def serve(
     ] = False,
     private: Annotated[bool, typer.Option(help="Serve this user only, with a 0600 socket.")] = False,
     sealed: Annotated[bool, typer.Option("--sealed", help="Wait for `kmsd unseal` before anything else; realms of shares always do.")] = False,
+    accept_clock: Annotated[bool, typer.Option(help="Take the clock's time, though the log knows a later one: it was ahead before; audited.")] = False,
     accept_rollback: Annotated[bool, typer.Option(help="Start on a restored, older state; audited.")] = False,
 ) -> None:
     """Serve a realm on a Unix socket (or the one systemd passes) until SIGTERM."""
@@ -168,11 +173,11 @@ def serve(
         raise UsageError("--account goes with --ephemeral", hint="a kept realm gets it by `kmsd init --account`")
     with _state_folder(state, ephemeral=ephemeral) as folder:
         config = Config(
-            folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_region,
+            folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_socket, aws_region,
             parse_endpoint(metrics) if metrics else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
             credentials, digest_every, parse_quotas(_settings("KMSD_QUOTAS", quota)), parse_limits(_settings("KMSD_LIMITS", limit)),
-            parse_places(_settings("KMSD_KEY_STORE_TOKENS", key_store_token)), ephemeral,
+            parse_places(_settings("KMSD_KEY_STORE_TOKENS", key_store_token)), accept_clock, ephemeral,
         )  # fmt: skip
         lock_memory_and_dumps()
         run_self_check()

@@ -23,6 +23,7 @@ from kmsd.accounts.store import AccountStore
 from kmsd.audit.digests import AuditDigests
 from kmsd.audit.journal import Journal
 from kmsd.authz.guardrails import Guardrails
+from kmsd.clock import RealmClock
 from kmsd.config import Config
 from kmsd.credentials.server import CredentialSession
 from kmsd.dispatch.authorise import Authoriser
@@ -68,13 +69,14 @@ from kmsd.secrets.rotation import RotationService
 from kmsd.secrets.service import SecretService
 from kmsd.secrets.store import SecretStore
 from kmsd.secrets.upkeep import SecretUpkeepService
-from kmsd.server.listen import BACKLOG
+from kmsd.server.listen import BACKLOG, bind_socket
 from kmsd.server.notify import notify, watchdog_seconds
 from kmsd.server.session import ServerState, Session
 from kmsd.server.settling import Settlement
 from kmsd.server.throttle import Buckets
 from kmsd.store.anchor import Anchor
 from kmsd.store.database import SealedStore
+from kmsd.store.schema import Table
 from kmsd.store.sealing import RowSealer
 from kmsd.sts.credentials import CredentialBook
 from kmsd.sts.service import TokenService
@@ -91,6 +93,7 @@ _COLLECT_EVERY = 10_000
 _AUDIT_SYNC_SECONDS = 0.2
 _ANCHOR_SECONDS = 10.0
 _PURGE_SECONDS = 60.0
+_BEHIND_SECONDS = 60.0
 _SEAL_SECONDS = 0.05
 
 
@@ -113,6 +116,11 @@ class Daemon:
         self._anchor = Anchor(config.anchor, realm.anchor_key)
         self._anchor.check(self._store, accept_rollback=config.accept_rollback)
         self._journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom)
+        self._clock = RealmClock(time.time, _passed, 0.0 if config.accept_clock else self._journal.last_time)
+        self._told_of_jump = False
+        behind = self._journal.last_time - time.time()
+        if behind > _BEHIND_SECONDS:
+            _LOG.warning("the clock is %d s behind the audit log, whose time counts; if it was wrong before and is right now: --accept-clock", behind)
         seed = derive(oldest, Label.DOMAIN_DIGEST)
         self._digests = AuditDigests(config.audit, seed, self._journal, config.digest_seconds)
         spares = SpareKeys()
@@ -121,11 +129,11 @@ class Daemon:
         vault = MaterialVault(keyring.realm_id, domain_keys, os.urandom, spares, self._stores)
         self._registry = KeyRegistry(self._account, self._store, vault)
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
-        self._pipeline = Pipeline(self._journal, time.time, lambda: f"{prefix}-{next(numbers)}", self._account)
+        self._pipeline = Pipeline(self._journal, self._clock, lambda: f"{prefix}-{next(numbers)}", self._account)
         self._accounts = AccountStore(self._account, self._store)
         settlement = Settlement(self._pipeline, self._store, self._stop.set)
         self._state = ServerState(
-            self._pipeline, settlement, self._account, time.time, self._accounts.of_uid, buckets=Buckets(config.quotas), spares=spares
+            self._pipeline, settlement, self._account, self._clock, self._accounts.of_uid, buckets=Buckets(config.quotas), spares=spares
         )
         self._pipeline.charge = self._state.buckets.spend_on_key
         self._iam = IamStore(self._store)
@@ -133,7 +141,7 @@ class Daemon:
         self._upkeep = KeyUpkeepService(self._registry)
         self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), os.urandom)
         self._imports = ImportService(self._registry, derive(oldest, Label.DOMAIN_IMPORT), os.urandom, spares)
-        self._door: DoorServer | None = None
+        self._doors: list[DoorServer] = []
         self._scrapes: DoorServer | None = None
         self._metrics_listener = bind_endpoint(config.metrics) if config.metrics else None
         self._door_listener = bind_endpoint(config.aws_endpoint) if config.aws_endpoint else None
@@ -150,25 +158,25 @@ class Daemon:
         pairs = PairService(crypto, loaded, self._state.spares)
         administrators = frozenset(uid_principal(self._account, uid) for uid in config.administrators)
         keepers = administrators | {root_principal(self._account), uid_principal(self._account, 0)}
-        self._changes = changes = ChangeLog(os.urandom(8).hex(), time.time)
+        self._changes = changes = ChangeLog(os.urandom(8).hex(), self._clock)
         self._parameters = parameters = ParameterService(
             self._account, self._store, pipeline, os.urandom, keepers, changes.publish, self._guardrails, config.parameter_limits
         )
         secret_store = SecretStore(self._store, changes.publish, self._guardrails)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
         retirement = RetirementService(registry, (parameters.stored_values, secret_store.stored_values))
-        volumes = VolumeService(self._store, self._account, _boot_id(), time.time(), os.urandom)
+        volumes = VolumeService(self._store, self._account, _boot_id(), self._clock(), os.urandom)
         facts = DaemonFacts(
             os.getpid(),
             os.fspath(config.state),
             realm.keyring.seal_type.name.lower(),
-            time.time(),
+            self._clock(),
             config.private,
             _endpoint_url(self._door_listener),
             config.home_region,
             self._digests.public_key,
         )
-        self._usage = KeyUsage(self._store, time.time())
+        self._usage = KeyUsage(self._store, self._clock())
         registry.listeners.append(self._usage.forget)
         pipeline.note_use = self._usage.note
         dependents = DependentsService(
@@ -183,7 +191,7 @@ class Daemon:
                 "connections": lambda: len(self._state.sessions),
             },
         )  # fmt: skip
-        admin = AdminService(facts, registry, authoriser, time.time)
+        admin = AdminService(facts, registry, authoriser, self._clock)
         batches = BatchService(pipeline, authoriser, crypto)
         codes = MfaCodes(self._iam)
         sts = TokenService(self._sessions, self._iam, codes, self._guardrails)
@@ -239,6 +247,12 @@ class Daemon:
             managers = frozenset({0, os.getuid()})
             make = lambda: CredentialSession(self._state, managers)  # noqa: E731
             servers.append(await loop.create_unix_server(make, sock=credentials.dup(), backlog=BACKLOG))
+        if self._store.quarantined:
+            tables = sorted(Table(table).name.lower() for table, _ in self._store.quarantined)
+            _LOG.error("records of the state are damaged, and refused: %s; restore a backup", ", ".join(tables))
+            self._record("RecordsQuarantined", params={"tables": " ".join(tables)})
+        if self._config.accept_clock:
+            self._record("ClockAccepted")
         self._record("DaemonStarted", **({"params": {"unsealed_by": self._unsealed_by}} if self._unsealed_by else {}))
         tasks = [
             asyncio.create_task(self._every(seconds, action))
@@ -253,10 +267,13 @@ class Daemon:
         beat = watchdog_seconds()
         if beat is not None:
             tasks.append(asyncio.create_task(self._every(beat, self._alive)))
-        if self._door_listener is not None:
-            self._door = DoorServer(
-                Door(self._state, self._book, self._config.home_region), self._door_listener
-            )
+        if self._door_listener is not None or self._config.aws_socket is not None:
+            door = Door(self._state, self._book, self._config.home_region, self._config.socket)
+            if self._door_listener is not None:
+                self._doors.append(DoorServer(door, self._door_listener))
+            if self._config.aws_socket is not None:
+                listener = bind_socket(self._config.aws_socket, self._config.socket_mode)
+                self._doors.append(DoorServer(door, listener))
         if self._metrics_listener is not None:
             self._scrapes = DoorServer(self._metrics.application(), self._metrics_listener)
         notify("READY=1\nSTATUS=serving")
@@ -268,7 +285,7 @@ class Daemon:
             task.cancel()
         for server in servers:
             server.close()
-        for http in (self._door, self._scrapes):
+        for http in (*self._doors, self._scrapes):
             if http is not None:
                 await http.close()
         for session in list(self._state.sessions):
@@ -308,7 +325,7 @@ class Daemon:
                 _LOG.error("upkeep failed and is tried again: %s", error, exc_info=not isinstance(error, KmsfsError))
 
     def _heartbeat(self) -> None:
-        for grant in self._registry.end_expired_grants(time.time()):
+        for grant in self._registry.end_expired_grants(self._clock()):
             self._record("ExpireGrant", key=self._registry.keys[grant.key_id].arn, grant=grant.grant_id)
         for session in list(self._state.sessions):
             session.push(None, {"kind": "heartbeat"})
@@ -321,7 +338,7 @@ class Daemon:
                 self._journal.sync()
 
     def _sign_audit(self) -> None:
-        now = time.time()
+        now = self._clock()
         if self._digests.due(now):
             try:
                 self._digests.write(now)
@@ -334,15 +351,18 @@ class Daemon:
             self._journal.checkpoint()
 
     def _purge(self) -> None:
-        for arn in self._keys.purge_due(time.time()):
+        if self._clock.jumped and not self._told_of_jump:
+            self._told_of_jump = True
+            _LOG.warning("the clock is far ahead of what has passed since the start: keys and secrets whose window ends by that alone stay until a restart")
+        for arn in self._keys.purge_due(self._clock.steady()):
             self._record("DeleteKey", key=arn)
-        for what, arn in self._parameters.act_on_policies(time.time()):
+        for what, arn in self._parameters.act_on_policies(self._clock()):
             self._record("ParameterPolicyAction", key=arn, kind=what)
-        for arn in self._secrets.purge_due(time.time()):
+        for arn in self._secrets.purge_due(self._clock.steady()):
             self._record("DeleteSecret", key=arn)
-        for arn in self._imports.expire_due(time.time()):
+        for arn in self._imports.expire_due(self._clock()):
             self._record("DeleteExpiredKeyMaterial", key=arn)
-        for arn in self._upkeep.rotate_due(time.time()):
+        for arn in self._upkeep.rotate_due(self._clock()):
             self._record("RotateKey", key=arn)
         with contextlib.suppress(KmsfsError):
             self._usage.write()
@@ -383,7 +403,7 @@ class Daemon:
 
     def _record(self, name: str, **fields: Any) -> None:
         record = {
-            "ts": round(time.time(), 3),
+            "ts": round(self._clock(), 3),
             "req": "-",
             "uid": os.getuid(),
             "op": name,
@@ -407,6 +427,10 @@ def _endpoint_url(listener: socket.socket | None) -> str:
         return ""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _passed() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _boot_id() -> str:

@@ -27,6 +27,8 @@ class Config:
     administrators: tuple[int, ...] = ()
     aws_endpoint: tuple[str, int] | None = None
     """Loopback address and port of the HTTP door, if it is wanted."""
+    aws_socket: Path | None = None
+    """Unix socket of the HTTP door, if it is wanted."""
     home_region: str = HOME_REGION
     """The region in which the door shows what the socket keeps."""
     metrics: tuple[str, int] | None = None
@@ -42,6 +44,8 @@ class Config:
     parameter_limits: ParameterLimits = AWS_LIMITS
     key_store_tokens: Mapping[str, TokenPlace] = field(default_factory=dict)
     """Tokens that custom key stores may have, by name."""
+    accept_clock: bool = False
+    """The machine's clock counts, though the audit log knows a later time."""
     ephemeral: bool = False
     """The realm is gone when the daemon stops."""
 

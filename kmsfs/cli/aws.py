@@ -32,6 +32,9 @@ def env(
     seconds: Seconds | None = None,
     role: Role = None,
     account: Account = None,
+    container: Annotated[
+        bool, typer.Option("--container", help="No credentials, but where SDKs get them, and get new ones before they end.")
+    ] = False,
     region: Annotated[
         str | None, typer.Option(help="A region; by default the one that shows what the socket keeps.")
     ] = None,
@@ -39,11 +42,10 @@ def env(
     """Print variables for a shell. Example: eval "$(kmsfs aws env)"; aws kms list-keys"""
     endpoint, home = _endpoint()
     region = region or home
-    made = _credentials(seconds, role, account, by_default=43_200)
+    if container and (seconds or role or account):
+        raise UsageError("--container gives your own credentials, of an hour", hint="roles: a profile with role_arn and credential_source = EcsContainer")
     variables = {
-        "AWS_ACCESS_KEY_ID": made["AccessKeyId"],
-        "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"],
-        "AWS_SESSION_TOKEN": made["SessionToken"],
+        **(_of_container(endpoint) if container else _of_session(_credentials(seconds, role, account, by_default=43_200))),
         "AWS_REGION": region,
         "AWS_DEFAULT_REGION": region,
         **{f"AWS_ENDPOINT_URL_{service}": endpoint for service in _SERVICES},
@@ -80,6 +82,17 @@ def put_access_key(
     secret = read_text_value(secret_file).strip()
     call("PutAccessKey", AccessKeyId=key_id, SecretAccessKey=secret, UserName=user)
     say(f"{key_id} stands for {user or 'the account root'}")
+
+
+def _of_container(endpoint: str) -> dict[str, str]:
+    return {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{endpoint}/credentials"}
+
+
+def _of_session(made: dict[str, Any]) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": made["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": made["SessionToken"],
+    }  # fmt: skip
 
 
 def _credentials(seconds: int | None, role: str | None, account: str | None, *, by_default: int) -> dict[str, Any]:

@@ -31,6 +31,11 @@ def examine_daemon(session: ClientSession, now: float) -> Iterator[Finding]:
     yield fine("daemon", f"kmsd {status['Version']}, you are {status['Principal']}")
     state = Path(status["StateDirectory"])
     yield _root_key(status)
+    if status.get("DamagedRecords"):
+        yield Finding(
+            "state", Level.PROBLEM, f"{status['DamagedRecords']} records of the state are damaged",
+            "what they were is refused, and the disk may be failing", "restore a backup of the state; look at the daemon's log",
+        )  # fmt: skip
     if os.access(state, os.R_OK | os.X_OK):
         yield from _state(state, now)
     else:

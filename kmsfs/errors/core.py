@@ -457,6 +457,9 @@ class CorruptVolume(IntegrityError):
 class CorruptStore(IntegrityError):
     """kmsd's state is damaged, was edited, or is older than its anchor."""
 
+    code = "StateDamagedException"
+    http_status = 500
+
 
 class AuditChainBroken(IntegrityError):
     """The audit log's chain does not verify."""

@@ -49,3 +49,12 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], bytes, bytes]:
         raise AuditChainBroken("an audit line is not a record") from error
     del record["mac"]
     return record, before + after, mac
+
+
+def time_of_line(line: bytes) -> float:
+    """Return when a record was made, in seconds since the epoch; 0 where the line does not say."""
+    try:
+        made = msgspec.json.decode(line)["ts"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return 0.0
+    return float(made) if isinstance(made, int | float) else 0.0

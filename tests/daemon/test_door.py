@@ -4,6 +4,7 @@ import datetime
 import subprocess
 import sys
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -308,3 +309,38 @@ def test_an_ephemeral_daemon_of_a_named_account(tmp_path):
         process.stderr.close()
     refused = subprocess.run([sys.executable, "-m", "kmsd", "serve", "--account", "1"], capture_output=True, text=True)
     assert refused.returncode == 2 and "--ephemeral" in refused.stderr
+
+
+def test_the_door_on_a_unix_socket(make_daemon, tmp_path):
+    """Signed requests over a Unix socket: the same answers, the same refusals; and its file goes with the daemon."""
+    path = tmp_path / "aws.sock"
+    daemon = make_daemon("--aws-socket", str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+    made = daemon.session().call("GetSessionToken", {})["Credentials"]
+    credentials = Credentials(made["AccessKeyId"], made["SecretAccessKey"], made["SessionToken"])
+
+    def ask(secret=None, target="TrentService.CreateKey", body=b"{}"):
+        request = AWSRequest("POST", "http://localhost/", data=body, headers={"X-Amz-Target": target, "Content-Type": "application/x-amz-json-1.1"})
+        who = Credentials(credentials.access_key, secret, credentials.token) if secret else credentials
+        SigV4Auth(who, "kms", "us-east-1").add_auth(request)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(str(path))
+            head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+            connection.sendall(f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{head}\r\n".encode() + body)
+            answer = b""
+            while piece := connection.recv(1 << 16):
+                answer += piece
+        return int(answer.split()[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
+
+    status, found = ask()
+    assert status == 200 and found["KeyMetadata"]["Arn"].startswith("arn:aws:kms:us-east-1:")
+    status, found = ask(secret="wrong")
+    assert status == 400 and "Signature" in found["__type"]
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(b"GET /credentials HTTP/1.1\r\nHost: localhost:1\r\nConnection: close\r\n\r\n")
+        assert b" 403 " in connection.recv(1 << 16)
+    daemon.stop()
+    daemon.start()
+    assert ask()[0] == 200  # a socket file that is left behind is replaced

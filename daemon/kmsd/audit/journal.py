@@ -12,7 +12,7 @@ from kmsfs.aead.gcm import GcmKey
 from kmsfs.aead.kdf import equal, hmac_sha256, sha256
 from kmsfs.aead.nonces import Rng
 from kmsfs.errors import AuditChainBroken, AuditUnavailable, AuthenticationFailed, BadFrame
-from kmsfs.formats.audit import GENESIS, join, parse_line, split
+from kmsfs.formats.audit import GENESIS, join, parse_line, split, time_of_line
 from kmsfs.formats.packing import pack, unpack
 
 SYNC_EVERY_RECORDS = 256
@@ -91,6 +91,8 @@ class Journal:
         self._descriptor = os.open(
             self._log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
+        self.last_time = 0.0
+        """When the last record was made that is in the log, in seconds since the epoch."""
         self._recover(self._chain.sequence)
         self._durable = os.fstat(self._descriptor).st_size
         """Bytes of the log that a sync has covered, or that were there before."""
@@ -201,6 +203,7 @@ class Journal:
     def _recover(self, stored: int) -> None:
         """Follow the chain from the stored point to the end of the log; drop a torn last line."""
         found = offset = 0
+        last = b""
         with open(self._descriptor, "rb", closefd=False) as stream:
             stream.seek(0)
             for line in stream:
@@ -209,8 +212,11 @@ class Journal:
                     break
                 offset += len(line)
                 found += 1
+                last = line
                 if found > stored:
                     self._chain.check(line)
+        if last:
+            self.last_time = time_of_line(last)
         if found < stored:
             raise AuditChainBroken(
                 f"the audit log has {found} records, {stored} were written: its end was cut off",

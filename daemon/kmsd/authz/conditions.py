@@ -26,7 +26,7 @@ _TAGS = (PRINCIPAL_TAG, RESOURCE_TAG, REQUEST_TAG, *RESOURCE_TAGS.values())
 REQUEST_KEYS = (
     "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:TagKeys", "aws:username",
     "kms:BypassPolicyLockoutSafetyCheck", "kms:CallerAccount", "kms:EncryptionAlgorithm", "kms:EncryptionContextKeys",
-    "kms:GrantConstraintType", "kms:GrantOperations", "kms:GranteePrincipal", "kms:KeyOrigin", "kms:KeySpec", "kms:KeyUsage",
+    "kms:GrantConstraintType", "kms:GrantIsForAWSResource", "kms:GrantOperations", "kms:GranteePrincipal", "kms:KeyOrigin", "kms:KeySpec", "kms:KeyUsage",
     "kms:MacAlgorithm", "kms:MessageType", "kms:RequestAlias", "kms:ResourceAliases", "kms:RetiringPrincipal",
     "kms:ScheduleKeyDeletionPendingWindowInDays", "kms:SigningAlgorithm", "kms:ViaService", "kms:WrappingAlgorithm",
     "kmsfs:VolumeId", "secretsmanager:BlockPublicPolicy", "secretsmanager:Description",

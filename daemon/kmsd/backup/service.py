@@ -310,6 +310,11 @@ def _prove(config: Config, root_key: KeyMaterial, header: Header) -> Contents:
                 rows = sum(1 for _ in store.scan(table))
                 for name in (name for name, counted in _COUNTED.items() if counted is table):
                     contents.counts[name] = rows
+        if store.quarantined:
+            # A daemon goes on without them; a backup is to have everything.
+            raise CorruptStore(
+                f"{len(store.quarantined)} records of the state are damaged", hint="keep the backups that were made before, and restore one of them"
+            )
     finally:
         store.close()
     journal = _journal(config, keyring.domain_keys)

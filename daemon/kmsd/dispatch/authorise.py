@@ -16,6 +16,7 @@ from kmsd.iam.resources import resource_of
 from kmsd.iam.store import IamStore
 from kmsd.keys.lifecycle import check_state, check_usage
 from kmsd.keys.registry import KeyRegistry, KmsKey
+from kmsd.store.schema import Table
 from kmsfs.api.keyspecs import SYMMETRIC
 from kmsfs.api.operation import Resource
 from kmsfs.errors import AccessDenied, AliasNotFound, IncorrectKey, InvalidCiphertext, ShapeError
@@ -267,6 +268,8 @@ class Authoriser:
         """
         blob = parse_blob(data)
         key = self._registry.of_owner(blob.key_id) if blob.kind is BlobType.KMS_CIPHERTEXT else None
+        if key is None and blob.kind is BlobType.KMS_CIPHERTEXT:
+            self._registry.store.require_whole(Table.KEY, blob.key_id, f"key {blob.key_id}")
         if key is None or (key.scope != call.scope and region_of(key.scope) != region_of(call.scope)):
             raise InvalidCiphertext(evidence="blob of no key here")
         call.blob = blob

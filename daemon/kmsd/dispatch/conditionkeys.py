@@ -56,6 +56,7 @@ def values_of_management(call: Call) -> dict[str, str | list[str]]:
         values: dict[str, str | list[str]] = {
             "kms:GrantOperations": list(request.operations),
             "kms:GranteePrincipal": request.grantee_principal,
+            "kms:GrantIsForAWSResource": str(call.via is not None).lower(),
         }
         if request.retiring_principal is not None:
             values["kms:RetiringPrincipal"] = request.retiring_principal

@@ -58,6 +58,7 @@ class AdminService:
             aws_endpoint=facts.aws_endpoint or None,
             home_region=facts.home_region if facts.aws_endpoint else None,
             audit_digest_key=facts.audit_digest_key,
+            damaged_records=len(self._registry.store.quarantined),
         )
 
     def watch(self, call: Call) -> shapes.WatchResponse:

@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import datetime
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from kmsd.authz.principal import Caller
+from kmsd.authz.principal import Caller, make_caller
 from kmsd.door.arns import ArnTranslation
+from kmsd.door.peers import groups_of, may_connect, uid_of_peer
 from kmsd.door.protocol import JSON, XML, DoorRequest, answer_bytes, error_bytes, read_request
 from kmsd.door.references import refuse_alias
 from kmsd.door.sigv4 import check_signature, parse_signature
@@ -18,6 +22,7 @@ from kmsd.server.session import ServerState
 from kmsd.sts.credentials import CredentialBook
 from kmsfs.api.plain import with_bytes
 from kmsfs.errors import (
+    AccessDenied,
     InvalidSignature,
     InvariantBroken,
     KmsfsError,
@@ -31,6 +36,9 @@ from kmsfs.quantity import MAX_BATCH_FRAME_BYTES
 _LOG = logging.getLogger("kmsd")
 _TOKEN_HEADER = "x-amz-security-token"  # noqa: S105  (a header's name)
 
+CREDENTIALS_PATH = "/credentials"
+_CONTAINER_SECONDS = 3_600
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -38,7 +46,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class Door:
     """Serves `POST /`. One connection may ask many times; nothing is kept between requests."""
 
-    def __init__(self, state: ServerState, book: CredentialBook, home_region: str) -> None:
+    def __init__(self, state: ServerState, book: CredentialBook, home_region: str, path: Path) -> None:
+        """`path` is the Unix socket: who may not connect there gets no credentials here."""
+        self._path = path
         self._state = state
         self._book = book
         self._home_region = home_region
@@ -52,6 +62,9 @@ class Door:
         request_id = str(uuid.UUID(bytes=os.urandom(16), version=4))
         form = headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
         query = form and "x-amz-target" not in headers
+        if scope["method"] == "GET" and scope["path"] == CREDENTIALS_PATH:
+            await _send(send, *self._credentials(scope, headers, request_id), request_id, JSON)
+            return
         try:
             body = await _body(receive)
             if scope["method"] != "POST" or scope["path"] != "/" or scope["query_string"]:
@@ -111,10 +124,44 @@ class Door:
         if token and _TOKEN_HEADER not in scope.headers:
             raise UnknownCredentials("The security token included in the request is not signed.")
         caller = self._book.caller(scope.access_key_id, token, now)
-        check_signature(scope, headers, body, self._book.secret_of, now)
+        # By the machine's clock, as the caller signs by his own; what is over is over by the realm's.
+        check_signature(scope, headers, body, self._book.secret_of, time.time())
         if scope.service != request.service:
             raise InvalidSignature(f"Credential should be scoped to correct service: '{request.service}'.")
         return caller, scope.region
+
+    def _credentials(self, scope: dict[str, Any], headers: Mapping[str, str], request_id: str) -> tuple[int, bytes]:
+        """Give temporary credentials to the local user whose process asks, as containers get them at AWS.
+
+        Source: AWS SDKs and tools reference, "Container credential provider". Nobody signs here: who it is the kernel says of the connection.
+        A page in a browser does not get them: not under another name than loopback's (DNS rebinding), and not by a script of another origin.
+        """
+        state = self._state
+        client, server = scope.get("client"), scope.get("server")
+        host = headers.get("host", "").rpartition(":")[0].strip("[]")
+        if client is None or server is None or host not in _LOOPBACK or "origin" in headers or "sec-fetch-mode" in headers:
+            return 403, b'{"code":"AccessDenied","message":"credentials are for local programs"}'
+        try:
+            uid = uid_of_peer(tuple(client[:2]), tuple(server[:2]))
+            if uid is None:
+                raise UnknownCredentials("The connection is no local user's.")
+            gid, groups = groups_of(uid)
+            if not may_connect(self._path, uid, frozenset({gid, *groups})):
+                raise AccessDenied("The key daemon's socket is not for this user.")
+            caller = make_caller(state.account_of(uid), uid, gid, 0, groups, administrators=state.administrators)
+            frame = Request(0, "GetSessionToken", {"DurationSeconds": _CONTAINER_SECONDS}, None, None)
+            state.spend(caller.principal, frame)
+            try:
+                made = state.pipeline.run(caller, frame, next(state.numbers), call_id=request_id)[0]["Credentials"]
+            finally:
+                state.settlement.now()
+        except KmsfsError as error:
+            message = "internal error" if error.audience == "bug" else error.detail
+            return error.http_status, json.dumps({"code": error.code, "message": message}).encode()
+        expires = datetime.datetime.fromtimestamp(made["Expiration"], datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return 200, json.dumps(
+            {"AccessKeyId": made["AccessKeyId"], "SecretAccessKey": made["SecretAccessKey"], "Token": made["SessionToken"], "Expiration": expires}
+        ).encode()
 
     def _translation(self, region: str) -> ArnTranslation:
         held = self._translations.get(region)

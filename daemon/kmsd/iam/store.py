@@ -8,8 +8,9 @@ from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.iam.records import GROUP, POLICY, ROLE, USER, AccessKey, Entity, MfaDevice, entity_of
 from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
-from kmsfs.errors import NoSuchEntity
+from kmsfs.errors import CorruptStore, NoSuchEntity
 
+_RESTORE = "restore a backup of the state"
 _WORDS = {USER: "user", GROUP: "group", ROLE: "role", POLICY: "policy"}
 
 
@@ -153,7 +154,7 @@ class IamStore:
         """Return what an entity's policies, those of its groups, and its boundary say."""
         held = self._identities.get(entity.arn)
         if held is None:
-            groups = [self.find(entity.account, GROUP, name) for name in entity.groups]
+            groups = [self._group(entity.account, name) for name in entity.groups]
             policies = [policy for holder in (entity, *groups) for policy in self._policies(holder)]
             boundary = self._managed(entity.boundary) if entity.boundary else None
             held = self._identities[entity.arn] = Identity(tuple(policies), boundary)
@@ -165,7 +166,15 @@ class IamStore:
         ]
         return [*inline, *(self._managed(arn) for arn in entity.attached)]
 
+    def _group(self, account: str, name: str) -> Entity:
+        try:
+            return self.find(account, GROUP, name)
+        except NoSuchEntity as error:
+            raise CorruptStore(f"the group {name}, of which a user is, is damaged in the key daemon's state", hint=_RESTORE) from error
+
     def _managed(self, arn: str) -> IdentityPolicy:
+        if arn not in self._by_arn:
+            raise CorruptStore(f"the policy {arn} is damaged in the key daemon's state", hint=_RESTORE)
         return self._compile(arn, arn, self._by_arn[arn].document)
 
     def _compile(self, owner: str, name: str, text: str) -> IdentityPolicy:

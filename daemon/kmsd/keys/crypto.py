@@ -25,6 +25,7 @@ def open_blob(key: KmsKey, blob: Blob, context: dict[str, str]) -> bytes:
     """
     material = key.materials.get(blob.term)
     if material is None:
+        key.require_undamaged(blob.term)
         raise InvalidCiphertext(evidence="unknown term")
     return decrypt(material, blob, context)
 

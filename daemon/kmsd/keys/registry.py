@@ -16,7 +16,7 @@ from kmsd.store.database import SealedStore, Transaction
 from kmsd.store.schema import Table
 from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC
 from kmsfs.api.operation import KeyState
-from kmsfs.errors import AliasNotFound, KeyInvalidState, KeyNotFound, TokenUnavailable
+from kmsfs.errors import AliasNotFound, CorruptStore, KeyInvalidState, KeyNotFound, TokenUnavailable
 from kmsfs.ids import MULTI_REGION, alias_arn, key_arn, parse_key_reference, root_principal, scope_of
 from kmsfs.secret import KeyMaterial
 
@@ -59,6 +59,8 @@ class KmsKey:
     origin: str = "AWS_KMS"
     imports: dict[int, Import] = field(default_factory=dict)
     """Of a key of EXTERNAL origin, by term: one past the current term waits for a rotation."""
+    damaged: frozenset[int] = frozenset()
+    """Terms of material that is there and cannot be read: its record in the state is damaged."""
     store: str = ""
     """The custom key store that keeps its material, if one does."""
     materials: dict[int, KeyMaterial] = field(default_factory=dict)
@@ -70,8 +72,24 @@ class KmsKey:
 
     @property
     def current_material(self) -> KeyMaterial:
-        """The material that encrypts."""
+        """The material that encrypts.
+
+        Raises:
+            CorruptStore: if it is damaged.
+        """
+        self.require_undamaged(self.term)
         return self.materials[self.term]
+
+    def require_undamaged(self, term: int) -> None:
+        """Refuse to take damaged material for material that is not there.
+
+        Raises:
+            CorruptStore: if it is damaged.
+        """
+        if term in self.damaged:
+            raise CorruptStore(
+                f"the material (version {term}) of {self.arn} is damaged in the key daemon's state", hint="restore a backup of the state"
+            )
 
     @property
     def current_import(self) -> Import | None:
@@ -206,10 +224,12 @@ class KeyRegistry:
         if parsed.alias:
             alias = self.aliases.get(parsed.arn)
             if alias is None:
+                self.store.require_whole(Table.ALIAS, self._place_of_alias(parsed.arn), parsed.arn)
                 raise AliasNotFound(f"Alias {parsed.arn} is not found.")
             return self.keys[alias.key_id]
         key = self.keys.get(parsed.key_id)
         if key is None or key.arn != parsed.arn:
+            self.store.require_whole(Table.KEY, parsed.key_id, parsed.arn)
             raise KeyNotFound(f"Key '{parsed.arn}' does not exist")
         return key
 
@@ -353,7 +373,12 @@ class KeyRegistry:
         self._forget_alias(alias)
 
     def _alias_place(self, alias: Alias) -> str:
-        return alias.name if alias.scope == self._home else alias.arn
+        return self._place_of_alias(alias.arn)
+
+    def _place_of_alias(self, arn: str) -> str:
+        """Return the natural key of an alias's row: its name alone in the scope that was there before there were others."""
+        scope, _, name = arn.split(":", 3)[3].rpartition(":")
+        return name if scope == self._home else arn
 
     def add_grant(self, key: KmsKey, grant: Grant) -> None:
         """Store a grant; it counts at once."""
@@ -437,23 +462,34 @@ class KeyRegistry:
                 row["id"], key_arn(row["scope"], row["id"]), row["description"], KeyState(row["state"]),
                 row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
                 row["creator"], row["spec"], row["usage"], row["tags"], row["rotation_days"], row["next_rotation"],
-                [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], _imports(row), row.get("store", ""),
+                [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], _imports(row), store=row.get("store", ""),
             )  # fmt: skip
             if key.store:
                 key.materials[1] = TokenMaterial(self.vault.stores, key.store, key.key_id, key.arn)
             self._keep_key(key)
         for row in self.store.scan(Table.MATERIAL):
             place = f"{row['key']}/{row['term']}"
-            self.keys[row["key"]].materials[row["term"]] = self.vault.unwrap(row["blob"], place)
+            # What belongs to a key whose own record is damaged waits for that to be restored.
+            if row["key"] in self.keys:
+                self.keys[row["key"]].materials[row["term"]] = self.vault.unwrap(row["blob"], place)
+        if self.store.quarantined:
+            self._note_damage()
         for row in sorted(self.store.scan(Table.ALIAS), key=itemgetter("name")):
             scope = row.get("scope", self._home)
-            self._keep_alias(Alias(row["name"], row["key"], row["created"], row["updated"], scope))
+            if row["key"] in self.keys:
+                self._keep_alias(Alias(row["name"], row["key"], row["created"], row["updated"], scope))
         for row in sorted(self.store.scan(Table.GRANT), key=itemgetter("id")):
             grant = Grant(
                 row["id"], row["key"], row["grantee"], row["retiring"], frozenset(row["operations"]),
                 row["equals"], row["subset"], row["name"], row["created"], row["issuer"], row.get("expires"), row.get("reason"),
             )  # fmt: skip
-            self._keep_grant(self.keys[row["key"]], grant)
+            if row["key"] in self.keys:
+                self._keep_grant(self.keys[row["key"]], grant)
+
+    def _note_damage(self) -> None:
+        for key in self.keys.values():
+            terms = range(1, key.term + 2)
+            key.damaged = frozenset(term for term in terms if self.store.is_quarantined(Table.MATERIAL, f"{key.key_id}/{term}"))
 
 
 def _destroy(material: TokenMaterial, arn: str) -> None:

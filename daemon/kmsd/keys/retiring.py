@@ -42,6 +42,10 @@ class RetirementService:
                 f"{len(users)} stored value(s) are encrypted under this key material, such as {users[0]}.",
                 hint="store them anew, or delete those versions, and try again",
             )
+        if self._registry.store.quarantined:
+            raise MaterialInUse(
+                "Records of the key daemon's state are damaged, and may be encrypted under this key material.", hint="restore a backup of the state first"
+            )
         self._registry.destroy_material(key, term)
         return shapes.DestroyKeyMaterialResponse(key_id=key.arn, material_version=term)
 

@@ -105,12 +105,20 @@ class ParameterService:
         return shapes.PutParameterResponse(version=facts.version, tier=facts.tier)
 
     def _find(self, scope: str, name: str) -> ParameterFacts | None:
-        """Return a parameter by its name, or by the other spelling of a name of one level."""
+        """Return a parameter by its name, or by the other spelling of a name of one level.
+
+        Raises:
+            CorruptStore: if its record is damaged.
+        """
         found = self._tree.get(scope, name)
         if found is None:
             other = other_spelling(name)
             if other is not None:
-                return self._tree.get(scope, other)
+                found = self._tree.get(scope, other)
+        if found is None and self._store.quarantined:
+            for spelling in filter(None, (name, other_spelling(name))):
+                place = spelling if scope == self._home else parameter_arn(scope, spelling)
+                self._store.require_whole(Table.PARAMETER, place, f"parameter {name[:256]}")
         return found
 
     def _next_facts(

@@ -71,6 +71,7 @@ class SecretStore:
             return self.named(scope, secret_id)
         found = self._by_arn.get(secret_id)
         if found is None:
+            self._store.require_whole(Table.SECRET, secret_id, f"secret {secret_id[:256]}")
             # An ARN without its six random characters (Secrets Manager API, "SecretId").
             _, _, name = secret_id.partition(":secret:")
             found = self.named(scope, name)

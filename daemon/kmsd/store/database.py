@@ -6,6 +6,7 @@ serves all commits before it (sqlite.org/wal.html, "Performance Considerations")
 
 import os
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,19 +48,30 @@ _PUT = _compiled(
 _NEW_HEAD = insert(HEAD)
 _PUT_HEAD = _compiled(_NEW_HEAD.on_conflict_do_update(index_elements=["only"], set_={"blob": _NEW_HEAD.excluded.blob}))
 _READ_AT_ONCE = 1000
+_NEVER_LACKING = frozenset({Table.ACCOUNT})
+"""Tables of which a lost row would let somebody do more: without one of theirs nothing is served."""
 
 
 class Transaction:
     """Puts and deletes that become durable together."""
 
-    def __init__(self, connection: Connection, sealer: RowSealer, accumulator: int) -> None:
+    def __init__(
+        self, connection: Connection, sealer: RowSealer, accumulator: int, quarantined: AbstractSet[tuple[int, bytes]] = frozenset()
+    ) -> None:
+        self._quarantined = quarantined
         self._connection = connection
         self._sealer = sealer
         self.accumulator = accumulator
 
     def put(self, table: Table, natural_key: str, value: dict[str, Any], *, parent: str = "") -> None:
-        """Insert or replace a row."""
+        """Insert or replace a row.
+
+        Raises:
+            CorruptStore: if it would be written over a damaged one, of which something may still be saved.
+        """
         row_id = self._sealer.row_id(table, natural_key)
+        if (int(table), row_id) in self._quarantined:
+            raise CorruptStore("a damaged record of the key daemon's state lies where this would be stored", hint="restore a backup of the state")
         parent_id = self._sealer.parent_id(table, parent)
         version = self._drop_mark(table, row_id) + 1
         blob = self._sealer.seal(table, row_id, parent_id, version, value)
@@ -89,6 +101,8 @@ class SealedStore:
         self.dirty = False
         """Whether there are transactions that wait for a `sync`."""
         self._broken = False
+        self.quarantined: set[tuple[int, bytes]] = set()
+        """Tables and ids of rows that were met and do not open. They stay as they are: nothing is written over them."""
         self._path = path
         self._log: int | None = None
         self._sealer = sealer
@@ -172,7 +186,7 @@ class SealedStore:
         used = self._sealer.usage.used
         with _storage_errors():
             try:
-                work = Transaction(self._connection, self._sealer, self._accumulator)
+                work = Transaction(self._connection, self._sealer, self._accumulator, self.quarantined)
                 yield work
                 self._write_head(self._connection, self.commit_number + 1, work.accumulator)
                 self._connection.commit()
@@ -200,16 +214,20 @@ class SealedStore:
     def scan(self, table: Table, *, parent: str = "") -> Iterator[dict[str, Any]]:
         """Yield the values of a table, or of the rows below a parent, in no order.
 
+        A row that does not open is left out, and from then on `quarantined`: the accumulator says that nothing else was done to it
+        than damage, as its tag is the one that was written.
+
         Raises:
-            CorruptStore: if a row does not open.
+            CorruptStore: if a row does not open whose loss would let somebody do more.
         """
-        seal_open = self._sealer.open
         if parent:
             query = select(ROW).where(ROW.c.tbl == int(table), ROW.c.parent == self._sealer.parent_id(table, parent))
             with _storage_errors():
                 rows = self._connection.execute(query).all()
             for row in rows:
-                yield seal_open(table, row.id, row.parent, row.ver, row.blob)
+                opened = self._opened(table, row.id, row.parent, row.ver, row.blob)
+                if opened is not None:
+                    yield opened
             return
         # In portions, each begun behind the last row: a table may be larger than what memory has, and may change meanwhile.
         last = b""
@@ -217,10 +235,34 @@ class SealedStore:
             with _storage_errors():
                 portion = self._connection.exec_driver_sql(_NEXT, (int(table), last, _READ_AT_ONCE, 0)).all()
             for row_id, parent_id, version, blob in portion:
-                yield seal_open(table, row_id, parent_id, version, blob)
+                opened = self._opened(table, row_id, parent_id, version, blob)
+                if opened is not None:
+                    yield opened
             if len(portion) < _READ_AT_ONCE:
                 return
             last = portion[-1][0]
+
+    def _opened(self, table: Table, row_id: bytes, parent_id: bytes, version: int, blob: bytes) -> dict[str, Any] | None:
+        try:
+            return self._sealer.open(table, row_id, parent_id, version, blob)
+        except CorruptStore:
+            if table in _NEVER_LACKING:
+                raise
+            self.quarantined.add((int(table), row_id))
+            return None
+
+    def is_quarantined(self, table: Table, natural_key: str) -> bool:
+        """Tell whether a row is there and was found damaged."""
+        return bool(self.quarantined) and (int(table), self._sealer.row_id(table, natural_key)) in self.quarantined
+
+    def require_whole(self, table: Table, natural_key: str, what: str) -> None:
+        """Refuse what would take a damaged row for one that is not there.
+
+        Raises:
+            CorruptStore: if it is one.
+        """
+        if self.is_quarantined(table, natural_key):
+            raise CorruptStore(f"the key daemon's record of {what} is damaged", hint="restore a backup of the state; everything else is served")
 
     def _write_head(self, connection: Connection, commit: int, accumulator: int) -> None:
         value = {

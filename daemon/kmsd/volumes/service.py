@@ -207,6 +207,8 @@ class VolumeService:
         place = place_of(account, volume_id)
         volume = self._volumes.get(place)
         if volume is None:
+            # A volume that is known, and of which nothing can be read, must not begin anew: older states of it could be put back.
+            self._store.require_whole(Table.VOLUME, place, f"volume {volume_id}")
             volume = self._volumes[place] = Volume(volume_id, call.the_key.key_id, account=account)
         if volume.next_key is not None and volume.next_key == call.the_key.key_id:
             self._save(replace(volume, key_id=volume.next_key, next_key=None))

@@ -28,6 +28,8 @@ class StatusResponse(Shape, kw_only=True):
     home_region: str | None = None
     audit_digest_key: str | None = None
     """Public key of the audit log's digests, hex."""
+    damaged_records: int = 0
+    """Records of the state that cannot be read: what they were is refused, everything else is served."""
 
 
 class SealStatus(Shape, kw_only=True):

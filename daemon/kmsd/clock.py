@@ -1,0 +1,38 @@
+"""The realm's time: what is over stays over, whatever somebody does to the machine's clock."""
+
+from collections.abc import Callable
+
+JUMP_SECONDS = 86_400.0
+"""A clock that is so far ahead of what has passed has jumped."""
+
+
+class RealmClock:
+    """Seconds since the epoch that do not go back: a clock that is set back revives no token, no grant and no material.
+
+    `wall` is the machine's clock, `passed` counts seconds whatever that does (CLOCK_BOOTTIME, clock_gettime(2)), `floor` is the last
+    time that the audit log knows.
+    """
+
+    def __init__(self, wall: Callable[[], float], passed: Callable[[], float], floor: float) -> None:
+        self._wall = wall
+        self._passed = passed
+        self._latest = max(wall(), floor)
+        self._offset = self._latest - passed()
+
+    def __call__(self) -> float:
+        """Return the time: the machine's, what has passed since the start, or what was answered before, whichever is latest."""
+        now, steady = self._wall(), self._passed() + self._offset
+        now = max(now, steady)
+        if now < self._latest:
+            return self._latest
+        self._latest = now
+        return now
+
+    def steady(self) -> float:
+        """Return the time by what has passed since the start alone: for what cannot be undone, a jump ahead does not count."""
+        return self._passed() + self._offset
+
+    @property
+    def jumped(self) -> bool:
+        """Whether the machine's clock is far ahead of what has passed."""
+        return self._wall() - self.steady() > JUMP_SECONDS
