@@ -1,13 +1,14 @@
 """kmsfs audit: tail, query, export, verify."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kmsfs.cli.output import SETTINGS, call, say, show, table
+from kmsfs.cli.output import SETTINGS, call, read_text_value, say, show, table
 from kmsfs.errors import ExitCode, StorageError, UsageError
 from kmsfs.trail.cloudtrail import cloudtrail_event
 from kmsfs.trail.reading import follow_records, last_records, principal_of, read_records
@@ -80,15 +81,19 @@ def verify(
         str | None, typer.Option(help="Public key of the digests, hex, as you keep it (default: the daemon's, or theirs).")
     ] = None,
     log: Log = None,
+    witness: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the daemon's messages went, such as its journal; - for standard input.")
+    ] = None,
 ) -> None:
     """Follow the log's chain and its signed digests; needs no secret. Names the first record or digest that is wrong or missing."""
+    from kmsfs.formats.digest import parse_witness
     from kmsfs.trail.verify import verify_trail
 
     if log is None:
         status = call("GetStatus")
         log = Path(status["StateDirectory"]) / "audit" / "audit.jsonl"
         digest_key = digest_key or status["AuditDigestKey"]
-    found = verify_trail(log, digest_key)
+    found = verify_trail(log, digest_key, parse_witness(read_text_value(os.fspath(witness))) if witness is not None else None)
     document = found.document()
     show(document, lambda: _print_verified(document))
 
@@ -162,7 +167,7 @@ def _print_verified(document: dict[str, Any]) -> None:
     until = time_of({"ts": document["signed_until"]})
     print(
         f"{document['records']} records, chain unbroken; {document['signed_records']} signed by {document['digests']} digests, "
-        f"the last at {until}, under {document['key']}"
+        f"the last at {until}, under {document['key']}" + (f"; a witness confirms {document['witnessed']}" if document["witnessed"] else "")
     )
 
 

@@ -1,5 +1,6 @@
 """Signed digests of the audit log: one line each, chained (docs/formats/audit-v1.md, "Digests")."""
 
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -8,6 +9,7 @@ from kmsfs.errors import AuditChainBroken
 
 GENESIS = "0" * 64
 _PURPOSE = b"kmsfs/audit-digest/v1\0"
+_WITNESSED = re.compile(r"\baudit digest (\d{1,12}) sha256 ([0-9a-f]{64})\b")
 _ENCODER = msgspec.json.Encoder(order="sorted")
 
 
@@ -55,6 +57,24 @@ def parse_digest(line: bytes) -> tuple[Digest, bytes, bytes]:
     if encode_digest(signed.digest, lambda _message: signature) != line:
         raise AuditChainBroken("a line of the digests is not canonical")
     return signed.digest, _message(signed.digest), signature
+
+
+def witness_line(number: int, hashed: str, records: int) -> str:
+    """Return what a witness is told of a digest: its number, the SHA-256 of its line, and how many records the log had."""
+    return f"audit digest {number} sha256 {hashed} records {records}"
+
+
+def parse_witness(text: str) -> dict[int, str]:
+    """Return the digests that a witness was told of, wherever in its lines: SHA-256 by number.
+
+    Raises:
+        AuditChainBroken: if it was told of two that have one number.
+    """
+    found: dict[int, str] = {}
+    for number, hashed in _WITNESSED.findall(text):
+        if found.setdefault(int(number), hashed) != hashed:
+            raise AuditChainBroken(f"the witness was told of two digests {number}: the log was signed anew")
+    return found
 
 
 def _message(digest: Digest) -> bytes:

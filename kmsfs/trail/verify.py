@@ -1,6 +1,6 @@
 """Verify an audit log by its chain and its signed digests, with nothing secret."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ class Verified:
     signed_until: float = 0.0
     """When the last digest was made, seconds since the epoch."""
     key: str = ""
+    witnessed: int = 0
+    """Digests that a witness confirms."""
     begun_anew: bool = False
     """Whether the log says that it was begun in the place of another one, which older digests are of."""
     _named: list[tuple[int, str]] = field(default_factory=list)
@@ -34,11 +36,14 @@ class Verified:
         return {
             "records": self.records, "digests": self.digests, "signed_records": self.signed_records,
             "unsigned_records": self.records - self.signed_records, "signed_until": self.signed_until, "key": self.key,
+            "witnessed": self.witnessed,
         }  # fmt: skip
 
 
-def verify_trail(log: Path, key: str | None) -> Verified:
+def verify_trail(log: Path, key: str | None, witnessed: Mapping[int, str] | None = None) -> Verified:
     """Follow a log's chain, and its digests under the public key `key` (hex); None takes the key that they name themselves.
+
+    `witnessed` are digests that somebody else was told of when they were made: SHA-256 by number.
 
     Raises:
         AuditChainBroken: naming the first record or digest that is wrong or missing.
@@ -57,6 +62,10 @@ def verify_trail(log: Path, key: str | None) -> Verified:
     for number, hashed in found._named:
         if number >= len(lines) or lines[number] != hashed:
             raise AuditChainBroken(f"digest {number}, which the log names, is missing or was changed")
+    for number, hashed in sorted((witnessed or {}).items()):
+        if number >= len(lines) or lines[number] != hashed:
+            raise AuditChainBroken(f"digest {number} is not the one that the witness was told of, or is missing")
+        found.witnessed += 1
     return found
 
 

@@ -15,6 +15,7 @@ from kmsd.audit.journal import Journal
 from kmsfs.aead.kdf import sha256
 from kmsfs.errors import AuditChainBroken, AuditUnavailable
 from kmsfs.formats.audit import join, parse_line, split
+from kmsfs.formats.digest import parse_witness, witness_line
 from kmsfs.trail.verify import verify_trail
 
 SEED = b"s" * 32
@@ -199,3 +200,39 @@ def test_the_daemon_makes_them_over_restarts_and_new_logs(make_daemon):
     path.write_bytes(damaged)
     done = kmsfs(daemon, "audit", "verify", "--log", log)
     assert done.returncode == 20 and "digest" in done.stderr, (done.returncode, done.stderr)
+
+
+def test_a_witness_notices_a_log_that_was_signed_anew(tmp_path, caplog):
+    """Whoever has the keys can make another log and sign it; what the journal was told he cannot take back."""
+    caplog.set_level("INFO", "kmsd")
+
+    def log_of(folder, uids):
+        folder.mkdir()
+        journal = Journal(folder, b"k" * 32, os.urandom, first_key=b"f" * 32)
+        digests = AuditDigests(folder, SEED, journal, 3600)
+        for hour in range(2):
+            for uid in uids:
+                journal.append({"ts": 1.0, "op": "Decrypt", "uid": uid, "res": "ok"})
+            digests.write(1e9 + 3600 * hour)
+        journal.close()
+        return folder / "audit.jsonl"
+
+    true = log_of(tmp_path / "true", (7, 8))
+    told = parse_witness("Nov 27 host kmsd[1]: " + caplog.text)
+    assert len(told) == 2 and verify_trail(true, None, told).witnessed == 2
+    caplog.clear()
+    forged = log_of(tmp_path / "forged", (7, 9))
+    assert verify_trail(forged, None).digests == 2
+    with pytest.raises(AuditChainBroken, match="digest 0 is not the one that the witness"):
+        verify_trail(forged, None, told)
+    with pytest.raises(AuditChainBroken, match="digest 5 .* is missing"):
+        verify_trail(true, None, {**told, 5: "0" * 64})
+    with pytest.raises(AuditChainBroken, match="two digests 0"):
+        parse_witness("\n".join(witness_line(0, text * 64, 1) for text in "ab"))
+    # By the command, from standard input.
+    command = [sys.executable, "-m", "kmsfs.cli", "audit", "verify", "--log", str(true), "--witness", "-"]
+    said = "\n".join(witness_line(number, hashed, 1) for number, hashed in told.items())
+    done = subprocess.run(command, input=said, capture_output=True, text=True)
+    assert done.returncode == 0 and "a witness confirms 2" in done.stdout, done.stderr
+    command[command.index(str(true))] = str(forged)
+    assert subprocess.run(command, input=said, capture_output=True, text=True).returncode == 20
