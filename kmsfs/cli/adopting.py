@@ -42,17 +42,27 @@ def adopt(
     _check(source, cipher_dir)
     if replace:
         confirm(f"{source} is renamed to {source}.original, and the volume is mounted in its place", source.name, yes=yes)
-    total = stored_bytes(source)
-    report = _copy_and_compare(source, cipher_dir, key, total)
-    show(report.document(), lambda: _print(report))
-    if report.problems:
-        say(f"{source} is as it was; mend what is listed and run this again")
-        raise typer.Exit(ExitCode.DAMAGE_FOUND)
+    adopt_tree(source, cipher_dir, key)
     if replace:
         _replace(source, cipher_dir)
         return
     say(f"every byte of {source} is in {cipher_dir}; the original is as it was")
     say(f"to use it: kmsfs mount {cipher_dir} DIR, or kmsfs adopt --replace {source} {cipher_dir}")
+
+
+def adopt_tree(source: Path, cipher_dir: Path, key: str | None) -> None:
+    """Copy a tree into a volume, compare, and print what was found.
+
+    Raises:
+        UsageError, StorageError: if it cannot be done.
+        typer.Exit: with exit code 21, if the copy is not the same in all.
+    """
+    _check(source, cipher_dir)
+    report = _copy_and_compare(source, cipher_dir, key, stored_bytes(source))
+    show(report.document(), lambda: _print(report))
+    if report.problems:
+        say(f"{source} is as it was; mend what is listed and run this again")
+        raise typer.Exit(ExitCode.DAMAGE_FOUND)
 
 
 def _check(source: Path, cipher_dir: Path) -> None:

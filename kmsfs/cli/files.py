@@ -14,6 +14,7 @@ from kmsfs.errors import ExitCode, KmsfsError, UsageError
 if TYPE_CHECKING:
     from kmsfs.check.rescue import RescueReport
     from kmsfs.check.rewrap import RewrapReport
+    from kmsfs.check.scrub import ScrubReport
     from kmsfs.check.verify import Report
 
 volume_app = typer.Typer(no_args_is_help=True, help="Encrypted volumes.")
@@ -146,6 +147,40 @@ def accept_restore(
     )
     accept(cipher_dir, session())
     show({}, lambda: say(f"{cipher_dir} is accepted as it is; its next mount begins new freshness records"))
+
+
+@volume_app.command()
+def scrub(
+    mountpoint: MountPoint,
+    rate: Annotated[float | None, typer.Option(min=0.1, metavar="MIB", help="Read no more than so many MiB a second.")] = None,
+    limit: Annotated[int, typer.Option(help="Problems to print; JSON has them all.")] = 50,
+) -> None:
+    """Read every byte of a mounted volume from the disk, while it is used. Exit code 21: something cannot be read. Example: kmsfs volume scrub ~/plain --rate 50
+
+    What is named is damaged, or not yours to read: after unmounting, `kmsfs check` tells more.
+    """
+    from kmsfs.check.scrub import scrub as read_all
+    from kmsfs.cli.output import byte_progress
+    from kmsfs.mount.mounttable import VOLUME, find_mounted
+
+    entry = find_mounted(mountpoint)
+    if entry is None or entry.kind != VOLUME:
+        raise UsageError(f"{mountpoint} is not a kmsfs mount", hint="for a volume that is not mounted: kmsfs check CIPHERDIR")
+    facts_of = os.statvfs(mountpoint)
+    with byte_progress("scrubbing", (facts_of.f_blocks - facts_of.f_bfree) * facts_of.f_frsize) as advance:
+        report = read_all(Path(entry.point), advance, rate * 1_048_576 if rate else None)
+    show(report.document(), lambda: _print_scrubbed(report, limit))
+    if report.problems:
+        raise typer.Exit(ExitCode.DAMAGE_FOUND)
+
+
+def _print_scrubbed(report: "ScrubReport", limit: int) -> None:
+    for path, problem in report.problems[:limit]:
+        print(f"{path}  ({problem})")
+    if len(report.problems) > limit:
+        print(f"… and {len(report.problems) - limit} more")
+    told = f"{len(report.problems)} could not be read" if report.problems else "all as written"
+    say(f"read {report.files} files, {report.content_bytes} bytes: {told}")
 
 
 def check(

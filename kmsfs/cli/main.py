@@ -15,6 +15,7 @@ from kmsfs.cli import (
     api,
     audit,
     aws,
+    bringing,
     daemon,
     events,
     examining,
@@ -59,6 +60,7 @@ app.add_typer(audit.app, name="audit")
 app.command("mount")(files.mount)
 app.command("umount")(files.umount)
 app.command("adopt")(adopting.adopt)
+app.command("import")(bringing.bring)
 app.command("check")(files.check)
 app.command("rescue")(files.rescue)
 app.command("rewrap")(files.rewrap)

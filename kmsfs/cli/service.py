@@ -25,11 +25,12 @@ _MANUAL = ("man1/kmsfs.1", "man8/kmsd.8")
 _PLACES = {
     "kmsd.socket": UNITS, "kmsd-credentials.socket": UNITS, "kmsd.service": UNITS, "kmsfs@.service": UNITS,
     "kmsd-backup.service": UNITS, "kmsd-backup.timer": UNITS, "kmsfs-rotate.service": UNITS,
-    "kmsfs-rotate.timer": UNITS, "kmsfs-alarms.service": UNITS,
+    "kmsfs-rotate.timer": UNITS, "kmsfs-alarms.service": UNITS, "kmsd-recovery-drill.service": UNITS,
+    "kmsd-recovery-drill.timer": UNITS, "kmsfs-scrub@.service": UNITS, "kmsfs-scrub@.timer": UNITS,
     "sysusers.d/kmsd.conf": Path("/etc/sysusers.d"), "tmpfiles.d/kmsd.conf": Path("/etc/tmpfiles.d"),
 }  # fmt: skip
 _SOCKETS = ("kmsd.socket", "kmsd-credentials.socket")
-_TIMERS = ("kmsd-backup.timer", "kmsfs-rotate.timer")
+_TIMERS = ("kmsd-backup.timer", "kmsfs-rotate.timer", "kmsd-recovery-drill.timer")
 _DROP_INS = UNITS / "kmsd.service.d"
 _SEALED_KEY = Path("/etc/credstore.encrypted/kmsfs-root")
 CREDENTIAL_NAME = "kmsfs-root"

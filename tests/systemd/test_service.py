@@ -41,6 +41,7 @@ def test_the_whole_life_of_the_service(machine):
     # Installed: one command, codes shown once, the socket waits.
     made = json.loads(kmsfs(machine, "--json", "install-service").stdout)
     assert len(made["recovery_code"]) > 20
+    machine.recovery_code = made["recovery_code"]
     assert machine.systemctl("is-active", "kmsd.socket").stdout.strip() == "active"
     assert machine.systemctl("is-active", "kmsd.service", check=False).stdout.strip() == "inactive"
     assert kmsfs(machine, "--json", "install-service").stdout.strip() == "{}"
@@ -100,6 +101,35 @@ def test_backups_by_timer(machine):
     assert document["parameters"] == 2 and document["volumes"] == 1
     score = machine.run("systemd-analyze", "security", "--offline=true", "/etc/systemd/system/kmsd-backup.service", check=False).stdout
     assert float(score.strip().splitlines()[-1].split(":")[1].split()[0]) <= 1.0
+
+
+def test_the_recovery_is_drilled_by_timer(machine):
+    """Nothing happens until the code is sealed for it; then the drill shows what it opens, and a wrong code fails the unit."""
+    assert machine.systemctl("is-active", "kmsd-recovery-drill.timer").stdout.strip() == "active"
+    show = lambda field: machine.systemctl("show", "-p", field, "kmsd-recovery-drill.service").stdout.strip()  # noqa: E731
+    machine.systemctl("start", "kmsd-recovery-drill.service")
+    assert show("ConditionResult") == "ConditionResult=no"
+    seal = ["systemd-creds", "encrypt", "--with-key=host", "--name=recovery-code", "-", "/etc/credstore.encrypted/kmsfs-recovery-code"]
+    machine.run("mkdir", "-p", "-m", "700", "/etc/credstore.encrypted")
+    machine.run(*seal, input=machine.recovery_code + "\n")
+    machine.systemctl("start", "kmsd-recovery-drill.service")
+    assert show("Result") == "Result=success"
+    machine.run(*seal, input="KMSFS1-" + "-".join(["AAAAAAA"] * 8) + "\n")
+    assert machine.systemctl("start", "kmsd-recovery-drill.service", check=False).returncode and show("Result") == "Result=exit-code"
+    machine.run("rm", "/etc/credstore.encrypted/kmsfs-recovery-code")
+    machine.systemctl("reset-failed", "kmsd-recovery-drill.service")
+    score = machine.run("systemd-analyze", "security", "--offline=true", "/etc/systemd/system/kmsd-recovery-drill.service", check=False).stdout
+    assert float(score.strip().splitlines()[-1].split(":")[1].split()[0]) <= 1.0
+
+
+def test_a_scrub_reads_a_mount_from_the_disk(machine):
+    assert machine.run("cat", "/srv/data/file").stdout == "kept\n"
+    machine.systemctl("start", "kmsfs-scrub@srv-data.service")
+    show = lambda field: machine.systemctl("show", "-p", field, "kmsfs-scrub@srv-data.service").stdout.strip()  # noqa: E731
+    assert show("Result") == "Result=success"
+    machine.systemctl("enable", "--now", "kmsfs-scrub@srv-data.timer")
+    assert machine.systemctl("is-active", "kmsfs-scrub@srv-data.timer").stdout.strip() == "active"
+    machine.systemctl("disable", "--now", "kmsfs-scrub@srv-data.timer")
 
 
 def test_rotation_by_timer(machine):
