@@ -16,21 +16,21 @@ class RealmClock:
     def __init__(self, wall: Callable[[], float], passed: Callable[[], float], floor: float) -> None:
         self._wall = wall
         self._passed = passed
-        self._latest = max(wall(), floor)
-        self._offset = self._latest - passed()
+        now = max(wall(), floor)
+        self._start = self._ahead = now - passed()
+        """What is added to the seconds that passed: as it was at the start, and as far ahead as the clock ever was."""
 
     def __call__(self) -> float:
-        """Return the time: the machine's, what has passed since the start, or what was answered before, whichever is latest."""
-        now, steady = self._wall(), self._passed() + self._offset
-        now = max(now, steady)
-        if now < self._latest:
-            return self._latest
-        self._latest = now
-        return now
+        """Return the time: where the machine's clock was furthest ahead, and what has passed since then."""
+        # In this order: a process that is stopped between the two looks must not find itself ahead for ever.
+        wall = self._wall()
+        passed = self._passed()
+        self._ahead = max(self._ahead, wall - passed)
+        return passed + self._ahead
 
     def steady(self) -> float:
         """Return the time by what has passed since the start alone: for what cannot be undone, a jump ahead does not count."""
-        return self._passed() + self._offset
+        return self._passed() + self._start
 
     @property
     def jumped(self) -> bool:
