@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kmsfs.aead.kdf import equal, kbkdf, kbkdf_messages
+from kmsfs.aead.kdf import equal, keyed_hmac_sha256
 from kmsfs.aead.nonces import Rng, draw
 from kmsfs.errors import AuthenticationFailed, InvariantBroken
 from kmsfs.suites import GCM_NONCE_BYTES
@@ -19,19 +19,20 @@ SALT_BYTES = 16
 COMMITMENT_BYTES = 32
 BODY_OVERHEAD_BYTES = SALT_BYTES + 12 + COMMITMENT_BYTES + 16
 
-_DERIVED_BYTES = 64
+_FIRST, _SECOND = (number.to_bytes(4, "big") + LABEL + b"\0" for number in (1, 2))
+_BITS = (64 * 8).to_bytes(4, "big")
 Kdf = Callable[[bytes], bytes]
 """Returns 64 bytes that a key and a context determine."""
 
 
 def kdf_of(key: bytes) -> Kdf:
     """Return the derivation of a key that is in memory."""
-    return lambda context: kbkdf(key, LABEL, context, _DERIVED_BYTES)
+    return kdf_by(keyed_hmac_sha256(key))
 
 
-def kdf_by(hmac_sha256: Callable[[bytes], bytes]) -> Kdf:
-    """Return the same derivation of a key that lies elsewhere, by its HMAC-SHA256."""
-    return lambda context: b"".join(map(hmac_sha256, kbkdf_messages(LABEL, context, _DERIVED_BYTES)))
+def kdf_by(mac: Callable[[bytes], bytes]) -> Kdf:
+    """Return the derivation of a key by its HMAC-SHA256, wherever the key lies: KBKDF in counter mode, r = 32 (NIST SP 800-108r1, section 4.1)."""
+    return lambda context: mac(_FIRST + context + _BITS) + mac(_SECOND + context + _BITS)
 
 
 def seal_derived(kdf: Kdf, rng: Rng, head: bytes, plain: bytes, context: bytes) -> bytes:

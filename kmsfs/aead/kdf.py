@@ -1,17 +1,17 @@
 """Key derivation, with the one table of labels: one key, one purpose.
 
-HKDF-Expand-SHA512 (RFC 5869 section 2.3) from keys that are uniformly random already; KBKDF in counter mode
-with HMAC-SHA256 (NIST SP 800-108r1 section 4.1) for KMS keys; Argon2id (RFC 9106) for passphrases.
+HKDF-Expand-SHA512 (RFC 5869 section 2.3) from keys that are uniformly random already; HMAC-SHA256 for what KMS keys derive (kmsfs.aead.derived); Argon2id (RFC 9106) for passphrases.
 """
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from enum import Enum
 
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 
 _SHA256 = hashes.SHA256()
 _SHA512 = hashes.SHA512()
@@ -66,27 +66,6 @@ def hkdf_expand_sha512(prk: bytes, info: bytes, length_bytes: int) -> bytes:
     return HKDFExpand(algorithm=_SHA512, length=length_bytes, info=info).derive(prk)
 
 
-def kbkdf(key: bytes, label: bytes, context: bytes, length_bytes: int) -> bytes:
-    """SP 800-108 counter mode, HMAC-SHA256, r = 32, counter before the fixed data."""
-    return KBKDFHMAC(
-        algorithm=_SHA256,
-        mode=Mode.CounterMode,
-        length=length_bytes,
-        rlen=4,
-        llen=4,
-        location=CounterLocation.BeforeFixed,
-        label=label,
-        context=context,
-        fixed=None,
-    ).derive(key)
-
-
-def kbkdf_messages(label: bytes, context: bytes, length_bytes: int) -> list[bytes]:
-    """Return the messages whose HMAC-SHA256, joined and cut, are what `kbkdf` returns: for a key that only a token can use."""
-    fixed = label + b"\0" + context + (8 * length_bytes).to_bytes(4, "big")
-    return [number.to_bytes(4, "big") + fixed for number in range(1, -(-length_bytes // 32) + 1)]
-
-
 def argon2id(passphrase: bytes, salt: bytes, memory_kib: int, iterations: int, lanes: int) -> bytes:
     """Return a 32-byte key from a passphrase (RFC 9106)."""
     return Argon2id(salt=salt, length=32, iterations=iterations, lanes=lanes, memory_cost=memory_kib).derive(
@@ -97,6 +76,18 @@ def argon2id(passphrase: bytes, salt: bytes, memory_kib: int, iterations: int, l
 def hmac_sha256(key: bytes, message: bytes) -> bytes:
     """HMAC-SHA256 (RFC 2104); 32 bytes."""
     return hmac.digest(key, message, "sha256")
+
+
+def keyed_hmac_sha256(key: bytes) -> Callable[[bytes], bytes]:
+    """Return `hmac_sha256` of one key, which is prepared once for many messages."""
+    prepared = HMAC(key, _SHA256)
+
+    def mac(message: bytes) -> bytes:
+        one = prepared.copy()
+        one.update(message)
+        return one.finalize()
+
+    return mac
 
 
 def sha256(message: bytes) -> bytes:

@@ -102,6 +102,17 @@ def test_a_closed_connection_is_nobodys(daemon):
     assert uid_of_peer(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
 
 
+def test_an_ipv6_socket_reaches_ipv4_addresses_too():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.socket(socket.AF_INET6) as client:
+            client.connect(("::ffff:127.0.0.1", listener.getsockname()[1]))
+            taken, peer = listener.accept()
+            assert uid_of_peer(peer, listener.getsockname()) == os.getuid()
+            taken.close()
+
+
 def test_a_sockets_mode_decides(tmp_path):
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(tmp_path / "s"))

@@ -1,12 +1,16 @@
 """Published vectors through our own rooms: Wycheproof (C2SP, Apache-2.0) and NIST (package cryptography-vectors)."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 
+from kmsfs.aead.derived import LABEL, kdf_by, kdf_of
 from kmsfs.aead.gcm import GcmKey
-from kmsfs.aead.kdf import hkdf_expand_sha512, hkdf_extract_sha512, hmac_sha256, kbkdf
+from kmsfs.aead.kdf import hkdf_expand_sha512, hkdf_extract_sha512, hmac_sha256
 from kmsfs.aead.siv import SivKey
 from kmsfs.errors import AuthenticationFailed
 
@@ -92,10 +96,12 @@ def test_nist_gcm_256():
     assert ran > 300
 
 
-def test_kbkdf_against_its_definition():
-    """SP 800-108r1: K(i) = HMAC(key, [i]_32 ‖ label ‖ 00 ‖ context ‖ [L]_32)."""
-    key, label, context = b"k" * 32, b"kmsfs/kms/v1", b"c" * 40
-    expected = b"".join(
-        hmac_sha256(key, i.to_bytes(4, "big") + label + b"\0" + context + (512).to_bytes(4, "big")) for i in (1, 2)
-    )
-    assert kbkdf(key, label, context, 64) == expected
+def test_the_derivation_of_kms_keys_is_the_librarys():
+    """SP 800-108r1, counter mode, out of two HMACs: by software and by a token alike."""
+    for width in (0, 1, 40, 200):
+        key, context = os.urandom(32), os.urandom(width)
+        oracle = KBKDFHMAC(
+            algorithm=hashes.SHA256(), mode=Mode.CounterMode, length=64, rlen=4, llen=4,
+            location=CounterLocation.BeforeFixed, label=LABEL, context=context, fixed=None,
+        )  # fmt: skip
+        assert kdf_of(key)(context) == kdf_by(lambda message: hmac_sha256(key, message))(context) == oracle.derive(key)  # noqa: B023

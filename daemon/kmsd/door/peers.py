@@ -14,9 +14,12 @@ _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 def uid_of_peer(client: tuple[str, int], server: tuple[str, int]) -> int | None:
     """Return the uid of the socket that is connected from `client` to `server`, None if there is none that a process holds.
 
-    A socket whose process has closed it is listed with uid 0 and inode 0, in another state than ESTABLISHED: it is nobody's.
+    A socket whose process has closed it is listed with uid 0 and inode 0, in another state than ESTABLISHED: it is nobody's. A
+    client may have reached an IPv4 address by an IPv6 socket (RFC 4291, section 2.5.5.2), as Java's do.
     """
-    wanted = (_spelled(*client), _spelled(*server))
+    wanted = {(_spelled(*client), _spelled(*server))}
+    if "." in client[0] and ":" not in client[0]:
+        wanted.add((_spelled(f"::ffff:{client[0]}", client[1]), _spelled(f"::ffff:{server[0]}", server[1])))
     for table in _TABLES:
         try:
             lines = table.read_text(encoding="ascii").splitlines()[1:]
@@ -24,7 +27,7 @@ def uid_of_peer(client: tuple[str, int], server: tuple[str, int]) -> int | None:
             continue
         for line in lines:
             fields = line.split()
-            if len(fields) > 9 and (fields[1], fields[2]) == wanted and fields[3] == _ESTABLISHED and fields[9] != "0":
+            if len(fields) > 9 and (fields[1], fields[2]) in wanted and fields[3] == _ESTABLISHED and fields[9] != "0":
                 return int(fields[7])
     return None
 
