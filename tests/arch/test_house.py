@@ -112,6 +112,16 @@ def test_generated_pages_are_fresh():
         assert (DOCS / "reference" / page).read_text() == make(), f"run tests/arch/make_reference.py: {page} is old"
 
 
+def test_plots_are_of_the_tables():
+    spec = importlib.util.spec_from_file_location("make_plots", Path(__file__).with_name("make_plots.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.plots()
+    assert set(made) == {path.name for path in (DOCS / "plots").iterdir()}
+    for name, text in made.items():
+        assert (DOCS / "plots" / name).read_text() == text, f"run tests/arch/make_plots.py: {name} is old"
+
+
 def test_manual_pages_are_fresh_and_groff_reads_them():
     spec = importlib.util.spec_from_file_location("make_manual", Path(__file__).with_name("make_manual.py"))
     module = importlib.util.module_from_spec(spec)
