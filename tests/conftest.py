@@ -224,7 +224,7 @@ def no_leftovers(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def machine(request, tmp_path_factory):
+def turn_at_the_machine(request, tmp_path_factory):
     """Where two processes run the tests side by side: modules marked `alone` have the machine for themselves.
 
     A systemd of its own keeps the mounts busy that are there when its namespace begins, and restarts all that it sees; and what

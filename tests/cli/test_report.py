@@ -140,7 +140,6 @@ def browse(*arguments):
     return done
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="no browser here: .ci/run installs chromium")
 def test_a_real_browser_shows_it(daemon, things, tmp_path):
     target, shot = tmp_path / "report.html", tmp_path / "shot.png"

@@ -355,7 +355,7 @@ def test_the_door_answers_what_is_durable(tmp_path, monkeypatch):
     async def send(message):
         seen.append(message.get("status", message.get("body")))
 
-    asyncio.run(Door(daemon._state, daemon._book, "us-east-1")(scope, receive, send))
+    asyncio.run(Door(daemon._state, daemon._book, "us-east-1", daemon._config.socket)(scope, receive, send))
     assert seen[:3] == [f"{config.database}-wal", str(config.audit / "audit.jsonl"), 200]
     daemon._close()
 

@@ -206,7 +206,6 @@ def test_the_private_key_does_not_come_out(token):
     held.close()
 
 
-@pytest.mark.alone
 def test_a_tpm_keeps_the_root_key(pin, tmp_path):
     with software_tpm(tmp_path / "tpm") as token:
         daemon = realm_in(token, pin, tmp_path / "kmsd")

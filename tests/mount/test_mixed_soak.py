@@ -212,7 +212,7 @@ def run(soak):
             soak.look(passed / 60)
             next_look += min(60.0, SECONDS / 5)
         event = next(events)
-        if event != "kill daemon" or passed < SECONDS / 2:
+        if event != "kill daemon" or passed < SECONDS / 2 or not soak.done[event]:
             soak.happen(event)
         time.sleep(pause)
         for worker in soak.workers:
