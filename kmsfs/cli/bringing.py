@@ -56,6 +56,8 @@ def _mounted(kind: str, old: Path, secret: Path | None) -> Iterator[Path]:
                 done = subprocess.run(words, stdin=stream, timeout=_SECONDS, check=False)
         except OSError as error:
             raise StorageError(f"{kind} cannot be run: {error.strerror} ({error.filename})") from error
+        except subprocess.TimeoutExpired as error:
+            raise StorageError(f"{kind} did not mount {old} within {_SECONDS} s", hint="run this again; it goes on") from error
         if done.returncode or not os.path.ismount(plain):
             raise StorageError(f"{kind} could not mount {old}", hint="is the passphrase right? what it said stands above")
         try:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from kmsfs.cli import bringing
 from kmsfs.errors import StorageError
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -81,3 +82,13 @@ def test_what_cannot_be_is_said(daemon, tmp_path):
     if shutil.which("gocryptfs"):
         assert "is no directory" in run(daemon, "gocryptfs", tmp_path / "gone", tmp_path / "new").stderr
         assert "are the same" in run(daemon, "gocryptfs", tmp_path / "old", tmp_path / "old").stderr
+
+
+def test_a_program_that_waits_for_ever_is_given_up(tmp_path, monkeypatch):
+    program = tmp_path / "gocryptfs"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(bringing, "_SECONDS", 0.2)
+    with pytest.raises(StorageError, match="did not mount"), bringing._mounted("gocryptfs", tmp_path, None):
+        pass
