@@ -3,6 +3,7 @@
 Some seconds in CI; `KMSFS_SOAK_SECONDS=1800 pytest -s tests/mount/test_mixed_soak.py` is the long form, and prints a row each minute.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -59,17 +60,18 @@ class Files(Worker):
         self.mount, self.folder = mount, mount.plain / "d"
         # Within the volume alone: what is written while nothing is mounted goes nowhere.
         self.folder.mkdir()
-        self.synced = {}
+        self.synced, self.doubtful = {}, set()
 
     def step(self):
-        turn = self.rng.random()
         try:
-            if turn < 0.4:
+            if self.rng.random() < 0.4:
                 self.write()
-            elif turn < 0.6 and len(self.synced) > KEPT_FILES:
-                self.remove()
             elif self.synced:
                 self.same(self.rng.choice(list(self.synced)))
+            if len(self.synced) > KEPT_FILES:
+                self.remove(self.rng.choice(list(self.synced)))
+            for name in list(self.doubtful):
+                self.remove(name)
         except OSError:
             # Full, or killed: nothing was promised. The same is asked again at the end, without mercy.
             self.refused += 1
@@ -77,16 +79,21 @@ class Files(Worker):
 
     def write(self):
         name, data = f"{self.rng.randrange(1 << 60):x}", self.rng.randbytes(self.rng.choice((0, 1, 900, 4096, 70_000, 900_000)))
+        self.doubtful.add(name)
         with open(self.folder / name, "xb", buffering=0) as stream:
             assert stream.write(data) == len(data)
             os.fsync(stream.fileno())
         self.synced[name] = hashlib.sha256(data).digest()
+        self.doubtful.remove(name)
 
-    def remove(self):
-        name = self.rng.choice(list(self.synced))
+    def remove(self, name):
         # It may be gone or not from here on, if the mount dies meanwhile.
-        del self.synced[name]
-        (self.folder / name).unlink()
+        self.synced.pop(name, None)
+        self.doubtful.add(name)
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / name).unlink()
+        if self.mount.plain.is_mount():
+            self.doubtful.discard(name)
 
     def same(self, name):
         data = (self.folder / name).read_bytes()
