@@ -50,24 +50,29 @@ def bars(names, values):
     return drawing(bottom + 8, parts)
 
 
-def lines(series):
-    """Microseconds a call over how many there are, the latter on a logarithmic axis; `series` is (name, numbers, values)."""
+def lines(series, unit, place, marks):
+    """Values over numbers; `series` is (name, numbers, values), `place` gives 0 to 1 for a number, `marks` are (number, text) of the axis."""
     height, top, left, bottom = 300, 16, 56, 260
     most = -(-max(max(values) for _, _, values in series) // 20) * 20
-    last = max(max(numbers) for _, numbers, _ in series)
-    x = lambda number: left + math.log10(max(number, 1)) / math.log10(last) * (WIDTH - left - 50)  # noqa: E731
+    x = lambda number: left + place(number) * (WIDTH - left - 50)  # noqa: E731
     y = lambda value: bottom - value / most * (bottom - top)  # noqa: E731
     parts = [f'<line class="axis" x1="{left}" y1="{bottom}" x2="{WIDTH - 20}" y2="{bottom}"/>', f'<line class="axis" x1="{left}" y1="{top}" x2="{left}" y2="{bottom}"/>']
-    for power in range(1, int(math.log10(last)) + 1):
-        parts.append(f'<text x="{x(10**power):.1f}" y="{bottom + 18}" text-anchor="middle">{10**power:,}</text>')
+    for number, text in marks:
+        parts.append(f'<text x="{x(number):.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
     for step in range(5):
         value = most * step / 4
         parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.0f}</text>')
     for number, (name, counts, values) in enumerate(series):
         points = " ".join(f"{x(count):.1f},{y(value):.1f}" for count, value in zip(counts, values, strict=True))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[number]}" stroke-width="2"/>')
-        parts.append(f'<text x="{left + 12}" y="{bottom - 84 + number * 18}" style="fill:{COLOURS[number]}">{escape(name)}, µs</text>')
+        parts.append(f'<text x="{left + 12}" y="{bottom - 84 + number * 18}" style="fill:{COLOURS[number]}">{escape(name)}, {unit}</text>')
     return drawing(height, parts)
+
+
+def powers(series):
+    """A logarithmic axis for numbers from 1 on."""
+    last = math.log10(max(max(numbers) for _, numbers, _ in series))
+    return lambda number: math.log10(max(number, 1)) / last, [(10**power, f"{10**power:,}") for power in range(1, int(last) + 1)]
 
 
 def plots():
@@ -85,7 +90,11 @@ def plots():
     ):  # fmt: skip
         columns, rows = by_first[first]
         series.append((label, [float(row[0].split()[0].replace(",", "")) for row in rows], column(columns, rows, name)))
-    made["growth.svg"] = lines(series)
+    made["growth.svg"] = lines(series, "µs", *powers(series))
+    columns, rows = by_first["minute"]
+    minutes = column(columns, rows, "minute")
+    held = [(name, minutes, column(columns, rows, f"{name} MiB")) for name in ("kmsd", "first mount", "second mount")]
+    made["soak.svg"] = lines(held, "MiB, by minutes", lambda minute: minute / minutes[-1], [(at, f"{at:g}") for at in minutes if at % 5 == 0])
     return made
 
 
