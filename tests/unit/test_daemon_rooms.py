@@ -82,58 +82,6 @@ def is_refused_alone(folder):
     return True
 
 
-def test_every_bit_of_the_keyring_counts():
-    root = KeyMaterial(os.urandom(32))
-    ring = Keyring(SealType.KEYFILE, os.urandom(16), Argon2Parameters(), 1, {1: KeyMaterial(os.urandom(32))}, {1: 1.0})
-    data = ring.encode(root, os.urandom)
-    assert open_keyring(data, root).domain_keys[1].matches(ring.domain_keys[1])
-    for bit in range(len(data) * 8):
-        flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(errors.KmsfsError):
-            open_keyring(bytes(flipped), root)
-    with pytest.raises(errors.RootKeyMissing):
-        open_keyring(data, KeyMaterial(bytes(32)))
-
-
-@pytest.fixture
-def store(tmp_path):
-    sealer = RowSealer({1: KeyMaterial(b"k" * 32)}, os.urandom)
-    made = SealedStore(tmp_path / "s.db", sealer, create=True)
-    with made.transaction() as work:
-        for number in range(4):
-            work.put(Table.ALIAS, f"alias/{number}", {"name": f"alias/{number}"})
-    yield made
-    made.close()
-
-
-def reopen(tmp_path):
-    return SealedStore(tmp_path / "s.db", RowSealer({1: KeyMaterial(b"k" * 32)}, os.urandom))
-
-
-def test_store_survives_and_hides_names(store, tmp_path):
-    store.close()
-    again = reopen(tmp_path)
-    assert sorted(row["name"] for row in again.scan(Table.ALIAS)) == [f"alias/{n}" for n in range(4)]
-    assert again.get(Table.ALIAS, "alias/2") == {"name": "alias/2"}
-    assert again.get(Table.ALIAS, "alias/9") is None
-    raw = (tmp_path / "s.db").read_bytes()
-    assert b"alias" not in raw
-    again.close()
-
-
-def assert_not_served(folder):
-    """One of the four rows is refused: with the whole state where its format is unknown, alone where it is damaged."""
-    try:
-        opened = reopen(folder)
-    except errors.UnsupportedFormat:
-        return
-    try:
-        assert len(list(opened.scan(Table.ALIAS))) == 3 and len(opened.quarantined) == 1
-    except errors.UnsupportedFormat:
-        pass
-
-
 def test_every_bit_of_a_row_counts(store, tmp_path):
     store.close()
     database = sqlite3.connect(tmp_path / "s.db")
