@@ -39,7 +39,7 @@ def adopt(
     """
     source = source.absolute()
     cipher_dir = (cipher_dir or source.with_name(source.name + ".encrypted")).absolute()
-    _check(source, cipher_dir)
+    check_places(source, cipher_dir)
     if replace:
         confirm(f"{source} is renamed to {source}.original, and the volume is mounted in its place", source.name, yes=yes)
     adopt_tree(source, cipher_dir, key)
@@ -51,13 +51,12 @@ def adopt(
 
 
 def adopt_tree(source: Path, cipher_dir: Path, key: str | None) -> None:
-    """Copy a tree into a volume, compare, and print what was found.
+    """Copy a tree into a volume, compare, and print what was found; `check_places` comes before.
 
     Raises:
         UsageError, StorageError: if it cannot be done.
         typer.Exit: with exit code 21, if the copy is not the same in all.
     """
-    _check(source, cipher_dir)
     report = _copy_and_compare(source, cipher_dir, key, stored_bytes(source))
     show(report.document(), lambda: _print(report))
     if report.problems:
@@ -65,7 +64,13 @@ def adopt_tree(source: Path, cipher_dir: Path, key: str | None) -> None:
         raise typer.Exit(ExitCode.DAMAGE_FOUND)
 
 
-def _check(source: Path, cipher_dir: Path) -> None:
+def check_places(source: Path, cipher_dir: Path) -> None:
+    """See that a tree can be adopted into a volume there.
+
+    Raises:
+        UsageError: if there is no tree, it is a volume, or both lie inside each other.
+        StorageError: if there is not enough room.
+    """
     if not source.is_dir():
         raise UsageError(f"{source} is no directory")
     real, real_cipher = source.resolve(), cipher_dir.resolve()

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from kmsfs.cli.adopting import adopt_tree
+from kmsfs.cli.adopting import adopt_tree, check_places
 from kmsfs.cli.output import say
 from kmsfs.errors import StorageError, UsageError
 
@@ -41,6 +41,7 @@ def bring(
     if old.resolve() == cipher_dir.resolve():
         raise UsageError("OLD and CIPHERDIR are the same")
     with _mounted(kind, old.absolute(), passphrase_file) as plain:
+        check_places(plain, cipher_dir.absolute())
         adopt_tree(plain, cipher_dir.absolute(), key)
     say(f"everything of {old} is in {cipher_dir}: kmsfs mount {cipher_dir} DIR; remove {old} when you are content")
 

@@ -44,15 +44,9 @@ def _make(days: float, log: Path | None, *, shown: bool) -> dict[str, Any]:
     from kmsfs.mount.mounttable import mounted_volumes
     from kmsfs.report.collect import collect
 
-    connected = session()
-
-    def ask(operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = connected.call(operation, parameters)
-        return answer
-
     quiet: Callable[[int], None] = lambda _done: None  # noqa: E731
     with counting("keys", call("GetStatus")["Keys"] if shown else 0) as advance:
-        made = collect(ask, log, time.time(), days, advance if shown else quiet)
+        made = collect(session(), log, time.time(), days, advance if shown else quiet)
     made["mounts"] = [{"point": each.point, "source": each.source, "uid": each.uid} for each in mounted_volumes()]
     return made
 

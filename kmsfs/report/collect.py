@@ -1,10 +1,11 @@
 """Ask the daemon, and its audit log, for what a report shows: as much as the caller may see."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kmsfs.client.session import ClientSession
 from kmsfs.errors import (
     AccessDenied,
     AuditChainBroken,
@@ -16,28 +17,27 @@ from kmsfs.errors import (
 from kmsfs.report.timeline import make_timeline
 from kmsfs.trail.reading import read_records
 
-Call = Callable[[str, dict[str, Any]], dict[str, Any]]
-"""Runs an operation with its parameters."""
 _USES = {
     "ENCRYPT_DECRYPT": "kms:Decrypt", "SIGN_VERIFY": "kms:Sign", "GENERATE_VERIFY_MAC": "kms:GenerateMac",
     "KEY_AGREEMENT": "kms:DeriveSharedSecret", "ENCAPSULATE_DECAPSULATE": "kms:Decapsulate",
 }  # fmt: skip
-_PAGE = 1000
+_PAGE = {"Limit": 1000}
+_MARKERS = ("Marker", "NextMarker")
 
 
-def collect(call: Call, log: Path | None, now: float, days: float, on_key: Callable[[int], None]) -> dict[str, Any]:
+def collect(session: ClientSession, log: Path | None, now: float, days: float, on_key: Callable[[int], None]) -> dict[str, Any]:
     """Return a report's document. `log` is the audit log if it is not the daemon's, `on_key` is told of each key that is done.
 
     Raises:
         KmsfsError: if the daemon does not answer. What single things are refused is said where they would be.
     """
-    status = call("GetStatus", {})
+    status = session.call("GetStatus", {})
     names: dict[str, list[str]] = {}
-    for alias in _pages(call, "ListAliases", "Aliases"):
+    for alias in session.pages("ListAliases", "Aliases", _PAGE, _MARKERS):
         names.setdefault(alias["TargetKeyId"], []).append(alias["AliasName"])
     keys = []
-    for entry in _pages(call, "ListKeys", "Keys"):
-        keys.append(_key(call, entry["KeyId"], sorted(names.get(entry["KeyId"], []))))
+    for entry in session.pages("ListKeys", "Keys", _PAGE, _MARKERS):
+        keys.append(_key(session, entry["KeyId"], sorted(names.get(entry["KeyId"], []))))
         on_key(1)
     place = log or Path(status["StateDirectory"]) / "audit" / "audit.jsonl"
     return {
@@ -48,13 +48,13 @@ def collect(call: Call, log: Path | None, now: float, days: float, on_key: Calla
     }  # fmt: skip
 
 
-def _key(call: Call, key_id: str, aliases: list[str]) -> dict[str, Any]:
-    told = call("DescribeKey", {"KeyId": key_id})["KeyMetadata"]
-    depends = _asked(call, "ListKeyDependents", key_id) or {}
-    rotation = _asked(call, "GetKeyRotationStatus", key_id) or {}
+def _key(session: ClientSession, key_id: str, aliases: list[str]) -> dict[str, Any]:
+    told = session.call("DescribeKey", {"KeyId": key_id})["KeyMetadata"]
+    depends = _asked(session, "ListKeyDependents", key_id) or {}
+    rotation = _asked(session, "GetKeyRotationStatus", key_id) or {}
     used = depends.get("KeyLastUsage") or {}
     action = _USES.get(told["KeyUsage"], "kms:DescribeKey")
-    allowed = _asked(call, "ListAuthorizedPrincipals", key_id, Action=action)
+    allowed = _asked(session, "ListAuthorizedPrincipals", key_id, Action=action)
     return {
         "id": key_id, "arn": told["Arn"], "aliases": aliases, "description": told["Description"], "state": told["KeyState"],
         "spec": told["KeySpec"], "usage": told["KeyUsage"], "origin": told["Origin"], "created": told["CreationDate"],
@@ -68,22 +68,13 @@ def _key(call: Call, key_id: str, aliases: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _asked(call: Call, operation: str, key_id: str, **more: Any) -> dict[str, Any] | None:
+def _asked(session: ClientSession, operation: str, key_id: str, **more: Any) -> dict[str, Any] | None:
     """Ask of a key what the caller may not be allowed to know, or the key does not have; None then."""
     try:
-        return call(operation, {"KeyId": key_id, **more})
+        answer: dict[str, Any] = session.call(operation, {"KeyId": key_id, **more})
     except (AccessDenied, Conflict, NotFound, UnsupportedOperation):
         return None
-
-
-def _pages(call: Call, operation: str, field: str) -> Iterator[dict[str, Any]]:
-    marker: dict[str, str] = {}
-    while True:
-        page = call(operation, {"Limit": _PAGE, **marker})
-        yield from page[field]
-        if "NextMarker" not in page:
-            return
-        marker = {"Marker": page["NextMarker"]}
+    return answer
 
 
 def _audit(log: Path, account: str, since: float, until: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 
 from conftest import DaemonProcess
 from kmsfs.errors import StorageError
+from kmsfs.client.session import ClientSession
 from kmsfs.report.collect import collect
 from kmsfs.report.page import render_page
 from kmsfs.report.timeline import STRETCHES, make_timeline
@@ -102,12 +103,21 @@ def test_the_document(daemon, things):
         assert ["arn:kmsfs:iam::111122223333:uid/4322", 3] in audit["refused"] and audit["denials"][0]["operation"] == "Encrypt"
 
 
+class Asked:
+    """A session whose calls a function answers."""
+
+    pages = ClientSession.pages
+
+    def __init__(self, answer):
+        self.call = answer
+
+
 @pytest.mark.root
 def test_who_may_see_less_sees_less(daemon, things, tmp_path):
     """An ordinary user's report has his keys, and of a key that he may only decrypt with no more than that."""
     with as_user(daemon, 4321) as other:
         own = other("CreateKey")["KeyMetadata"]["KeyId"]
-        found = collect(lambda operation, parameters: other(operation, **parameters), tmp_path / "no-log", 1e9, 7, lambda _done: None)
+        found = collect(Asked(lambda operation, parameters: other(operation, **parameters)), tmp_path / "no-log", 1e9, 7, lambda _done: None)
     keys = {key["id"]: key for key in found["keys"]}
     assert own in keys and things["key"] not in keys and things["doomed"] not in keys
     assert "cannot read" in found["audit"]["unreadable"]
@@ -128,7 +138,7 @@ def test_a_timeline_counts_what_lies_in_its_time():
 def test_an_empty_daemon_has_a_page_too():
     answers = {"GetStatus": {"Account": "0" * 12, "Version": "0", "Principal": "p", "RootKeySource": "keyfile", "UptimeSeconds": 1.0, "StateDirectory": "/nonexistent"},
                "ListAliases": {"Aliases": []}, "ListKeys": {"Keys": []}}  # fmt: skip
-    made = {**collect(lambda operation, _parameters: answers[operation], None, 1e9, 7, print), "mounts": []}
+    made = {**collect(Asked(lambda operation, _parameters: answers[operation]), None, 1e9, 7, print), "mounts": []}
     page = render_page(made)
     assert "no key that you may see" in page and "cannot be read" in page
 
