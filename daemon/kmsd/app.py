@@ -75,9 +75,9 @@ from kmsd.server.session import ServerState, Session
 from kmsd.server.settling import Settlement
 from kmsd.server.throttle import Buckets
 from kmsd.store.anchor import Anchor
-from kmsd.store.database import SealedStore
 from kmsd.store.schema import Table
 from kmsd.store.sealing import RowSealer
+from kmsd.store.sqlite import SqliteStore
 from kmsd.sts.credentials import CredentialBook
 from kmsd.sts.service import TokenService
 from kmsd.sts.tokens import SessionTokens
@@ -111,7 +111,7 @@ class Daemon:
         self._config = config
         self._guardrails = Guardrails(load_guardrails(config.guardrails) if config.guardrails is not None else None)
         self._account = account_of_realm(keyring.realm_id)
-        self._store = SealedStore(config.database, RowSealer(domain_keys, os.urandom))
+        self._store = SqliteStore(config.database, RowSealer(domain_keys, os.urandom))
         self._store.deferring = True
         self._anchor = Anchor(config.anchor, realm.anchor_key)
         self._anchor.check(self._store, accept_rollback=config.accept_rollback)

@@ -15,9 +15,9 @@ from kmsd.root.shares import make_shares
 from kmsd.root.sources import make_root_key, read_key_file, read_pin, read_root_key
 from kmsd.root.token import read_token_root
 from kmsd.store.anchor import Anchor
-from kmsd.store.database import SealedStore
 from kmsd.store.files import sync_directory, write_atomically
 from kmsd.store.sealing import RowSealer
+from kmsd.store.sqlite import SqliteStore
 from kmsd.tokens.token import TokenPlace
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.errors import Conflict, RootKeyMissing, StorageError, UsageError
@@ -79,7 +79,7 @@ def initialise(
     domain = keyring.domain_keys[1].reveal()
     for leftover in config.state.glob("state.db*"):
         leftover.unlink()
-    store = SealedStore(config.database, RowSealer(keyring.domain_keys, os.urandom), create=True)
+    store = SqliteStore(config.database, RowSealer(keyring.domain_keys, os.urandom), create=True)
     Anchor(config.anchor, derive(root_key.reveal(), Label.ROOT_ANCHOR)).write(store)
     store.close()
     audit_key = os.urandom(32)

@@ -22,7 +22,7 @@ from kmsd.server.session import ServerState, Session
 from kmsd.server.settling import Settlement
 from kmsd.store import database
 from kmsd.store.anchor import Anchor
-from kmsd.store.database import SealedStore
+from kmsd.store.sqlite import SqliteStore
 from kmsd.store.schema import Table
 from kmsd.store.sealing import RowSealer
 from kmsfs.errors import KmsfsError, StorageError
@@ -265,7 +265,7 @@ def test_the_store_commits_durably(tmp_path, monkeypatch):
             shutil.copyfile(tmp_path / name, copy / name)
         copies.append(copy)
 
-    store = SealedStore(tmp_path / "state.db", sealer(), create=True)
+    store = SqliteStore(tmp_path / "state.db", sealer(), create=True)
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     # Large rows: the log is copied into the database, and begun anew, on the way.
     for number in range(24):
@@ -276,7 +276,7 @@ def test_the_store_commits_durably(tmp_path, monkeypatch):
     monkeypatch.undo()
     store.close()
     for number, copy in enumerate(copies):
-        again = SealedStore(copy / "state.db", sealer())
+        again = SqliteStore(copy / "state.db", sealer())
         assert again.commit_number == number + 1
         assert {row["n"] for row in again.scan(Table.ALIAS)} == set(range(number + 1))
         again.close()
@@ -285,20 +285,20 @@ def test_the_store_commits_durably(tmp_path, monkeypatch):
 def test_a_new_store_is_durable_when_it_is_made(tmp_path, monkeypatch):
     synced, real = [], os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), real(descriptor)))
-    SealedStore(tmp_path / "state.db", sealer(), create=True).close()
+    SqliteStore(tmp_path / "state.db", sealer(), create=True).close()
     assert synced == [str(tmp_path / "state.db-wal")]
 
 
 def test_a_table_is_read_whole_in_portions(tmp_path, monkeypatch):
-    monkeypatch.setattr(database, "_READ_AT_ONCE", 10)
-    store = SealedStore(tmp_path / "state.db", sealer(), create=True)
+    monkeypatch.setattr(database, "READ_AT_ONCE", 10)
+    store = SqliteStore(tmp_path / "state.db", sealer(), create=True)
     for count in (9, 10, 11, 35):
         with store.transaction() as work:
             for number in range(count):
                 work.put(Table.ALIAS, f"alias/{number}", {"n": number})
         assert sorted(row["n"] for row in store.scan(Table.ALIAS)) == list(range(count))
     store.close()
-    SealedStore(tmp_path / "state.db", sealer()).close()
+    SqliteStore(tmp_path / "state.db", sealer()).close()
 
 
 def test_the_daemon_syncs_once_for_two_connections(tmp_path, monkeypatch):
@@ -399,7 +399,7 @@ def test_deferred_transactions_survive_a_cut_in_order_and_whole(tmp_path):
     """What a power cut leaves of the log behind the last sync: any part of it. The state is that of one of its commits."""
     import shutil
 
-    store = SealedStore(tmp_path / "state.db", sealer(), create=True)
+    store = SqliteStore(tmp_path / "state.db", sealer(), create=True)
     store.deferring = True
     for number in range(6):
         with store.transaction() as work:
@@ -416,7 +416,7 @@ def test_deferred_transactions_survive_a_cut_in_order_and_whole(tmp_path):
         copy.mkdir()
         shutil.copyfile(tmp_path / "state.db", copy / "state.db")
         (copy / "state.db-wal").write_bytes((tmp_path / "state.db-wal").read_bytes()[:cut])
-        again = SealedStore(copy / "state.db", sealer())
+        again = SqliteStore(copy / "state.db", sealer())
         numbers = {row["n"] for row in again.scan(Table.ALIAS)}
         assert numbers == set(range(again.commit_number)) and again.get(Table.ALIAS, "last") == {"n": max(numbers)}
         seen.add(again.commit_number)
@@ -426,7 +426,7 @@ def test_deferred_transactions_survive_a_cut_in_order_and_whole(tmp_path):
 
 
 def test_a_store_whose_sync_failed_takes_nothing_more_and_is_not_anchored(tmp_path, monkeypatch):
-    store = SealedStore(tmp_path / "state.db", sealer(), create=True)
+    store = SqliteStore(tmp_path / "state.db", sealer(), create=True)
     anchor = Anchor(tmp_path / "anchor.kms", bytes(32))
     anchor.write(store)
     anchored = (tmp_path / "anchor.kms").read_bytes()
@@ -445,7 +445,7 @@ def test_a_store_whose_sync_failed_takes_nothing_more_and_is_not_anchored(tmp_pa
         anchor.write(store)
     assert (tmp_path / "anchor.kms").read_bytes() == anchored
     store.close()
-    again = SealedStore(tmp_path / "state.db", sealer())
+    again = SqliteStore(tmp_path / "state.db", sealer())
     with again.transaction() as work:
         work.put(Table.ALIAS, "alias/kept", {"name": "alias/kept"})
     again.close()

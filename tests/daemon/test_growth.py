@@ -17,7 +17,7 @@ from kmsd.keys.material import MaterialVault
 from kmsd.keys.registry import Alias, KeyRegistry, KmsKey
 from kmsd.realm import initialise, open_realm
 from kmsd.root.keyring import SealType
-from kmsd.store.database import SealedStore
+from kmsd.store.sqlite import SqliteStore
 from kmsd.store.sealing import RowSealer
 from kmsfs.api.operation import KeyState
 from kmsfs.errors import StorageError
@@ -34,7 +34,7 @@ def registry(tmp_path):
     initialise(config, SealType.KEYFILE, None)
     realm = open_realm(config, None)
     keys = realm.keyring.domain_keys
-    store = SealedStore(config.database, RowSealer(keys, os.urandom))
+    store = SqliteStore(config.database, RowSealer(keys, os.urandom))
     yield KeyRegistry(ACCOUNT, store, MaterialVault(realm.keyring.realm_id, keys, os.urandom))
     store.close()
 

@@ -264,7 +264,7 @@ def test_rotation_by_time_and_everything_after_a_restart(fresh_daemon, tmp_path)
     from kmsd.keys.registry import KeyRegistry
     from kmsd.keys.upkeep import KeyUpkeepService
     from kmsd.realm import open_realm
-    from kmsd.store.database import SealedStore
+    from kmsd.store.sqlite import SqliteStore
     from kmsd.store.sealing import RowSealer
     import os
     import time
@@ -278,7 +278,7 @@ def test_rotation_by_time_and_everything_after_a_restart(fresh_daemon, tmp_path)
     fresh_daemon.stop()
     config = Config(fresh_daemon.state, fresh_daemon.socket)
     realm = open_realm(config, None)
-    store = SealedStore(config.database, RowSealer(realm.keyring.domain_keys, os.urandom))
+    store = SqliteStore(config.database, RowSealer(realm.keyring.domain_keys, os.urandom))
     registry = KeyRegistry("0" * 12, store, MaterialVault(realm.keyring.realm_id, realm.keyring.domain_keys, os.urandom))
     upkeep = KeyUpkeepService(registry)
     assert upkeep.rotate_due(time.time()) == []

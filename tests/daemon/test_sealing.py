@@ -378,12 +378,12 @@ def test_a_crash_at_any_step_leaves_a_realm_that_opens(place, tmp_path, monkeypa
     key = realm.read_root(config, None) if realm.read_header(config).seal_type is SealType.KEYFILE else new
     assert key.reveal() == (new if changed else old).reveal()
     opened = realm.open_with(config, KeyMaterial(key.reveal()))
-    store = realm.SealedStore(config.database, realm.RowSealer(opened.keyring.domain_keys, os.urandom))
+    store = realm.SqliteStore(config.database, realm.RowSealer(opened.keyring.domain_keys, os.urandom))
     realm.Anchor(config.anchor, opened.anchor_key).check(store)
     realm.Anchor(config.anchor, opened.anchor_key).write(store)
     store.close()
     again = realm.Anchor(config.anchor, opened.anchor_key)
-    again.check(realm.SealedStore(config.database, realm.RowSealer(opened.keyring.domain_keys, os.urandom)))
+    again.check(realm.SqliteStore(config.database, realm.RowSealer(opened.keyring.domain_keys, os.urandom)))
     assert recovery_code(key)
 
 

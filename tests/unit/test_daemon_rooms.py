@@ -15,7 +15,7 @@ from kmsd.parameters.tier import settle_tier
 from kmsd.root.keyring import Argon2Parameters, Keyring, SealType, open_keyring
 from kmsd.root.recovery import parse_recovery_code, recovery_code
 from kmsd.store.anchor import Anchor
-from kmsd.store.database import SealedStore
+from kmsd.store.sqlite import SqliteStore
 from kmsd.store.schema import Table
 from kmsd.store.sealing import RowSealer
 from kmsfs import errors
@@ -48,7 +48,7 @@ def test_every_bit_of_the_keyring_counts():
 @pytest.fixture
 def store(tmp_path):
     sealer = RowSealer({1: KeyMaterial(b"k" * 32)}, os.urandom)
-    made = SealedStore(tmp_path / "s.db", sealer, create=True)
+    made = SqliteStore(tmp_path / "s.db", sealer, create=True)
     with made.transaction() as work:
         for number in range(4):
             work.put(Table.ALIAS, f"alias/{number}", {"name": f"alias/{number}"})
@@ -57,7 +57,7 @@ def store(tmp_path):
 
 
 def reopen(tmp_path):
-    return SealedStore(tmp_path / "s.db", RowSealer({1: KeyMaterial(b"k" * 32)}, os.urandom))
+    return SqliteStore(tmp_path / "s.db", RowSealer({1: KeyMaterial(b"k" * 32)}, os.urandom))
 
 
 def test_store_survives_and_hides_names(store, tmp_path):

@@ -23,11 +23,11 @@ from kmsd.keys.registry import KeyRegistry
 from kmsd.root.keyring import HEADER_BYTES as KEYRING_HEADER_BYTES
 from kmsd.root.keyring import SealType, open_keyring
 from kmsd.store.anchor import Anchor
-from kmsd.store.database import SealedStore
 from kmsd.store.files import sync_directory, write_atomically
 from kmsd.store.schema import Table
 from kmsd.store.sealing import RowSealer
 from kmsd.store.snapshot import snapshot
+from kmsd.store.sqlite import SqliteStore
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.errors import Conflict, CorruptStore, StorageError
 from kmsfs.ids import account_of_realm
@@ -223,7 +223,7 @@ def _finish(unpacked: Config, config: Config, root_key: KeyMaterial, archive: Pa
     keyring = open_keyring(unpacked.keyring.read_bytes(), root_key)
     if keyring.seal_type is SealType.KEYFILE:
         write_atomically(unpacked.keyfile, root_key.reveal(), mode=0o400)
-    store = SealedStore(unpacked.database, RowSealer(keyring.domain_keys, os.urandom))
+    store = SqliteStore(unpacked.database, RowSealer(keyring.domain_keys, os.urandom))
     config.anchor.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     Anchor(config.anchor, derive(root_key.reveal(), Label.ROOT_ANCHOR)).write(store)
     store.close()
@@ -302,7 +302,7 @@ def _prove(config: Config, root_key: KeyMaterial, header: Header) -> Contents:
         raise CorruptStore("the backup's head names another realm than its content")
     account = account_of_realm(keyring.realm_id)
     contents = Contents(account, header.created_ms / 1000, keyring.seal_type.name.lower())
-    store = SealedStore(config.database, RowSealer(keyring.domain_keys, os.urandom))
+    store = SqliteStore(config.database, RowSealer(keyring.domain_keys, os.urandom))
     try:
         KeyRegistry(account, store, MaterialVault(keyring.realm_id, keyring.domain_keys, os.urandom))
         for table in Table:

@@ -1,67 +1,86 @@
-"""The sealed store: transactions over sealed rows in SQLite (WAL, secure_delete).
+"""The sealed store: what all of them share, whatever database keeps the rows."""
 
-SQLite syncs its log at checkpoints only (synchronous=NORMAL); that a commit is durable is done here, as one sync of the log
-serves all commits before it (sqlite.org/wal.html, "Performance Considerations").
-"""
-
-import os
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, create_engine, delete, event, select
-from sqlalchemy.dialects.sqlite import dialect, insert
+from sqlalchemy import Connection, Dialect, bindparam, delete, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.sql.expression import ClauseElement
 
-from kmsd.store.schema import HEAD, METADATA, ROW, SCHEMA_VERSION, Table
+from kmsd.store.schema import HEAD, ROW, Table
 from kmsd.store.sealing import RowSealer
 from kmsfs.aead.kdf import sha256
-from kmsfs.errors import CorruptStore, StorageError, UnsupportedFormat
+from kmsfs.errors import CorruptStore, StorageError
 
-_ZERO = bytes(16)
-
-
-def _compiled(statement: ClauseElement) -> str:
-    """Return a statement's text for the driver: what runs thousands of times a second is put together once."""
-    return str(statement.compile(dialect=dialect(), compile_kwargs={"render_postcompile": True}))
-
-
-_THIS_ROW = (ROW.c.tbl == bindparam("tbl"), ROW.c.id == bindparam("id"))
-_FIND = _compiled(select(ROW.c.ver, ROW.c.blob, ROW.c.parent).where(*_THIS_ROW))
-_DELETE = _compiled(delete(ROW).where(*_THIS_ROW))
-_NEXT = _compiled(
-    select(ROW.c.id, ROW.c.parent, ROW.c.ver, ROW.c.blob)
-    .where(ROW.c.tbl == bindparam("tbl"), ROW.c.id > bindparam("last"))
-    .order_by(ROW.c.id)
-    .limit(bindparam("most"))
-)
-_NEW_ROW = insert(ROW)
-_PUT = _compiled(
-    _NEW_ROW.on_conflict_do_update(
-        index_elements=["tbl", "id"],
-        set_={"parent": _NEW_ROW.excluded.parent, "ver": _NEW_ROW.excluded.ver, "blob": _NEW_ROW.excluded.blob},
-    )
-)
-_NEW_HEAD = insert(HEAD)
-_PUT_HEAD = _compiled(_NEW_HEAD.on_conflict_do_update(index_elements=["only"], set_={"blob": _NEW_HEAD.excluded.blob}))
-_READ_AT_ONCE = 1000
+ZERO = bytes(16)
+READ_AT_ONCE = 1000
 _NEVER_LACKING = frozenset({Table.ACCOUNT})
 """Tables of which a lost row would let somebody do more: without one of theirs nothing is served."""
+Changes = Mapping[Table, Mapping[str, dict[str, Any] | None]]
+"""By table and natural key: a row's present value, None where it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """Texts for a driver: what runs thousands of times a second is put together once."""
+
+    find: str
+    delete: str
+    below: str
+    put: str
+    put_head: str
+    following: str
+    following_tail: tuple[int, ...]
+    """What the dialect wants behind the parameters of `following`."""
+
+
+def statements(dialect: Dialect, insert: Callable[..., Any], following_tail: tuple[int, ...] = ()) -> Statements:
+    """Return the statements in a dialect; `insert` is its insert that can update instead."""
+
+    def text(statement: ClauseElement) -> str:
+        return str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))
+
+    this_row = (ROW.c.tbl == bindparam("tbl"), ROW.c.id == bindparam("id"))
+    row, head = insert(ROW), insert(HEAD)
+    columns = (ROW.c.id, ROW.c.parent, ROW.c.ver, ROW.c.blob)
+    return Statements(
+        find=text(select(ROW.c.ver, ROW.c.blob, ROW.c.parent).where(*this_row)),
+        delete=text(delete(ROW).where(*this_row)),
+        below=text(select(*columns).where(ROW.c.tbl == bindparam("tbl"), ROW.c.parent == bindparam("parent"))),
+        put=text(
+            row.on_conflict_do_update(
+                index_elements=["tbl", "id"], set_={name: row.excluded[name] for name in ("parent", "ver", "blob")}
+            )
+        ),
+        put_head=text(head.on_conflict_do_update(index_elements=["only"], set_={"blob": head.excluded.blob})),
+        following=text(
+            select(*columns)
+            .where(ROW.c.tbl == bindparam("tbl"), ROW.c.id > bindparam("last"))
+            .order_by(ROW.c.id)
+            .limit(bindparam("most"))
+        ),
+        following_tail=following_tail,
+    )
 
 
 class Transaction:
     """Puts and deletes that become durable together."""
 
     def __init__(
-        self, connection: Connection, sealer: RowSealer, accumulator: int, quarantined: AbstractSet[tuple[int, bytes]] = frozenset()
-    ) -> None:
+        self, connection: Connection, texts: Statements, sealer: RowSealer, accumulator: int,
+        quarantined: AbstractSet[tuple[int, bytes]] = frozenset(),
+    ) -> None:  # fmt: skip
         self._quarantined = quarantined
         self._connection = connection
+        self._texts = texts
         self._sealer = sealer
         self.accumulator = accumulator
+        self.written: dict[tuple[Table, str], tuple[int, bytes]] = {}
+        """By table and natural key: the version and tag of what a row is from now on; 0 and nothing of one that is gone."""
 
     def put(self, table: Table, natural_key: str, value: dict[str, Any], *, parent: str = "") -> None:
         """Insert or replace a row.
@@ -76,129 +95,116 @@ class Transaction:
         version = self._drop_mark(table, row_id) + 1
         blob = self._sealer.seal(table, row_id, parent_id, version, value)
         self.accumulator ^= self._sealer.mark(table, row_id, version, blob)
-        self._connection.exec_driver_sql(_PUT, (int(table), row_id, parent_id, version, blob))
+        self._connection.exec_driver_sql(self._texts.put, (int(table), row_id, parent_id, version, blob))
+        self.written[table, natural_key] = version, blob[-16:]
 
     def delete(self, table: Table, natural_key: str) -> None:
         """Remove a row; nothing happens if it is not there."""
         row_id = self._sealer.row_id(table, natural_key)
         if self._drop_mark(table, row_id):
-            self._connection.exec_driver_sql(_DELETE, (int(table), row_id))
+            self._connection.exec_driver_sql(self._texts.delete, (int(table), row_id))
+            self.written[table, natural_key] = 0, b""
 
     def _drop_mark(self, table: Table, row_id: bytes) -> int:
-        old = self._connection.exec_driver_sql(_FIND, (int(table), row_id)).first()
+        old = self._connection.exec_driver_sql(self._texts.find, (int(table), row_id)).first()
         if old is None:
             return 0
         self.accumulator ^= self._sealer.mark(table, row_id, old.ver, old.blob)
         return int(old.ver)
 
 
-class SealedStore:
-    """One state database. Used from one thread; a transaction is durable when it returns, or at `sync` while `deferring`."""
+class SealedStore(ABC):
+    """One realm's state. Used from one thread; a transaction is durable when it returns, or at `sync` while `deferring`."""
 
-    def __init__(self, path: Path, sealer: RowSealer, *, create: bool = False) -> None:
+    def __init__(self, sealer: RowSealer, texts: Statements) -> None:
         self.deferring = False
         """Whether transactions wait for a `sync`; nothing may be said of them before."""
         self.dirty = False
         """Whether there are transactions that wait for a `sync`."""
-        self._broken = False
         self.quarantined: set[tuple[int, bytes]] = set()
         """Tables and ids of rows that were met and do not open. They stay as they are: nothing is written over them."""
-        self._path = path
-        self._log: int | None = None
-        self._sealer = sealer
-        self._engine = create_engine(f"sqlite:///{path}")
-        event.listen(self._engine, "connect", _configure)
+        self.on_changes: Callable[[Changes], None] = lambda _changes: None
+        """Told of what other daemons have written, before anything is decided on it."""
         self.commit_number = 0
+        self._sealer = sealer
+        self._texts = texts
         self._accumulator = 0
-        with _storage_errors():
-            self._connection = self._engine.connect()
-            if create:
-                METADATA.create_all(self._connection)
-                self._connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
-                self._write_head(self._connection, 0, 0)
-                self._connection.commit()
-                self.dirty = True
-                self.sync()
-            else:
-                self._check_schema()
-                self._verify()
-        path.chmod(0o600)
-
-    def close(self) -> None:
-        """Close the database; later calls fail."""
-        self._connection.close()
-        self._engine.dispose()
-        if self._log is not None:
-            os.close(self._log)
-            self._log = None
-
-    def sync(self) -> None:
-        """Make every transaction so far durable, by one fdatasync of the log.
-
-        Raises:
-            StorageError: if that fails. What is held in memory may then be ahead of the disk, of which the kernel says so only once
-                (fsync(2), NOTES): from then on every sync and transaction fails, until the database is opened anew.
-        """
-        if not self.dirty:
-            return
-        try:
-            if self._broken:
-                raise OSError("an earlier one failed")
-            if self._log is None:
-                self._log = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC)
-            os.fdatasync(self._log)
-        except OSError as error:
-            self._broken = True
-            raise StorageError(
-                f"changes of the key daemon's state could not be stored: {error}", hint="check the disk and start kmsd again"
-            ) from error
-        self.dirty = False
-
-    def probe(self) -> None:
-        """Read the head record and open it: the disk answers, the keys work, and nobody else has written.
-
-        Raises:
-            StorageError: if the database cannot be read.
-            CorruptStore: if its head does not open, or is another one's.
-        """
-        with _storage_errors():
-            row = self._connection.execute(select(HEAD.c.blob)).first()
-            self._connection.rollback()
-        if row is None:
-            raise CorruptStore("the state database has no head record", hint="restore a backup of the state")
-        if self._sealer.open(Table.HEAD, _ZERO, _ZERO, 0, row.blob)["commit"] != self.commit_number:
-            raise CorruptStore("the state database was changed by another process")
 
     @property
     def digest(self) -> bytes:
         """SHA-256 over the accumulator: what the anchor remembers."""
         return sha256(self._accumulator.to_bytes(32, "big"))
 
-    @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    # --- what a database does ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the database; later calls fail."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Make every transaction so far durable.
+
+        Raises:
+            StorageError: if that fails. What is held in memory may then be ahead of the database: from then on every sync and
+                transaction fails, until it is opened anew.
+        """
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Read the head record and open it: the database answers and the keys work.
+
+        Raises:
+            StorageError, DatabaseUnreachable: if the database cannot be read.
+            CorruptStore: if its head does not open, or is not the one that it should be.
+        """
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[Transaction]:
         """Run puts and deletes as one step, or none of them.
 
         Raises:
-            StorageError: if the database cannot be written; nothing has changed then, unless it is `sync` that failed.
+            StorageError, DatabaseUnreachable: if the database cannot be written; nothing has changed then, unless it is `sync` that failed.
+            StateMoved: if somebody else has written since this daemon last looked, and the caller is to decide anew.
         """
-        if self._broken:
-            self.sync()
-        used = self._sealer.usage.used
-        with _storage_errors():
-            try:
-                work = Transaction(self._connection, self._sealer, self._accumulator, self.quarantined)
-                yield work
-                self._write_head(self._connection, self.commit_number + 1, work.accumulator)
-                self._connection.commit()
-            except BaseException:
-                self._connection.rollback()
-                self._sealer.usage.used = used
-                raise
-        self.commit_number += 1
-        self._accumulator = work.accumulator
-        self.dirty = True
-        if not self.deferring:
-            self.sync()
+
+    @abstractmethod
+    def _rows(self, text: str, parameters: tuple[Any, ...]) -> list[Any]:
+        """Run a query on its own."""
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Know everything that was written, and let nobody else write, until the end of the block.
+
+        Raises:
+            StorageError, DatabaseUnreachable: if the database cannot be used.
+        """
+        yield
+
+    def require_current(self) -> None:  # noqa: B027
+        """Refuse to answer from memory what may not be so any more.
+
+        Raises:
+            DatabaseUnreachable: if it is too long since this daemon could look at what others have written.
+        """
+
+    def lately_current(self) -> bool:
+        """Whether what is in memory was all that there is a moment ago: only then others may count on it for a lease."""
+        return True
+
+    def seconds_since(self, _host: str) -> float | None:
+        """Return for how long another host's daemon has not been heard of, in seconds; None where that is not known."""
+        return None
+
+    def loaded(self) -> None:  # noqa: B027
+        """End the view of one moment in which everything was read at the start."""
+
+    @property
+    def host(self) -> str:
+        """What this daemon's host is called among those that share the database; empty where none do."""
+        return ""
+
+    # --- reading ----------------------------------------------------------------------------------------------
 
     def get(self, table: Table, natural_key: str) -> dict[str, Any] | None:
         """Return a row's value, or None.
@@ -207,9 +213,9 @@ class SealedStore:
             CorruptStore: if the row does not open.
         """
         row_id = self._sealer.row_id(table, natural_key)
-        with _storage_errors():
-            row = self._connection.exec_driver_sql(_FIND, (int(table), row_id)).first()
-        return None if row is None else self._sealer.open(table, row_id, row.parent, row.ver, row.blob)
+        for row in self._rows(self._texts.find, (int(table), row_id)):
+            return self._sealer.open(table, row_id, row.parent, row.ver, row.blob)
+        return None
 
     def scan(self, table: Table, *, parent: str = "") -> Iterator[dict[str, Any]]:
         """Yield the values of a table, or of the rows below a parent, in no order.
@@ -221,35 +227,27 @@ class SealedStore:
             CorruptStore: if a row does not open whose loss would let somebody do more.
         """
         if parent:
-            query = select(ROW).where(ROW.c.tbl == int(table), ROW.c.parent == self._sealer.parent_id(table, parent))
-            with _storage_errors():
-                rows = self._connection.execute(query).all()
-            for row in rows:
-                opened = self._opened(table, row.id, row.parent, row.ver, row.blob)
-                if opened is not None:
-                    yield opened
+            yield from self._values(table, self._rows(self._texts.below, (int(table), self._sealer.parent_id(table, parent))))
             return
         # In portions, each begun behind the last row: a table may be larger than what memory has, and may change meanwhile.
         last = b""
         while True:
-            with _storage_errors():
-                portion = self._connection.exec_driver_sql(_NEXT, (int(table), last, _READ_AT_ONCE, 0)).all()
-            for row_id, parent_id, version, blob in portion:
-                opened = self._opened(table, row_id, parent_id, version, blob)
-                if opened is not None:
-                    yield opened
-            if len(portion) < _READ_AT_ONCE:
+            portion = self._rows(self._texts.following, (int(table), last, READ_AT_ONCE, *self._texts.following_tail))
+            yield from self._values(table, portion)
+            if len(portion) < READ_AT_ONCE:
                 return
-            last = portion[-1][0]
+            last = portion[-1].id
 
-    def _opened(self, table: Table, row_id: bytes, parent_id: bytes, version: int, blob: bytes) -> dict[str, Any] | None:
-        try:
-            return self._sealer.open(table, row_id, parent_id, version, blob)
-        except CorruptStore:
-            if table in _NEVER_LACKING:
-                raise
-            self.quarantined.add((int(table), row_id))
-            return None
+    def _values(self, table: Table, rows: list[Any]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            try:
+                value = self._sealer.open(table, row.id, row.parent, row.ver, row.blob)
+            except CorruptStore:
+                if table in _NEVER_LACKING:
+                    raise
+                self.quarantined.add((int(table), row.id))
+                continue
+            yield value
 
     def is_quarantined(self, table: Table, natural_key: str) -> bool:
         """Tell whether a row is there and was found damaged."""
@@ -264,27 +262,22 @@ class SealedStore:
         if self.is_quarantined(table, natural_key):
             raise CorruptStore(f"the key daemon's record of {what} is damaged", hint="restore a backup of the state; everything else is served")
 
-    def _write_head(self, connection: Connection, commit: int, accumulator: int) -> None:
-        value = {
-            "commit": commit,
-            "acc": accumulator.to_bytes(32, "big"),
-            "seals": self._sealer.usage.used + 1,
-        }
-        blob = self._sealer.seal(Table.HEAD, _ZERO, _ZERO, 0, value)
-        connection.exec_driver_sql(_PUT_HEAD, (1, blob))
+    # --- the head record ----------------------------------------------------------------------------------------
 
-    def _check_schema(self) -> None:
-        version = self._connection.exec_driver_sql("PRAGMA user_version").scalar()
-        if version != SCHEMA_VERSION:
-            raise UnsupportedFormat(f"state database has schema {version}, this kmsd knows {SCHEMA_VERSION}")
+    def _seal_head(self, commit: int, accumulator: int) -> bytes:
+        value = {"commit": commit, "acc": accumulator.to_bytes(32, "big"), "seals": self._sealer.usage.used + 1}
+        return self._sealer.seal(Table.HEAD, ZERO, ZERO, 0, value)
 
-    def _verify(self) -> None:
-        head_row = self._connection.execute(select(HEAD.c.blob)).first()
-        if head_row is None:
+    def _open_head(self, row: Any) -> dict[str, Any]:
+        if row is None:
             raise CorruptStore("the state database has no head record", hint="restore a backup of the state")
-        head = self._sealer.open(Table.HEAD, _ZERO, _ZERO, 0, head_row.blob)
+        return self._sealer.open(Table.HEAD, ZERO, ZERO, 0, row.blob)
+
+    def _verify(self, connection: Connection) -> None:
+        """Compare all rows with the accumulator, and take what the head says."""
+        head = self._open_head(connection.execute(select(HEAD.c.blob)).first())
         accumulator = 0
-        for portion in self._connection.execute(select(ROW.c.tbl, ROW.c.id, ROW.c.ver, ROW.c.blob)).partitions(_READ_AT_ONCE):
+        for portion in connection.execute(select(ROW.c.tbl, ROW.c.id, ROW.c.ver, ROW.c.blob)).partitions(READ_AT_ONCE):
             accumulator ^= self._sealer.marks(portion)
         if accumulator != int.from_bytes(head["acc"], "big"):
             raise CorruptStore(
@@ -293,18 +286,11 @@ class SealedStore:
             )
         self.commit_number, self._accumulator = head["commit"], accumulator
         self._sealer.usage.used = head["seals"]
-        self._connection.rollback()
-
-
-def _configure(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "busy_timeout=5000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
 
 
 @contextmanager
-def _storage_errors() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
+    """Let what goes wrong in a database be the errors of this project."""
     try:
         yield
     except DBAPIError as error:
