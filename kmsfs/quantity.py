@@ -39,6 +39,16 @@ LEASE_SECONDS = 10.0
 HEARTBEAT_SECONDS = 3.0
 RECONNECT_SECONDS = 2.0
 """A volume's lease waits this long for a mount that lost its connection; a live one is back in half a second."""
+DATABASE_LEASE_SECONDS = 10.0
+"""A daemon that shares its database answers from memory for this long after it last knew that nobody had written."""
+DATABASE_FRESH_SECONDS = 3.0
+"""It says heartbeats for this long after: whoever holds a lease of its has it from a daemon that knows."""
+DATABASE_LOOK_SECONDS = 0.5
+"""It looks this often whether somebody has written of whom no notice came."""
+DATABASE_ANSWER_SECONDS = 3.0
+"""A database that does not answer for this long is cut off."""
+TAKEOVER_SECONDS = 30.0
+"""A volume's lease of another host waits this long after its daemon was last heard of: longer than all leases from it."""
 CACHE_IDLE_SECONDS = 300.0
 CACHE_AGE_SECONDS = 900.0
 CACHE_ENTRIES = 10_000

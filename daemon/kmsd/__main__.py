@@ -30,6 +30,7 @@ from kmsd.sealing.server import SealedState, keepers, serve_sealed
 from kmsd.sealing.unsealing import Unsealing
 from kmsd.server.listen import CREDENTIALS, MAIN, activated_sockets, bind_socket, pass_on
 from kmsd.server.throttle import parse_quotas
+from kmsd.sharing.commands import Database, join, share_state_command
 from kmsd.store.files import lock_state
 from kmsd.tokens.token import parse_place, parse_places
 from kmsfs.aead.selfcheck import run_self_check
@@ -91,6 +92,7 @@ def init(
     threshold: Annotated[int, typer.Option(help="With `--source shares`: how many are enough.")] = 0,
     of: Annotated[int, typer.Option(help="With `--source shares`: how many are made.")] = 0,
     token: RootToken = None,
+    database: Database = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -99,7 +101,7 @@ def init(
     if source not in seal_types:
         raise typer.BadParameter(f"--source is one of {', '.join(seal_types)}")
     made = initialise(Config(state, SYSTEM_SOCKET), seal_types[source], passphrase_file, account, (threshold, of),
-                      parse_place(token) if token else None)  # fmt: skip
+                      parse_place(token) if token else None, database)  # fmt: skip
     if as_json:
         document: dict[str, object] = {"audit_verification_key": made.audit_verification_key}
         document |= {"shares": made.shares} if made.shares else {"recovery_code": made.recovery_code}
@@ -278,6 +280,8 @@ app.command("verify-backup")(commands.verify)
 app.command()(commands.restore)
 app.command("recovery-drill")(commands.recovery_drill)
 app.command()(commands.shares)
+app.command()(join)
+app.command("share-state")(share_state_command)
 
 
 @app.command("restart-audit")

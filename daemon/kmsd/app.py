@@ -61,7 +61,7 @@ from kmsd.metrics.counts import CallCounts
 from kmsd.metrics.exposition import MetricsService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
-from kmsd.realm import OpenRealm
+from kmsd.realm import OpenRealm, open_store, read_url
 from kmsd.sealing.server import ENDING
 from kmsd.sealing.server import keepers as sealing_keepers
 from kmsd.sealing.service import SealService
@@ -74,16 +74,17 @@ from kmsd.server.notify import notify, watchdog_seconds
 from kmsd.server.session import ServerState, Session
 from kmsd.server.settling import Settlement
 from kmsd.server.throttle import Buckets
+from kmsd.sharing.following import Sharing, Taker
 from kmsd.store.anchor import Anchor
+from kmsd.store.database import Changes
+from kmsd.store.postgres import PostgresStore
 from kmsd.store.schema import Table
-from kmsd.store.sealing import RowSealer
-from kmsd.store.sqlite import SqliteStore
 from kmsd.sts.credentials import CredentialBook
 from kmsd.sts.service import TokenService
 from kmsd.sts.tokens import SessionTokens
 from kmsd.volumes.service import VolumeService
 from kmsfs.aead.kdf import Label, derive
-from kmsfs.errors import AuditUnavailable, KmsfsError, StorageError
+from kmsfs.errors import AuditUnavailable, DatabaseUnreachable, KmsfsError, StorageError
 from kmsfs.ids import account_of, account_of_realm, root_principal, uid_principal
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
@@ -111,7 +112,7 @@ class Daemon:
         self._config = config
         self._guardrails = Guardrails(load_guardrails(config.guardrails) if config.guardrails is not None else None)
         self._account = account_of_realm(keyring.realm_id)
-        self._store = SqliteStore(config.database, RowSealer(domain_keys, os.urandom))
+        self._store = open_store(config, keyring)
         self._store.deferring = True
         self._anchor = Anchor(config.anchor, realm.anchor_key)
         self._anchor.check(self._store, accept_rollback=config.accept_rollback)
@@ -129,7 +130,7 @@ class Daemon:
         vault = MaterialVault(keyring.realm_id, domain_keys, os.urandom, spares, self._stores)
         self._registry = KeyRegistry(self._account, self._store, vault)
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
-        self._pipeline = Pipeline(self._journal, self._clock, lambda: f"{prefix}-{next(numbers)}", self._account)
+        self._pipeline = Pipeline(self._journal, self._store, self._clock, lambda: f"{prefix}-{next(numbers)}", self._account)
         self._accounts = AccountStore(self._account, self._store)
         settlement = Settlement(self._pipeline, self._store, self._stop.set)
         self._state = ServerState(
@@ -141,11 +142,13 @@ class Daemon:
         self._upkeep = KeyUpkeepService(self._registry)
         self._sessions = SessionTokens(derive(oldest, Label.DOMAIN_SESSION), os.urandom)
         self._imports = ImportService(self._registry, derive(oldest, Label.DOMAIN_IMPORT), os.urandom, spares)
+        self._sharing: Sharing | None = None
         self._doors: list[DoorServer] = []
         self._scrapes: DoorServer | None = None
         self._metrics_listener = bind_endpoint(config.metrics) if config.metrics else None
         self._door_listener = bind_endpoint(config.aws_endpoint) if config.aws_endpoint else None
         self._assemble(GrantTokens(derive(oldest, Label.DOMAIN_TOKEN)), realm)
+        self._store.loaded()
 
     def _assemble(self, tokens: GrantTokens, realm: OpenRealm) -> None:
         config, registry, pipeline = self._config, self._registry, self._pipeline
@@ -165,7 +168,8 @@ class Daemon:
         secret_store = SecretStore(self._store, changes.publish, self._guardrails)
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
         retirement = RetirementService(registry, (parameters.stored_values, secret_store.stored_values))
-        volumes = VolumeService(self._store, self._account, _boot_id(), self._clock(), os.urandom)
+        self._volumes = volumes = VolumeService(self._store, self._account, _boot_id(), self._clock(), os.urandom)
+        volumes.on_taken_over = self._end_connection
         facts = DaemonFacts(
             os.getpid(),
             os.fspath(config.state),
@@ -218,6 +222,13 @@ class Daemon:
         changes.listeners.append(self._tell)
         self._accounts.listeners.append(self._account_changed)
         self._state.on_lost = volumes.connection_lost
+        url = read_url(config)
+        if isinstance(self._store, PostgresStore) and url is not None:
+            takers: tuple[Taker, ...] = (
+                self._accounts.take, self._iam.take, self._take_key_stores, registry.take, self._usage.take, parameters.take,
+                secret_store.take, volumes.take,
+            )  # fmt: skip
+            self._sharing = Sharing(self._store, url, takers, self._stop.set)
 
     def _identities(self) -> tuple[tuple[EntityService, ...], IamService, PolicyService, AccessKeyService]:
         iam, rng = self._iam, os.urandom
@@ -276,11 +287,15 @@ class Daemon:
                 self._doors.append(DoorServer(door, listener))
         if self._metrics_listener is not None:
             self._scrapes = DoorServer(self._metrics.application(), self._metrics_listener)
+        if self._sharing is not None:
+            self._sharing.begin()
         notify("READY=1\nSTATUS=serving")
         await stop.wait()
         notify("STOPPING=1")
         with contextlib.suppress(AuditUnavailable, StorageError):
             self._state.settlement.now()
+        if self._sharing is not None:
+            self._sharing.close()
         for task in tasks:
             task.cancel()
         for server in servers:
@@ -325,10 +340,15 @@ class Daemon:
                 _LOG.error("upkeep failed and is tried again: %s", error, exc_info=not isinstance(error, KmsfsError))
 
     def _heartbeat(self) -> None:
-        for grant in self._registry.end_expired_grants(self._clock()):
-            self._record("ExpireGrant", key=self._registry.keys[grant.key_id].arn, grant=grant.grant_id)
+        if not self._store.lately_current():
+            # Whoever waits for heartbeats is to know that this daemon may not know what others revoked.
+            return
         for session in list(self._state.sessions):
             session.push(None, {"kind": "heartbeat"})
+        with self._store.exclusive():
+            for grant in self._registry.end_expired_grants(self._clock()):
+                self._record("ExpireGrant", key=self._registry.keys[grant.key_id].arn, grant=grant.grant_id)
+            self._volumes.end_leases(self._clock())
 
     def _settle(self) -> None:
         """Make durable what nobody waits for."""
@@ -351,6 +371,11 @@ class Daemon:
             self._journal.checkpoint()
 
     def _purge(self) -> None:
+        if self._store.lately_current():
+            with self._store.exclusive():
+                self._act_on_time()
+
+    def _act_on_time(self) -> None:
         if self._clock.jumped and not self._told_of_jump:
             self._told_of_jump = True
             _LOG.warning("the clock is far ahead of what has passed since the start: keys and secrets whose window ends by that alone stay until a restart")
@@ -366,6 +391,7 @@ class Daemon:
             self._record("RotateKey", key=arn)
         with contextlib.suppress(KmsfsError):
             self._usage.write()
+            self._store.tidy()
 
     def _alive(self) -> None:
         """Tell systemd that work gets done, after doing some; silence makes it start the daemon anew."""
@@ -373,8 +399,8 @@ class Daemon:
         try:
             self._store.probe()
             self._journal.flush()
-        except (AuditUnavailable, StorageError) as error:
-            # A full disk is no better after a restart, and whoever is to mend it needs the daemon meanwhile.
+        except (AuditUnavailable, DatabaseUnreachable, StorageError) as error:
+            # A full disk, or a database that is away, is no better after a restart, and whoever is to mend it needs the daemon meanwhile.
             status = f"not serving: {error.detail}"
         except KmsfsError as error:
             _LOG.critical("no sign of life for systemd: %s", error)
@@ -385,6 +411,16 @@ class Daemon:
         message = {"kind": event, "key": key.arn, "generation": key.generation, "state": key.state.value}
         for session in list(self._state.sessions):
             session.push(key.key_id, message)
+
+    def _end_connection(self, number: int) -> None:
+        """Cut a mount whose volume another host has taken over: it comes back, and is told."""
+        for session in list(self._state.sessions):
+            if session.number == number:
+                session.end()
+
+    def _take_key_stores(self, changes: Changes) -> None:
+        for store_id in self._stores.take(changes):
+            self._store_changed(store_id)
 
     def _store_changed(self, store_id: str) -> None:
         """Let everybody who holds keys of a custom key store ask anew."""

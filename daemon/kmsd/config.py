@@ -65,6 +65,16 @@ class Config:
         return self.state / "state.db"
 
     @property
+    def database_url(self) -> Path:
+        """Says where the database is, if the state is not in the folder but shared with other hosts."""
+        return self.state / "database.url"
+
+    @property
+    def host_file(self) -> Path:
+        """What this host is called among those that share a database."""
+        return self.state / "host"
+
+    @property
     def keyfile(self) -> Path:
         """The default root key."""
         return self.state / "root.key"

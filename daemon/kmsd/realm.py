@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from kmsd.root.shares import make_shares
 from kmsd.root.sources import make_root_key, read_key_file, read_pin, read_root_key
 from kmsd.root.token import read_token_root
 from kmsd.store.anchor import Anchor
+from kmsd.store.database import SealedStore, seal_head
 from kmsd.store.files import sync_directory, write_atomically
+from kmsd.store.postgres import PostgresStore, create_shared
 from kmsd.store.sealing import RowSealer
+from kmsd.store.snapshot import share
 from kmsd.store.sqlite import SqliteStore
 from kmsd.tokens.token import TokenPlace
 from kmsfs.aead.kdf import Label, derive
@@ -49,19 +53,45 @@ def initialise(
     account: str | None = None,
     shares: tuple[int, int] = (0, 0),
     token: TokenPlace | None = None,
+    url: str | None = None,
 ) -> NewRealm:
     """Make a realm: root key, keyring, empty store, anchor, audit log. Its account is given, or made at random.
 
     `shares` is how many shares of the root key are enough and how many are made, where people are to hold it; `token` is
-    where it is to be, where a token keeps it.
+    where it is to be, where a token keeps it; `url` is the database that it shares with other hosts, where it does.
 
     Raises:
+        DatabaseUnreachable: if that cannot be written.
         Conflict: if there is one already.
         InvalidArn: if the account has not twelve digits.
         UsageError: if shares cannot be made so.
         RootKeyMissing: if the root key source has no key.
         StorageError: if the disk refuses.
     """
+    _make_folders(config)
+    root_key, argon2 = make_root_key(config.source(seal_type, passphrase_file, token), os.urandom)
+    held = make_shares(root_key, *shares) if seal_type is SealType.SHARES else []
+    realm_id = realm_of_account(account, os.urandom) if account else os.urandom(16)
+    keyring = Keyring(
+        seal_type, realm_id, argon2, 1, {1: KeyMaterial(os.urandom(32))}, {1: time.time()}
+    )
+    for leftover in config.state.glob("state.db*"):
+        leftover.unlink()
+    if url is None:
+        store: SealedStore = SqliteStore(config.database, RowSealer(keyring.domain_keys, os.urandom), create=True)
+    else:
+        create_shared(url, realm_id, (), seal_head(RowSealer(keyring.domain_keys, os.urandom), 0, 0))
+        place_in(config, url)
+        store = open_store(config, keyring)
+    Anchor(config.anchor, derive(root_key.reveal(), Label.ROOT_ANCHOR)).write(store)
+    store.close()
+    audit_key = _begin_audit(config, keyring)
+    # The keyring comes last: without it there is no realm, so a half-made one is simply made again.
+    write_atomically(config.keyring, keyring.encode(root_key, os.urandom), mode=0o600)
+    return NewRealm("" if held else recovery_code(root_key), audit_key, held)
+
+
+def _make_folders(config: Config) -> None:
     if config.keyring.exists():
         raise Conflict(f"{config.state} already holds a realm", hint="choose another folder with --state")
     try:
@@ -70,25 +100,97 @@ def initialise(
             folder.chmod(0o700)
     except OSError as error:
         raise StorageError(f"cannot make {config.state}: {error.strerror}") from error
-    root_key, argon2 = make_root_key(config.source(seal_type, passphrase_file, token), os.urandom)
-    held = make_shares(root_key, *shares) if seal_type is SealType.SHARES else []
-    realm_id = realm_of_account(account, os.urandom) if account else os.urandom(16)
-    keyring = Keyring(
-        seal_type, realm_id, argon2, 1, {1: KeyMaterial(os.urandom(32))}, {1: time.time()}
-    )
-    domain = keyring.domain_keys[1].reveal()
-    for leftover in config.state.glob("state.db*"):
-        leftover.unlink()
-    store = SqliteStore(config.database, RowSealer(keyring.domain_keys, os.urandom), create=True)
-    Anchor(config.anchor, derive(root_key.reveal(), Label.ROOT_ANCHOR)).write(store)
-    store.close()
+
+
+def _begin_audit(config: Config, keyring: Keyring) -> str:
+    """Begin an audit log; return its verification key."""
     audit_key = os.urandom(32)
     (config.audit / "audit.jsonl").unlink(missing_ok=True)
-    Journal(config.audit, derive(domain, Label.DOMAIN_AUDIT), os.urandom, first_key=audit_key).close()
+    oldest = keyring.domain_keys[min(keyring.domain_keys)].reveal()
+    Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom, first_key=audit_key).close()
     sync_directory(config.audit)
-    # The keyring comes last: without it there is no realm, so a half-made one is simply made again.
-    write_atomically(config.keyring, keyring.encode(root_key, os.urandom), mode=0o600)
-    return NewRealm("" if held else recovery_code(root_key), audit_key.hex(), held)
+    return audit_key.hex()
+
+
+def open_store(config: Config, keyring: Keyring) -> SealedStore:
+    """Open a realm's state: in the folder, or in the database that it shares with other hosts.
+
+    Raises:
+        DatabaseUnreachable, StorageError: if it cannot be read.
+        CorruptStore, UnsupportedFormat, UsageError: if it is not what it should be.
+    """
+    sealer = RowSealer(keyring.domain_keys, os.urandom)
+    url = read_url(config)
+    if url is None:
+        return SqliteStore(config.database, sealer)
+    return PostgresStore(url, sealer, keyring.realm_id, config.host_file.read_text(encoding="utf-8").strip())
+
+
+def place_in(config: Config, url: str) -> None:
+    """Let a realm's state be in a shared database from now on, and give this host a name there.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    write_atomically(config.host_file, f"{socket.gethostname()}-{os.urandom(4).hex()}\n".encode(), mode=0o600)
+    write_atomically(config.database_url, f"{url}\n".encode(), mode=0o600)
+
+
+def join_realm(config: Config, keyring_bytes: bytes, root_key: KeyMaterial, url: str) -> str:
+    """Make a state folder of this host for a realm whose state is in a shared database; return the audit verification key.
+
+    The root key comes from the same kind of source here as where the keyring was made; a keyfile is written.
+
+    Raises:
+        Conflict: if there is a realm already.
+        RootKeyMissing: if the root key is another realm's.
+        CorruptStore, UsageError, DatabaseUnreachable: if keyring or database are not what they should be.
+        StorageError: if the disk refuses.
+    """
+    _make_folders(config)
+    keyring = open_keyring(keyring_bytes, root_key)
+    place_in(config, url)
+    store = open_store(config, keyring)
+    Anchor(config.anchor, derive(root_key.reveal(), Label.ROOT_ANCHOR)).write(store)
+    store.close()
+    if keyring.seal_type is SealType.KEYFILE:
+        write_atomically(config.keyfile, root_key.reveal(), mode=0o400)
+    audit_key = _begin_audit(config, keyring)
+    write_atomically(config.keyring, keyring_bytes, mode=0o600)
+    return audit_key
+
+
+def share_state(config: Config, keyring: Keyring, url: str) -> Path:
+    """Move a realm's state, which no daemon may be using, from its folder into an empty database; return where the old file is kept.
+
+    Raises:
+        Conflict: if it is shared already, or the database holds a state.
+        DatabaseUnreachable, StorageError, CorruptStore: if one cannot be written, or the other not be read.
+    """
+    if read_url(config) is not None:
+        raise Conflict(f"the state of {config.state} is in a shared database already")
+    # Opened once, so that nothing damaged is carried over, and the log is in the file.
+    SqliteStore(config.database, RowSealer(keyring.domain_keys, os.urandom)).close()
+    share(config.database, url, keyring.realm_id)
+    place_in(config, url)
+    kept = config.database.with_name(config.database.name + ".before-sharing")
+    config.database.rename(kept)
+    sync_directory(config.state)
+    return kept
+
+
+def read_url(config: Config) -> str | None:
+    """Return where a realm's shared database is, None if its state is its own.
+
+    Raises:
+        StorageError: if that cannot be read.
+    """
+    try:
+        return config.database_url.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot read {config.database_url}: {error.strerror}") from error
 
 
 def open_realm(config: Config, passphrase_file: Path | None) -> OpenRealm:

@@ -8,6 +8,7 @@ from kmsfs.errors.importing import *  # noqa: F403
 from kmsfs.errors.keystores import *  # noqa: F403
 from kmsfs.errors.parameters import *  # noqa: F403
 from kmsfs.errors.secrets import *  # noqa: F403
+from kmsfs.errors.sharing import *  # noqa: F403
 
 
 def all_errors() -> tuple[type[KmsfsError], ...]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kmsd.store.database import SealedStore
+from kmsd.store.database import Changes, SealedStore
 from kmsd.store.schema import Table
 
 ACTIVE, SUSPENDED = "ACTIVE", "SUSPENDED"
@@ -40,7 +40,7 @@ class AccountStore:
         self.listeners: list[Callable[[str, frozenset[int]], None]] = []
         """Told of an account whose callers and keys are to be asked about anew, and of local users who changed theirs."""
         for row in store.scan(Table.ACCOUNT):
-            self._keep(Account(**{**row, "uids": tuple(row["uids"])}))
+            self._keep(_account_of(row))
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -97,6 +97,16 @@ class AccountStore:
             self._keep(account)
         self._tell("", frozenset({uid}))
 
+    def take(self, changes: Changes) -> None:
+        """Let what other daemons wrote be seen here. Rows of accounts are never removed."""
+        for row in filter(None, changes.get(Table.ACCOUNT, {}).values()):
+            account = _account_of(row)
+            before = self.get(account.account_id)
+            self._keep(account)
+            moved = frozenset(account.uids).symmetric_difference(before.uids if before is not None else ())
+            closed = before is not None and before.status != account.status
+            self._tell(account.account_id if closed else "", moved)
+
     def _keep(self, account: Account) -> None:
         self._accounts[account.account_id] = account
         self._of_uid = {uid: each.account_id for each in self._accounts.values() for uid in each.uids}
@@ -105,3 +115,7 @@ class AccountStore:
     def _tell(self, account_id: str, uids: frozenset[int]) -> None:
         for listener in self.listeners:
             listener(account_id, uids)
+
+
+def _account_of(row: dict[str, Any]) -> Account:
+    return Account(**{**row, "uids": tuple(row["uids"])})

@@ -20,13 +20,14 @@ from kmsd.backup.archive import ArchiveReader, ArchiveWriter, Header, parse_arch
 from kmsd.config import Config
 from kmsd.keys.material import MaterialVault
 from kmsd.keys.registry import KeyRegistry
+from kmsd.realm import read_url
 from kmsd.root.keyring import HEADER_BYTES as KEYRING_HEADER_BYTES
 from kmsd.root.keyring import SealType, open_keyring
 from kmsd.store.anchor import Anchor
 from kmsd.store.files import sync_directory, write_atomically
 from kmsd.store.schema import Table
 from kmsd.store.sealing import RowSealer
-from kmsd.store.snapshot import snapshot
+from kmsd.store.snapshot import snapshot, snapshot_shared
 from kmsd.store.sqlite import SqliteStore
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.errors import Conflict, CorruptStore, StorageError
@@ -123,7 +124,11 @@ def _add_members(tar: tarfile.TarFile, config: Config, keyring: bytes, copy: Pat
     manifest: dict[str, str] = {}
     with _private_file(copy):
         pass
-    snapshot(config.database, copy)
+    url = read_url(config)
+    if url is None:
+        snapshot(config.database, copy)
+    else:
+        snapshot_shared(url, copy)
     _add(tar, manifest, "keyring.kms", io.BytesIO(keyring), len(keyring))
     # The state of the log first: whatever is appended meanwhile continues from it.
     logs = sorted((p for p in config.audit.iterdir() if p.is_file() and p.name[0] != "."), reverse=True)

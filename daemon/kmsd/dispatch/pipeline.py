@@ -1,5 +1,6 @@
 """The pipeline of every call: find, decode, authorise, state, act, audit, encode."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,10 +12,11 @@ from kmsd.audit.record import context_of, request_fields
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.authorise import Authoriser
 from kmsd.dispatch.call import Call, Handler
+from kmsd.store.database import SealedStore
 from kmsfs.api.operation import Operation, Shape
 from kmsfs.api.registry import OPERATIONS, find
 from kmsfs.api.validation import decode
-from kmsfs.errors import AccessDenied, DryRunSucceeded, InvariantBroken, KmsfsError
+from kmsfs.errors import AccessDenied, DryRunSucceeded, InvariantBroken, KmsfsError, StateMoved
 from kmsfs.formats.frame import Request
 from kmsfs.ids import REGION
 
@@ -27,10 +29,11 @@ class Pipeline:
     """Runs calls. `clock` gives seconds since the epoch, `new_call_id` a fresh id per outside call."""
 
     def __init__(
-        self, journal: Journal, clock: Callable[[], float], new_call_id: Callable[[], str], management: str
+        self, journal: Journal, store: SealedStore, clock: Callable[[], float], new_call_id: Callable[[], str], management: str
     ) -> None:
         """Records name callers of accounts other than `management` in full: of the others the uid says who they are."""
         self.journal = journal
+        self._store = store
         self._clock = clock
         self._new_call_id = new_call_id
         self._management = management
@@ -73,8 +76,29 @@ class Pipeline:
         except KmsfsError as error:
             self._record(call, error, {"operation": frame.operation})
             raise
-        response = self._run(call, frame.parameters)
+        if call.operation.mutates:
+            response = self._run_knowing_all(call, frame.parameters)
+        else:
+            try:
+                response = self._run(call, frame.parameters)
+            except StateMoved:
+                # It changes something after all, or looked for what has just gone.
+                response = self._run_knowing_all(call, frame.parameters)
         return msgspec.to_builtins(response, builtin_types=(bytes,)), call
+
+    def _run_knowing_all(self, call: Call, parameters: dict[str, Any]) -> Shape:
+        """Run a call on what is so now, while no other daemon writes."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._store.exclusive())
+            except KmsfsError as error:
+                self._record(call, error)
+                raise
+            try:
+                return self._run(call, parameters)
+            except StateMoved as error:
+                self._record(call, error)
+                raise
 
     def internal(self, outer: Call, operation_name: str, parameters: dict[str, Any], via: str) -> Any:
         """Run another operation in the same caller's name, through a service, under the same call id."""
@@ -107,8 +131,10 @@ class Pipeline:
 
     def _run(self, call: Call, parameters: dict[str, Any]) -> Shape:
         try:
-            if call.operation.mutates and call.operation.name not in ALWAYS_ANSWERED:
-                self.journal.flush()
+            if call.operation.name not in ALWAYS_ANSWERED:
+                self._store.require_current()
+                if call.operation.mutates:
+                    self.journal.flush()
             call.request = decode(call.operation, parameters)
             if self._authoriser is None:
                 raise InvariantBroken("the pipeline is not bound")
@@ -118,6 +144,9 @@ class Pipeline:
             if getattr(call.request, "dry_run", False):
                 raise DryRunSucceeded("The request would have succeeded, but the DryRun option is set.")
             response = self._handlers[call.operation.wire_name](call)
+        except StateMoved:
+            # Nothing happened: the call is made again, and what becomes of that is recorded.
+            raise
         except KmsfsError as error:
             self._record(call, error)
             raise

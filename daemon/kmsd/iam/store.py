@@ -6,7 +6,7 @@ from typing import Any
 from kmsd.authz.identity import Identity, IdentityPolicy, compile_identity_policy
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.iam.records import GROUP, POLICY, ROLE, USER, AccessKey, Entity, MfaDevice, entity_of
-from kmsd.store.database import SealedStore
+from kmsd.store.database import Changes, SealedStore
 from kmsd.store.schema import Table
 from kmsfs.errors import CorruptStore, NoSuchEntity
 
@@ -31,9 +31,9 @@ class IamStore:
         for row in store.scan(Table.IDENTITY):
             self._keep(entity_of(row))
         for row in store.scan(Table.ACCESS_KEY):
-            self.access_keys[row["key_id"]] = AccessKey(**row)
+            self._keep_key(AccessKey(**row))
         for row in store.scan(Table.MFA_DEVICE):
-            self.mfa_devices[row["arn"]] = MfaDevice(**row)
+            self._keep_device(MfaDevice(**row))
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -110,15 +110,13 @@ class IamStore:
         """Remove an entity."""
         with self._store.transaction() as work:
             work.delete(Table.IDENTITY, entity.arn)
-        del self._by_arn[entity.arn]
-        del self._by_name[entity.account, entity.kind, entity.name.casefold()]
-        self._forget()
+        self._drop(entity)
 
     def put_key(self, key: AccessKey) -> None:
         """Store a new or changed access key."""
         with self._store.transaction() as work:
             work.put(Table.ACCESS_KEY, key.key_id, key.row())
-        self.access_keys[key.key_id] = key
+        self._keep_key(key)
 
     def remove_key(self, key: AccessKey) -> None:
         """Remove an access key; it signs nothing more."""
@@ -130,13 +128,42 @@ class IamStore:
         """Store a new or changed MFA device."""
         with self._store.transaction() as work:
             work.put(Table.MFA_DEVICE, device.arn, device.row())
-        self.mfa_devices[device.arn] = device
+        self._keep_device(device)
 
     def remove_device(self, device: MfaDevice) -> None:
         """Remove an MFA device."""
         with self._store.transaction() as work:
             work.delete(Table.MFA_DEVICE, device.arn)
         del self.mfa_devices[device.arn]
+
+    def take(self, changes: Changes) -> None:
+        """Let what other daemons wrote be seen here."""
+        for arn, row in changes.get(Table.IDENTITY, {}).items():
+            if row is not None:
+                self._keep(entity_of(row))
+            elif arn in self._by_arn:
+                self._drop(self._by_arn[arn])
+        for key_id, row in changes.get(Table.ACCESS_KEY, {}).items():
+            if row is not None:
+                self._keep_key(AccessKey(**row))
+            else:
+                self.access_keys.pop(key_id, None)
+        for arn, row in changes.get(Table.MFA_DEVICE, {}).items():
+            if row is not None:
+                self._keep_device(MfaDevice(**row))
+            else:
+                self.mfa_devices.pop(arn, None)
+
+    def _keep_key(self, key: AccessKey) -> None:
+        self.access_keys[key.key_id] = key
+
+    def _keep_device(self, device: MfaDevice) -> None:
+        self.mfa_devices[device.arn] = device
+
+    def _drop(self, entity: Entity) -> None:
+        del self._by_arn[entity.arn]
+        del self._by_name[entity.account, entity.kind, entity.name.casefold()]
+        self._forget()
 
     def _keep(self, entity: Entity) -> None:
         self._by_arn[entity.arn] = entity

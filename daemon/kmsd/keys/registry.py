@@ -1,7 +1,7 @@
 """All KMS keys, aliases and grants in memory, written through to the sealed store."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
@@ -12,7 +12,7 @@ from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
 from kmsd.keys.indexes import ListingIndexes
 from kmsd.keys.material import MaterialVault, TokenMaterial, material_id
-from kmsd.store.database import SealedStore, Transaction
+from kmsd.store.database import Changes, SealedStore, Transaction
 from kmsd.store.schema import Table
 from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC
 from kmsfs.api.operation import KeyState
@@ -343,19 +343,12 @@ class KeyRegistry:
                 work.delete(Table.ALIAS, self._alias_place(alias))
             for grant in key.grants.values():
                 work.delete(Table.GRANT, f"{key.key_id}/{grant.grant_id}")
+            work.delete(Table.KEY_USAGE, key.key_id)
             work.delete(Table.KEY, key.key_id)
-        for alias in self.aliases_of(key.key_id):
-            self._forget_alias(alias)
-        for grant in key.grants.values():
-            self.listed.drop_grant(key.scope, grant)
-            self._expiring.pop(grant.grant_id, None)
         for material in key.materials.values():
             if isinstance(material, TokenMaterial):
                 _destroy(material, key.arn)
-            material.wipe()
-        del self.keys[key.key_id]
-        self.listed.drop_key(key.scope, key.key_id)
-        self._changed(key, "deleted")
+        self._forget_key(key)
 
     def put_alias(self, alias: Alias) -> None:
         """Create or move an alias."""
@@ -397,10 +390,7 @@ class KeyRegistry:
         """End a grant; it counts no more at once."""
         with self.store.transaction() as work:
             work.delete(Table.GRANT, f"{key.key_id}/{grant.grant_id}")
-        key.drop_grant(grant)
-        self.listed.drop_grant(key.scope, grant)
-        self._expiring.pop(grant.grant_id, None)
-        self._changed(key, "grant-ended")
+        self._forget_grant(key, grant)
 
     def end_expired_grants(self, now: float) -> list[Grant]:
         """Remove the grants whose time is over; return them."""
@@ -446,6 +436,24 @@ class KeyRegistry:
         self.listed.drop_alias(alias.scope, alias.arn, alias.key_id)
         self.keys[alias.key_id].aliases.discard(alias.name)
 
+    def _forget_key(self, key: KmsKey) -> None:
+        for alias in self.aliases_of(key.key_id):
+            self._forget_alias(alias)
+        for grant in key.grants.values():
+            self.listed.drop_grant(key.scope, grant)
+            self._expiring.pop(grant.grant_id, None)
+        for material in key.materials.values():
+            material.wipe()
+        del self.keys[key.key_id]
+        self.listed.drop_key(key.scope, key.key_id)
+        self._changed(key, "deleted")
+
+    def _forget_grant(self, key: KmsKey, grant: Grant) -> None:
+        key.drop_grant(grant)
+        self.listed.drop_grant(key.scope, grant)
+        self._expiring.pop(grant.grant_id, None)
+        self._changed(key, "grant-ended")
+
     def _keep_grant(self, key: KmsKey, grant: Grant) -> None:
         key.keep_grant(grant)
         self.listed.add_grant(key.scope, grant)
@@ -456,35 +464,97 @@ class KeyRegistry:
 
     def _load(self) -> None:
         # In order, so that each is the last of its index when it comes.
-        for stored in sorted(self.store.scan(Table.KEY), key=itemgetter("id")):
-            row = {**_BEFORE_SPECS, "scope": self._home, **stored}
-            key = KmsKey(
-                row["id"], key_arn(row["scope"], row["id"]), row["description"], KeyState(row["state"]),
-                row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
-                row["creator"], row["spec"], row["usage"], row["tags"], row["rotation_days"], row["next_rotation"],
-                [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], _imports(row), store=row.get("store", ""),
-            )  # fmt: skip
-            if key.store:
-                key.materials[1] = TokenMaterial(self.vault.stores, key.store, key.key_id, key.arn)
-            self._keep_key(key)
+        for row in sorted(self.store.scan(Table.KEY), key=itemgetter("id")):
+            self._keep_key(self._key_of(row))
         for row in self.store.scan(Table.MATERIAL):
-            place = f"{row['key']}/{row['term']}"
             # What belongs to a key whose own record is damaged waits for that to be restored.
             if row["key"] in self.keys:
-                self.keys[row["key"]].materials[row["term"]] = self.vault.unwrap(row["blob"], place)
+                self._keep_material(row)
         if self.store.quarantined:
             self._note_damage()
         for row in sorted(self.store.scan(Table.ALIAS), key=itemgetter("name")):
-            scope = row.get("scope", self._home)
             if row["key"] in self.keys:
-                self._keep_alias(Alias(row["name"], row["key"], row["created"], row["updated"], scope))
+                self._keep_alias(self._alias_of(row))
         for row in sorted(self.store.scan(Table.GRANT), key=itemgetter("id")):
-            grant = Grant(
-                row["id"], row["key"], row["grantee"], row["retiring"], frozenset(row["operations"]),
-                row["equals"], row["subset"], row["name"], row["created"], row["issuer"], row.get("expires"), row.get("reason"),
-            )  # fmt: skip
             if row["key"] in self.keys:
-                self._keep_grant(self.keys[row["key"]], grant)
+                self._keep_grant(self.keys[row["key"]], _grant_of(row))
+
+    def _key_of(self, stored: dict[str, Any]) -> KmsKey:
+        row = {**_BEFORE_SPECS, "scope": self._home, **stored}
+        key = KmsKey(
+            row["id"], key_arn(row["scope"], row["id"]), row["description"], KeyState(row["state"]),
+            row["created"], row["deletion"], compile_policy(row["policy"]), row["term"], row["generation"],
+            row["creator"], row["spec"], row["usage"], row["tags"], row["rotation_days"], row["next_rotation"],
+            [(date, kind) for date, kind in row["rotations"]], row["scope"], row["origin"], _imports(row), store=row.get("store", ""),
+        )  # fmt: skip
+        if key.store:
+            key.materials[1] = TokenMaterial(self.vault.stores, key.store, key.key_id, key.arn)
+        return key
+
+    def _keep_material(self, row: dict[str, Any]) -> None:
+        self.keys[row["key"]].materials[row["term"]] = self.vault.unwrap(row["blob"], f"{row['key']}/{row['term']}")
+
+    def _alias_of(self, row: dict[str, Any]) -> Alias:
+        return Alias(row["name"], row["key"], row["created"], row["updated"], row.get("scope", self._home))
+
+    # --- what other daemons wrote -----------------------------------------------------------------------------
+
+    def take(self, changes: Changes) -> None:
+        """Let rows that are in the store already be seen here."""
+        ended, written = changes.get(Table.GRANT, {}), changes.get(Table.ALIAS, {})
+        for place, row in ended.items():
+            key_id, _, grant_id = place.partition("/")
+            key = self.keys.get(key_id)
+            if row is None and key is not None and grant_id in key.grants:
+                self._forget_grant(key, key.grants[grant_id])
+        for place in written:
+            present = self.aliases.get(place if place.startswith("arn:") else alias_arn(self._home, place))
+            if present is not None:
+                self._forget_alias(present)
+        for key_id, row in changes.get(Table.KEY, {}).items():
+            self._take_key(key_id, row, changes.get(Table.MATERIAL, {}))
+        for place, row in changes.get(Table.MATERIAL, {}).items():
+            self._take_material(place, row)
+        for row in filter(None, written.values()):
+            self._keep_alias(self._alias_of(row))
+        for row in filter(None, ended.values()):
+            key, grant = self.keys[row["key"]], _grant_of(row)
+            if grant.grant_id in key.grants:
+                self._forget_grant(key, key.grants[grant.grant_id])
+            self._keep_grant(key, grant)
+            self._changed(key, "grant-created")
+
+    def _take_key(self, key_id: str, row: dict[str, Any] | None, materials: Mapping[str, dict[str, Any] | None]) -> None:
+        present = self.keys.get(key_id)
+        if row is None:
+            if present is not None:
+                self._forget_key(present)
+            return
+        key = self._key_of(row)
+        if present is None:
+            self._keep_key(key)
+        # Before anybody is told of the key, as those who are told look at it.
+        for place, material in materials.items():
+            if material is not None and material["key"] == key_id:
+                self._take_material(place, material)
+        if present is None:
+            self._changed(key, "created")
+            return
+        event = _event(present, key)
+        for name in _STORED:
+            setattr(present, name, getattr(key, name))
+        self._changed(present, event)
+
+    def _take_material(self, place: str, row: dict[str, Any] | None) -> None:
+        key_id, _, term = place.partition("/")
+        key = self.keys.get(key_id)
+        if key is None:
+            return
+        if row is not None:
+            self._keep_material(row)
+        elif int(term) in key.materials:
+            key.materials.pop(int(term)).wipe()
+            self._changed(key, "material-destroyed")
 
     def _note_damage(self) -> None:
         for key in self.keys.values():
@@ -497,6 +567,28 @@ def _destroy(material: TokenMaterial, arn: str) -> None:
         material.destroy()
     except (TokenUnavailable, KeyInvalidState) as error:
         _LOG.warning("%s is deleted, but its material is still in its token: %s", arn, error.detail)
+
+
+def _grant_of(row: dict[str, Any]) -> Grant:
+    return Grant(
+        row["id"], row["key"], row["grantee"], row["retiring"], frozenset(row["operations"]),
+        row["equals"], row["subset"], row["name"], row["created"], row["issuer"], row.get("expires"), row.get("reason"),
+    )  # fmt: skip
+
+
+_STORED = (
+    "description", "state", "deletion", "policy", "term", "generation", "tags", "rotation_days", "next_rotation", "rotations", "imports",
+)  # fmt: skip
+"""What a key's row says that may change."""
+
+
+def _event(before: KmsKey, after: KmsKey) -> str:
+    """Say what happened to a key, as far as the two rows tell."""
+    if before.state is not after.state:
+        return "enabled" if after.state is KeyState.ENABLED else "disabled"
+    if before.term != after.term:
+        return "rotated"
+    return "tags" if before.tags != after.tags else "policy"
 
 
 def _imports(row: dict[str, Any]) -> dict[int, Import]:

@@ -7,7 +7,7 @@ in the audit log alone.
 from dataclasses import dataclass
 
 from kmsd.keys.registry import KmsKey
-from kmsd.store.database import SealedStore
+from kmsd.store.database import Changes, SealedStore
 from kmsd.store.schema import Table
 from kmsfs.api.shapes.keys import USED_BY
 
@@ -33,18 +33,10 @@ class KeyUsage:
         self._last: dict[str, tuple[str, float, str]] = {}
         self._unwritten: dict[str, None] = {}
         """Keys in the order in which their rows became old."""
-        since = None
-        for row in store.scan(Table.KEY_USAGE):
-            if "since" in row:
-                since = row["since"]
-            else:
-                self._last[row["key"]] = row["operation"], row["at"], row["call"]
-        if since is None:
-            since = now
-            with store.transaction() as work:
-                work.put(Table.KEY_USAGE, _TRACKING, {"since": since})
-        self.since: float = since
+        self.since: float = now
         """When this daemon's state began to note uses."""
+        self._since_unwritten = True
+        self.take({Table.KEY_USAGE: {row.get("key", _TRACKING): row for row in store.scan(Table.KEY_USAGE)}})
 
     def note(self, key_id: str, operation: str, now: float, call_id: str) -> None:
         """Remember a use, if the operation is one that AWS counts."""
@@ -65,19 +57,31 @@ class KeyUsage:
             StorageError: if it cannot be written; it stays noted.
         """
         due = list(self._unwritten)[:_ROWS_AT_ONCE]
-        if not due:
+        if not due and not self._since_unwritten:
             return
         with self._store.transaction() as work:
+            if self._since_unwritten:
+                work.put(Table.KEY_USAGE, _TRACKING, {"since": self.since})
             for key_id in due:
                 operation, at, call_id = self._last[key_id]
                 row = {"key": key_id, "operation": operation, "at": at, "call": call_id}
                 work.put(Table.KEY_USAGE, key_id, row)
+        self._since_unwritten = False
         for key_id in due:
             del self._unwritten[key_id]
 
     def forget(self, key: KmsKey, event: str) -> None:
-        """Drop what is known of a key that is gone."""
+        """Drop what is known of a key that is gone; its row went with it."""
         if event == "deleted" and self._last.pop(key.key_id, None) is not None:
             self._unwritten.pop(key.key_id, None)
-            with self._store.transaction() as work:
-                work.delete(Table.KEY_USAGE, key.key_id)
+
+    def take(self, changes: Changes) -> None:
+        """Let uses that are in the store count, where none is known that was later."""
+        for place, row in changes.get(Table.KEY_USAGE, {}).items():
+            if row is None:
+                continue
+            if place == _TRACKING:
+                self.since, self._since_unwritten = row["since"], False
+            elif place not in self._last or self._last[place][1] <= row["at"]:
+                self._last[place] = row["operation"], row["at"], row["call"]
+                self._unwritten.pop(place, None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kmsd.store.database import SealedStore
+from kmsd.store.database import Changes, SealedStore
 from kmsd.store.schema import Table
 from kmsd.tokens.token import Token, TokenPlace
 from kmsfs.errors import KeyInvalidState, TokenUnavailable
@@ -52,9 +52,7 @@ class KeyStores:
         self._open: dict[str, Token] = {}
         self._failed: dict[str, str] = {}
         for row in store.scan(Table.KEY_STORE):
-            made = KeyStore(
-                row["id"], row["name"], row["scope"], row["token"], row["pin"], row["certificate"], row["created"], row["wanted"]
-            )
+            made = _store_of(row)
             self._stores[made.store_id] = made
 
     # --- finding ----------------------------------------------------------------------------------------------
@@ -108,8 +106,26 @@ class KeyStores:
     def disconnect(self, store: KeyStore) -> None:
         """Log out."""
         self.put(replace(store, wanted=False))
-        self._failed.pop(store.store_id, None)
-        token = self._open.pop(store.store_id, None)
+        self._log_out(store.store_id)
+
+    def take(self, changes: Changes) -> set[str]:
+        """Let what other daemons wrote be seen here: log in and out where it says so. Return the ids of the stores that it was about."""
+        found = changes.get(Table.KEY_STORE, {})
+        for store_id, row in found.items():
+            if row is None:
+                self._stores.pop(store_id, None)
+                self._log_out(store_id)
+                continue
+            made = self._stores[store_id] = _store_of(row)
+            if not made.wanted:
+                self._log_out(store_id)
+            elif store_id not in self._open:
+                self._try(made)
+        return set(found)
+
+    def _log_out(self, store_id: str) -> None:
+        self._failed.pop(store_id, None)
+        token = self._open.pop(store_id, None)
         if token is not None:
             token.close()
 
@@ -136,6 +152,10 @@ class KeyStores:
         if token is None:
             raise KeyInvalidState(f"{arn} is unavailable.", hint="its custom key store is not connected: kmsfs keystore connect")
         return token
+
+
+def _store_of(row: dict[str, Any]) -> KeyStore:
+    return KeyStore(row["id"], row["name"], row["scope"], row["token"], row["pin"], row["certificate"], row["created"], row["wanted"])
 
 
 def new_store_id() -> str:

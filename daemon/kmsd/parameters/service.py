@@ -20,7 +20,7 @@ from kmsd.parameters.records import ParameterFacts, facts_of
 from kmsd.parameters.selector import Selector, parse_selector
 from kmsd.parameters.tier import ParameterLimits, settle_tier
 from kmsd.parameters.values import DEFAULT_KEY, SECRET_PREFIX, ParameterValues, check_data_type
-from kmsd.store.database import SealedStore
+from kmsd.store.database import Changes, SealedStore
 from kmsd.store.schema import Table
 from kmsfs.aead.nonces import Rng
 from kmsfs.api.shapes import parameters as shapes
@@ -207,15 +207,44 @@ class ParameterService:
         self._remove(self.visible(call, name))
 
     def _remove(self, facts: ParameterFacts) -> None:
-        name, place = facts.name, self._place(facts)
+        place = self._place(facts)
         with self._store.transaction() as work:
             for version in range(facts.oldest, facts.version + 1):
                 work.delete(Table.PARAMETER_VERSION, f"{place}:{version}")
             work.delete(Table.PARAMETER, place)
+        self._drop(facts)
+
+    def _drop(self, facts: ParameterFacts) -> None:
         for version in range(facts.oldest, facts.version + 1):
-            self._held.pop((facts.scope, name, version), None)
+            self._held.pop((facts.scope, facts.name, version), None)
         self._tree.remove(facts)
         self._tell(facts, "Delete")
+
+    def take(self, changes: Changes) -> None:
+        """Let what other daemons wrote be seen here."""
+        for place in changes.get(Table.PARAMETER_VERSION, {}):
+            # A parameter that was removed and made anew has other values under the same numbers.
+            owner, _, version = place.rpartition(":")
+            present = self._find(*self._named(owner))
+            if present is not None:
+                self._held.pop((present.scope, present.name, int(version)), None)
+        for place, row in changes.get(Table.PARAMETER, {}).items():
+            present = self._find(*self._named(place))
+            if row is None:
+                if present is not None:
+                    self._drop(present)
+                continue
+            facts = facts_of(row, self._home)
+            self._tree.put(facts)
+            self._tell(facts, "Create" if present is None else "Update")
+
+    def _named(self, place: str) -> tuple[str, str]:
+        """Return scope and name, in either spelling, of a parameter by its row's natural key."""
+        if not place.startswith("arn:"):
+            return self._home, place
+        _, _, _, region, account, resource = place.split(":", 5)
+        path = resource.removeprefix("parameter/")
+        return f"{region}:{account}", f"/{path}" if "/" in path else path
 
     def _tell(self, facts: ParameterFacts, operation: str) -> None:
         """Publish a change, in the words of EventBridge's "Parameter Store Change" where it has some."""

@@ -15,7 +15,7 @@ from kmsd.dispatch.conditionkeys import values_of_management, values_of_resource
 from kmsd.dispatch.paging import Names
 from kmsd.events.changes import Change
 from kmsd.secrets.records import Secret, Version, secret_of
-from kmsd.store.database import SealedStore
+from kmsd.store.database import Changes, SealedStore
 from kmsd.store.schema import Table
 from kmsfs.errors import AccessDenied, CorruptStore, SecretNotFound
 from kmsfs.ids import account_of, region_of
@@ -181,6 +181,20 @@ class SecretStore:
             for version in secret.versions:
                 work.delete(Table.SECRET_VERSION, f"{secret.arn}:{version.version_id}")
             work.delete(Table.SECRET, secret.arn)
+        self._drop(secret)
+
+    def take(self, changes: Changes) -> None:
+        """Let what other daemons wrote be seen here."""
+        for arn, row in changes.get(Table.SECRET, {}).items():
+            present = self._by_arn.get(arn)
+            if row is not None:
+                secret = secret_of(row)
+                self._keep(secret)
+                self._tell(secret, _operation(present, secret))
+            elif present is not None:
+                self._drop(present)
+
+    def _drop(self, secret: Secret) -> None:
         del self._by_arn[secret.arn]
         del self._arns[secret.scope, secret.name]
         self._names[secret.scope].discard(secret.name)

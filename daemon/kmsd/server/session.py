@@ -79,7 +79,8 @@ class Session(asyncio.Protocol):
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
-        self._number = next(state.numbers)
+        self.number = next(state.numbers)
+        """By which the rooms know the connection."""
         self._buffer = FrameBuffer()
         self._watched: dict[int, frozenset[str]] = {}
         self._followed: dict[int, Following] = {}
@@ -120,7 +121,7 @@ class Session(asyncio.Protocol):
         self._state.sessions.discard(self)
         if self._admitted and self._caller is not None:
             self._state.buckets.disconnect(self._caller.uid)
-        self._state.on_lost(self._number, self._state.clock())
+        self._state.on_lost(self.number, self._state.clock())
 
     def pause_writing(self) -> None:
         """Stop reading from a peer that does not read its answers."""
@@ -192,6 +193,10 @@ class Session(asyncio.Protocol):
         if self._followed:
             self._state.settlement.after(lambda _error: self._transport.close())
 
+    def end(self) -> None:
+        """Cut the connection."""
+        self._transport.abort()
+
     def end_if(self, concerns: Callable[[Caller], bool]) -> None:
         """Cut the connection if its caller is one of these: who comes back is looked at anew."""
         if self._caller is not None and concerns(self._caller):
@@ -238,7 +243,7 @@ class Session(asyncio.Protocol):
             if frame.deadline_ms is not None and (now - self._arrived) * 1000 >= frame.deadline_ms:
                 raise DeadlineExceeded("the request's deadline passed before it was begun; nothing was done")
             self._state.spend(caller.principal, frame)
-            result, call = self._state.pipeline.run(caller, frame, self._number)
+            result, call = self._state.pipeline.run(caller, frame, self.number)
             missed = self._begin_stream(frame.request_id, call)
             return frame.operation, frame.request_id, encode_result(frame.request_id, result) + missed
         except KmsfsError as error:

@@ -199,6 +199,9 @@ class SealedStore(ABC):
     def loaded(self) -> None:  # noqa: B027
         """End the view of one moment in which everything was read at the start."""
 
+    def tidy(self) -> None:  # noqa: B027
+        """Remove what nobody needs any more."""
+
     @property
     def host(self) -> str:
         """What this daemon's host is called among those that share the database; empty where none do."""
@@ -265,8 +268,7 @@ class SealedStore(ABC):
     # --- the head record ----------------------------------------------------------------------------------------
 
     def _seal_head(self, commit: int, accumulator: int) -> bytes:
-        value = {"commit": commit, "acc": accumulator.to_bytes(32, "big"), "seals": self._sealer.usage.used + 1}
-        return self._sealer.seal(Table.HEAD, ZERO, ZERO, 0, value)
+        return seal_head(self._sealer, commit, accumulator)
 
     def _open_head(self, row: Any) -> dict[str, Any]:
         if row is None:
@@ -286,6 +288,12 @@ class SealedStore(ABC):
             )
         self.commit_number, self._accumulator = head["commit"], accumulator
         self._sealer.usage.used = head["seals"]
+
+
+def seal_head(sealer: RowSealer, commit: int, accumulator: int) -> bytes:
+    """Return the head record of a state."""
+    value = {"commit": commit, "acc": accumulator.to_bytes(32, "big"), "seals": sealer.usage.used + 1}
+    return sealer.seal(Table.HEAD, ZERO, ZERO, 0, value)
 
 
 @contextmanager

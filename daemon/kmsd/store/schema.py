@@ -17,11 +17,11 @@ all rows of HMAC-SHA256(K_accumulator, tbl ‖ id ‖ ver ‖ tag), "seals": sea
 
 from enum import IntEnum
 
-from sqlalchemy import Column, Index, Integer, LargeBinary, MetaData
+from sqlalchemy import BigInteger, Column, DateTime, Index, Integer, LargeBinary, MetaData, Text
 from sqlalchemy import Table as SqlTable
 
 SCHEMA_VERSION = 1
-"""In PRAGMA user_version. Another number is refused."""
+"""In PRAGMA user_version, or in `kmsfs_format`. Another number is refused."""
 
 
 class Table(IntEnum):
@@ -60,6 +60,9 @@ class Table(IntEnum):
     """Natural key: account id. The fields of kmsd.accounts.store.Account; the managing account has no row."""
     KEY_STORE = 15
     """Natural key: custom key store id. The fields of kmsd.keystores.store.KeyStore."""
+    CHANGE = 16
+    """Of shared databases, in a table of its own: see `CHANGE`."""
+
 
 METADATA = MetaData()
 ROW = SqlTable(
@@ -79,3 +82,29 @@ HEAD = SqlTable(
     Column("only", Integer, primary_key=True, autoincrement=False),
     Column("blob", LargeBinary, nullable=False),
 )
+SHARED = MetaData()
+"""What a database that several daemons share has besides."""
+CHANGE = SqlTable(
+    "change",
+    SHARED,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("blob", LargeBinary, nullable=False),
+)
+"""One row a transaction, for the other daemons: `seq` is its commit number, `blob` sealed as rows are, with tbl 16, id the commit
+number (16 bytes, big endian), parent zero and ver 0: {"before", "after": the accumulator, "rows": [[tbl, natural key, ver, tag], ...]},
+where ver 0 says that the row is gone. The last 100,000 are kept."""
+HOST = SqlTable(
+    "host",
+    SHARED,
+    Column("id", Text, primary_key=True),
+    Column("seen", DateTime(timezone=True), nullable=False),
+)
+"""When each daemon was last heard of, by the database's clock. Not sealed: it decides who waits, never what is so."""
+FORMAT = SqlTable(
+    "kmsfs_format",
+    SHARED,
+    Column("only", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+    Column("realm", LargeBinary(16), nullable=False),
+)
+"""SCHEMA_VERSION, and whose database it is."""

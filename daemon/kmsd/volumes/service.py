@@ -3,18 +3,19 @@
 This state lives with the daemon, out of reach of whoever can write the cipher directory (security.md, 6.6).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kmsd.dispatch.call import Call
-from kmsd.store.database import SealedStore
+from kmsd.store.database import Changes, SealedStore
 from kmsd.store.schema import Table
 from kmsfs.aead.nonces import Rng
 from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC, require_algorithm
 from kmsfs.api.shapes import admin as shapes
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import IncorrectKey, LimitExceeded, VolumeBusy
-from kmsfs.quantity import RECONNECT_SECONDS
+from kmsfs.quantity import RECONNECT_SECONDS, TAKEOVER_SECONDS
 
 _MARK_BYTES = 32
 _SESSIONS_PASSED = 1 << 20
@@ -42,6 +43,8 @@ class Volume:
     freshness_may_begin: bool = True
     directory_keys: dict[str, str] = field(default_factory=dict)
     """The KMS keys of directories that have one of their own, by directory id."""
+    host: str = ""
+    """The host whose daemon gave the lease, where several share a database; empty when it ended."""
     account: str = ""
     """Whose volume it is, where that is not the managing account: each account that received a snapshot has its own."""
 
@@ -68,6 +71,7 @@ class Volume:
             "freshness_may_begin": self.freshness_may_begin,
             "directory_keys": self.directory_keys,
             "account": self.account,
+            **({"host": self.host} if self.host else {}),
         }
 
 
@@ -84,14 +88,12 @@ class VolumeService:
         self._management = management
         self._rng = rng
         self._boot = boot
+        self.on_taken_over: Callable[[int], None] = lambda _connection: None
+        """Told of the connection whose lease another host has now."""
         self._volumes: dict[str, Volume] = {}
         for row in store.scan(Table.VOLUME):
-            volume = Volume(
-                row["id"], row["key"], row["session"], list(row["unclean"]), row["boot"], next_key=row.get("next_key"),
-                freshness_head=row.get("freshness_head", b""), freshness_may_begin=row.get("freshness_may_begin", True),
-                directory_keys=dict(row.get("directory_keys", {})), account=row.get("account", ""),
-            )  # fmt: skip
-            if volume.boot == boot and volume.session in volume.unclean:
+            volume = _volume_of(row)
+            if volume.host in ("", store.host) and volume.boot == boot and volume.session in volume.unclean:
                 # Its mount may still live: the daemon restarted, the machine did not. Let it come back first.
                 volume.released = now
             self._volumes[volume.place] = volume
@@ -111,6 +113,7 @@ class VolumeService:
         )
         if request.read_only:
             return _opened(volume, volume.unclean)
+        self._require_free_elsewhere(volume)
         leased = volume.holder is not None or call.now < volume.released + RECONNECT_SECONDS
         if (leased and not resumed) or (volume.holder is not None and volume.holder != call.connection_id):
             raise VolumeBusy(
@@ -122,9 +125,9 @@ class VolumeService:
         if not resumed:
             session = volume.session + 1
             self._save(
-                replace(volume, session=session, unclean=[*volume.unclean, session], boot=self._boot)
+                replace(volume, session=session, unclean=[*volume.unclean, session], boot=self._boot, host=self._store.host)
             )
-            volume.session = session
+            volume.session, volume.host = session, self._store.host
             volume.unclean.append(session)
         volume.holder = call.connection_id
         others = [number for number in volume.unclean if number != volume.session]
@@ -134,7 +137,7 @@ class VolumeService:
         """CloseVolumeSession."""
         volume = self._volume(call, call.request.volume_id)
         self._require_session(volume, call)
-        ended = replace(volume, unclean=_without(volume, [call.request.session]), boot=self._boot)
+        ended = replace(volume, unclean=_without(volume, [call.request.session]), boot=self._boot, host="")
         if call.request.freshness_head is not None:
             ended.freshness_head, ended.freshness_may_begin = call.request.freshness_head, False
         self._save(ended)
@@ -166,6 +169,7 @@ class VolumeService:
         next number is past all of theirs, and the first of them count as unclean, so that what they wrote is verified.
         """
         volume = self._volume(call, call.request.volume_id)
+        self._require_free_elsewhere(volume)
         if volume.holder is not None:
             raise VolumeBusy("this volume is mounted", hint="unmount it first")
         mark = self._rng(_MARK_BYTES)
@@ -202,6 +206,40 @@ class VolumeService:
                 volume.holder = None
                 volume.released = now
 
+    def end_leases(self, now: float) -> None:
+        """Let other hosts know of leases that have run out here."""
+        for volume in self._volumes.values():
+            if self._store.host and volume.host == self._store.host and volume.holder is None and now >= volume.released + RECONNECT_SECONDS:
+                self._save(replace(volume, host=""))
+                volume.host = ""
+
+    def take(self, changes: Changes) -> None:
+        """Let what other daemons wrote be seen here; a lease of ours ends where another host has taken the volume over."""
+        for place, row in changes.get(Table.VOLUME, {}).items():
+            if row is None:
+                continue
+            volume, present = _volume_of(row), self._volumes.get(place)
+            if present is not None and present.session == volume.session:
+                volume.holder, volume.released = present.holder, present.released
+            elif present is not None and present.holder is not None:
+                self.on_taken_over(present.holder)
+            self._volumes[place] = volume
+
+    def _require_free_elsewhere(self, volume: Volume) -> None:
+        """Refuse a lease that a mount on another host may still have.
+
+        Raises:
+            VolumeBusy: if it may.
+        """
+        if volume.host in ("", self._store.host):
+            return
+        silent = self._store.seconds_since(volume.host)
+        if silent is None or silent < TAKEOVER_SECONDS:
+            raise VolumeBusy(
+                f"this volume is mounted for writing on {volume.host}",
+                hint=f"unmount it there; if that host is gone, its lease ends {TAKEOVER_SECONDS:.0f} s after its daemon was last heard of",
+            )
+
     def _volume(self, call: Call, volume_id: str) -> Volume:
         account = call.caller.account if call.caller.account != self._management else ""
         place = place_of(account, volume_id)
@@ -229,6 +267,14 @@ class VolumeService:
     def _save(self, volume: Volume) -> None:
         with self._store.transaction() as work:
             work.put(Table.VOLUME, volume.place, volume.row())
+
+
+def _volume_of(row: dict[str, Any]) -> Volume:
+    return Volume(
+        row["id"], row["key"], row["session"], list(row["unclean"]), row["boot"], next_key=row.get("next_key"),
+        freshness_head=row.get("freshness_head", b""), freshness_may_begin=row.get("freshness_may_begin", True),
+        directory_keys=dict(row.get("directory_keys", {})), host=row.get("host", ""), account=row.get("account", ""),
+    )  # fmt: skip
 
 
 def _without(volume: Volume, sessions: list[int]) -> list[int]:
