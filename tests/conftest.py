@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from kmsfs.client.session import ClientSession
 from kmsfs.mount.mounttable import mounted_source
+from support.databases import new_database
 from support.peers import let_others_in
 
 settings.register_profile(
@@ -41,6 +42,10 @@ def state_home(tmp_path_factory):
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state-home"))
 
 
+SHARED_SERVER = os.environ.get("KMSFS_TEST_POSTGRES", "")
+"""A PostgreSQL server, as `postgresql://user@host:port`: where it is given, every realm under test has its state there."""
+
+
 class DaemonProcess:
     """A kmsd over a state folder of its own."""
 
@@ -54,6 +59,8 @@ class DaemonProcess:
         self.source = source
 
     def init(self, *options):
+        if SHARED_SERVER:
+            options = (*options, "--database", new_database(SHARED_SERVER))
         return subprocess.run(
             [sys.executable, "-m", "kmsd", "init", "--state", str(self.state), *self.source, *options, "--json"],
             capture_output=True, text=True,
