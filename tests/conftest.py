@@ -57,18 +57,20 @@ class DaemonProcess:
         self.options += serve_options
         self.process = None
         self.source = source
+        self.prefix = []
+        """Words before the command, such as those that run it in a namespace."""
 
     def init(self, *options):
         if SHARED_SERVER:
             options = (*options, "--database", new_database(SHARED_SERVER))
         return subprocess.run(
-            [sys.executable, "-m", "kmsd", "init", "--state", str(self.state), *self.source, *options, "--json"],
+            [*self.prefix, sys.executable, "-m", "kmsd", "init", "--state", str(self.state), *self.source, *options, "--json"],
             capture_output=True, text=True,
         )
 
     def start(self, *options, wait=True):
         command = [sys.executable, "-m", "kmsd", "serve", "--state", str(self.state), "--socket", str(self.socket)]
-        self.process = subprocess.Popen([*command, *self.options, *options], stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([*self.prefix, *command, *self.options, *options], stderr=subprocess.PIPE, text=True)
         if wait:
             deadline = time.monotonic() + 20
             while not self.answers():
@@ -154,7 +156,7 @@ class MountProcess:
         command = [sys.executable, *self.program, "mount", "--foreground", str(self.cipher), str(self.plain)]
         # A file and no pipe: a pipe that nobody reads holds up the mount when it is full.
         self.said = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([*command, *self.options], env=environment, stderr=self.said)
+        self.process = subprocess.Popen([*self.prefix, *command, *self.options], env=environment, stderr=self.said)
         if wait:
             deadline = time.monotonic() + 30
             while not os.path.ismount(self.plain):

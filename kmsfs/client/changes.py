@@ -8,7 +8,7 @@ from typing import Any
 from kmsfs.client.remote import to_exception
 from kmsfs.client.session import ClientSession
 from kmsfs.client.transport import Transport
-from kmsfs.errors import DaemonUnreachable, DeadlineExceeded
+from kmsfs.errors import Unavailable
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
 _RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.25, 4.0
@@ -61,7 +61,7 @@ class ChangeStream:
                 for event in self._follow():
                     begun, pause = True, _RETRY_SECONDS
                     yield event
-            except (DaemonUnreachable, DeadlineExceeded):
+            except Unavailable:
                 if self._closed.is_set():
                     return
                 if not begun:

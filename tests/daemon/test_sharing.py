@@ -12,9 +12,10 @@ import pytest
 
 from conftest import DaemonProcess
 from kmsfs.client.changes import ChangeStream
-from kmsfs.errors import DatabaseUnreachable, KmsfsError
+from kmsfs.errors import KmsfsError, Unavailable
 from kmsfs.quantity import DATABASE_LEASE_SECONDS
 from support.databases import PostgresServer, new_database, wait_for
+from support.network import Network
 
 pytestmark = pytest.mark.root
 
@@ -32,8 +33,9 @@ class Hosts:
     def __init__(self, folder, url):
         self.folder, self.url, self.made = folder, url, []
 
-    def first(self):
+    def first(self, prefix=()):
         host = DaemonProcess(self.folder / "h0")
+        host.prefix = list(prefix)
         host.folder.mkdir()
         done = host.init("--database", self.url)
         assert done.returncode == 0, done.stderr
@@ -41,19 +43,20 @@ class Hosts:
         self.made.append(host)
         return host.start()
 
-    def join(self, **options):
+    def join(self, prefix=()):
         host = DaemonProcess(self.folder / f"h{len(self.made)}")
+        host.prefix = list(prefix)
         host.folder.mkdir()
         code = host.folder / "code"
         code.write_text(self.code)
         done = subprocess.run(
-            [sys.executable, "-m", "kmsd", "join", "--state", host.state, "--database", self.url, "--keyring", self.made[0].state / "keyring.kms",
+            [*prefix, sys.executable, "-m", "kmsd", "join", "--state", host.state, "--database", self.url, "--keyring", self.made[0].state / "keyring.kms",
              "--code-file", code, "--json"],
             capture_output=True, text=True,
         )
         assert done.returncode == 0, done.stderr
         self.made.append(host)
-        return host.start(**options)
+        return host.start()
 
     def stop(self):
         for host in self.made:
@@ -263,7 +266,7 @@ def test_without_its_database_a_daemon_reads_for_a_lease_and_then_refuses(tmp_pa
         own_server.kill()
         gone = time.monotonic()
         assert call("Decrypt", CiphertextBlob=sealed)["Plaintext"] == b"x"
-        with pytest.raises(DatabaseUnreachable, match="database"):
+        with pytest.raises(Unavailable, match="database"):
             call("PutParameter", Name="/kept", Value="2", Type="String", Overwrite=True)
         assert call("Decrypt", CiphertextBlob=sealed)["Plaintext"] == b"x"
         wait_for(lambda: code_of(call, "Decrypt", CiphertextBlob=sealed) == "DependencyTimeoutException", DATABASE_LEASE_SECONDS + 5)
@@ -382,6 +385,81 @@ def test_an_older_database_is_not_taken_for_the_present_one(tmp_path, own_server
         assert caller(host.start("--accept-rollback"))("GetParameter", Name="/a")["Parameter"]["Value"] == "1"
     finally:
         hosts.stop()
+
+
+# --- two hosts, one cable each -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network():
+    made = Network()
+    yield made
+    made.close()
+
+
+def test_a_host_without_its_cable_decides_nothing_on_its_own(tmp_path, network):
+    server = PostgresServer(tmp_path / "server", network.address).make().start()
+    hosts = Hosts(tmp_path, new_database(server.url))
+    spaces = [network.host(), network.host()]
+    try:
+        a, b = hosts.first(("ip", "netns", "exec", spaces[0])), hosts.join(("ip", "netns", "exec", spaces[1]))
+        on_a, on_b = caller(a), caller(b)
+        key = on_a("CreateKey")["KeyMetadata"]["KeyId"]
+        sealed = on_a("Encrypt", KeyId=key, Plaintext=b"x")["CiphertextBlob"]
+        wait_for(lambda: on_b("Decrypt", CiphertextBlob=sealed))
+        began = time.monotonic()
+        on_a("DisableKey", KeyId=key)
+        wait_for(lambda: code_of(on_b, "Decrypt", CiphertextBlob=sealed) == "DisabledException", 1)
+        assert time.monotonic() - began < 1
+        on_a("EnableKey", KeyId=key)
+        wait_for(lambda: on_b("Decrypt", CiphertextBlob=sealed))
+
+        beats = Beats(b)
+        wait_for(lambda: beats.count > 0)
+        network.pull(spaces[1])
+        pulled = time.monotonic()
+        on_a("DisableKey", KeyId=key)
+        on_a("PutParameter", Name="/split", Value="a", Type="String")
+        # B does not know it, and may not for a lease; it changes nothing, whatever it is asked.
+        assert on_b("Decrypt", CiphertextBlob=sealed)["Plaintext"] == b"x"
+        for operation, parameters in (
+            ("PutParameter", {"Name": "/split", "Value": "b", "Type": "String"}), ("CreateKey", {}), ("EnableKey", {"KeyId": key}),
+            ("CreateAlias", {"AliasName": "alias/split", "TargetKeyId": key}), ("CreateUser", {"UserName": "split"}),
+        ):
+            assert code_of(on_b, operation, **parameters) == "DependencyTimeoutException"
+        wait_for(lambda: code_of(on_b, "Decrypt", CiphertextBlob=sealed) == "DependencyTimeoutException", 15)
+        assert time.monotonic() - pulled < DATABASE_LEASE_SECONDS + 2
+        last = beats.last
+        assert last - pulled < 4
+        time.sleep(4)
+        assert beats.last == last
+        on_a("PutParameter", Name="/split", Value="a2", Type="String", Overwrite=True)
+
+        network.plug(spaces[1])
+        wait_for(lambda: code_of(on_b, "Decrypt", CiphertextBlob=sealed) == "DisabledException", 15)
+        assert wait_for(lambda: on_b("GetParameter", Name="/split"))["Parameter"]["Value"] == "a2"
+        on_b("EnableKey", KeyId=key)
+        wait_for(lambda: on_a("Decrypt", CiphertextBlob=sealed), 1)
+        wait_for(lambda: beats.last > last)
+        assert everything(a) == everything(b)
+    finally:
+        hosts.stop()
+        server.stop()
+
+
+class Beats:
+    """Counts the heartbeats that a daemon sends to who holds a lease."""
+
+    def __init__(self, host):
+        self.count, self.last = 0, 0.0
+        self._stream = ChangeStream(host.session())
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self):
+        for event in self._stream:
+            if event["kind"] == "heard":
+                self.count += 1
+                self.last = time.monotonic()
 
 
 # --- moving in, and out ---------------------------------------------------------------------------------------------------

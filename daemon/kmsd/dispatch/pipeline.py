@@ -132,7 +132,7 @@ class Pipeline:
     def _run(self, call: Call, parameters: dict[str, Any]) -> Shape:
         try:
             if call.operation.name not in ALWAYS_ANSWERED:
-                self._store.require_current()
+                self._store.require_current(for_a_lease=call.operation.streams)
                 if call.operation.mutates:
                     self.journal.flush()
             call.request = decode(call.operation, parameters)

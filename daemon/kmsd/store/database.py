@@ -181,8 +181,8 @@ class SealedStore(ABC):
         """
         yield
 
-    def require_current(self) -> None:  # noqa: B027
-        """Refuse to answer from memory what may not be so any more.
+    def require_current(self, *, for_a_lease: bool = False) -> None:  # noqa: B027
+        """Refuse to answer from memory what may not be so any more; who is given a lease relies on it for longer.
 
         Raises:
             DatabaseUnreachable: if it is too long since this daemon could look at what others have written.

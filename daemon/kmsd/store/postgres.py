@@ -217,9 +217,9 @@ class PostgresStore(SealedStore):
             changes.setdefault(table, {})[natural_key] = value
         return changes
 
-    def require_current(self) -> None:
+    def require_current(self, *, for_a_lease: bool = False) -> None:
         """Refuse to answer from memory once that is too old."""
-        if time.monotonic() - self._confirmed > DATABASE_LEASE_SECONDS:
+        if time.monotonic() - self._confirmed > (DATABASE_FRESH_SECONDS if for_a_lease else DATABASE_LEASE_SECONDS):
             raise DatabaseUnreachable(
                 "the database that this daemon shares has not answered for too long: what others revoked would not be known",
                 hint="the daemon goes on by itself once its database answers",
