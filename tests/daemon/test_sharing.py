@@ -13,7 +13,7 @@ import pytest
 from conftest import DaemonProcess
 from kmsfs.client.changes import ChangeStream
 from kmsfs.errors import KmsfsError, Unavailable
-from kmsfs.quantity import DATABASE_LEASE_SECONDS
+from kmsfs.quantity import DATABASE_LEASE_SECONDS, TAKEOVER_SECONDS
 from support.databases import PostgresServer, new_database, wait_for
 from support.network import Network
 
@@ -526,3 +526,62 @@ def test_who_may_not_join_does_not(hosts, tmp_path, server):
     assert done.returncode != 0 and "holds a state" in done.stderr
 
 
+
+
+# --- volumes -----------------------------------------------------------------------------------------------------------------
+
+VOLUME = "ab" * 16
+
+
+def lease(host, key, **more):
+    """Take a volume's lease on a connection of its own; return the connection and the answer."""
+    transport = host.session().open_transport()
+    answer = transport.call("OpenVolumeSession", {"KeyId": key, "VolumeId": VOLUME, "ReadOnly": False, **more})
+    return transport, answer.get("r") or answer["e"]
+
+
+def test_a_volume_has_one_writer_on_all_hosts(hosts):
+    a, b = hosts.first(), hosts.join()
+    key = caller(a)("CreateKey")["KeyMetadata"]["Arn"]
+    wait_for(lambda: caller(b)("DescribeKey", KeyId=key), 1)
+    writer, first = lease(a, key)
+    _, refused = lease(b, key)
+    assert refused["code"] == "VolumeBusyException" and "mounted for writing on" in refused["message"], refused
+    assert "30 s" in refused["hint"]
+    _, reads = lease(b, key, ReadOnly=True)
+    assert reads["Session"] == first["Session"] and reads["UncleanSessions"] == [first["Session"]]
+    # An end that was told frees it at once; a mount that was killed, when its own host's daemon knows that it does not come back.
+    assert writer.call("CloseVolumeSession", {"KeyId": key, "VolumeId": VOLUME, "Session": first["Session"]})["r"] == {}
+    second, answer = wait_for(lambda: (found := lease(b, key))[1].get("Session") and found, 1)
+    assert answer["Session"] == first["Session"] + 1 and answer["UncleanSessions"] == []
+    second.close()
+    third, answer = wait_for(lambda: (found := lease(a, key))[1].get("Session") and found, 10)
+    assert answer["UncleanSessions"] == [first["Session"] + 1]
+    third.close()
+
+
+def test_a_host_that_is_gone_is_taken_over_and_learns_of_it(tmp_path, network):
+    server = PostgresServer(tmp_path / "server", network.address).make().start()
+    hosts = Hosts(tmp_path, new_database(server.url))
+    spaces = [network.host(), network.host()]
+    try:
+        a, b = hosts.first(("ip", "netns", "exec", spaces[0])), hosts.join(("ip", "netns", "exec", spaces[1]))
+        key = caller(a)("CreateKey")["KeyMetadata"]["Arn"]
+        wait_for(lambda: caller(b)("DescribeKey", KeyId=key), 1)
+        writer, first = lease(a, key)
+        network.pull(spaces[0])
+        gone = time.monotonic()
+        _, answer = wait_for(lambda: (found := lease(b, key))[1].get("Session") and found, TAKEOVER_SECONDS + 10)
+        # No earlier than all that the other host may still rely on has run out.
+        assert TAKEOVER_SECONDS - 4 < time.monotonic() - gone
+        assert answer["Session"] == first["Session"] + 1 and first["Session"] in answer["UncleanSessions"]
+        network.plug(spaces[0])
+        with pytest.raises(Unavailable):
+            # The connection with the old lease is cut before anything else is answered from the present state.
+            while True:
+                writer.receive(timeout=20)
+        _, again = lease(a, key, Resume=first["Session"])
+        assert again["code"] == "VolumeBusyException"
+    finally:
+        hosts.stop()
+        server.stop()
