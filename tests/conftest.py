@@ -150,13 +150,15 @@ class MountProcess:
         self.socket = str(socket)
         self.options = options
         self.process = None
+        self.environment = {}
+        """What its environment has besides, such as another state folder."""
 
     def start(self, *, wait=True):
-        environment = {**os.environ, "KMSFS_SOCKET": self.socket}
+        environment = {**os.environ, "KMSFS_SOCKET": self.socket, **self.environment}
         command = [sys.executable, *self.program, "mount", "--foreground", str(self.cipher), str(self.plain)]
         # A file and no pipe: a pipe that nobody reads holds up the mount when it is full.
         self.said = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([*self.prefix, *command, *self.options], env=environment, stderr=self.said)
+        self.process = subprocess.Popen([*command, *self.options], env=environment, stderr=self.said)
         if wait:
             deadline = time.monotonic() + 30
             while not os.path.ismount(self.plain):

@@ -57,7 +57,7 @@ def repair_volume(cipher_dir: Path, talk: ClientSession, found: Report, *, set_a
             raise UsageError(
                 "the last session of this volume did not end cleanly", hint="mount it once: that heals it"
             )
-        records = open_records(volume.keys, lease, read_only=False)
+        records = open_records(volume.keys, lease, cipher_dir, read_only=False)
         tools = volume_tools(volume, talk, SessionRules(lease.number, set(), tolerate_other_slot=True))
         tools.freshness = records
         return Repairer(tools, cipher_dir, set_aside=set_aside).run(found, volume.descriptor)
@@ -87,7 +87,7 @@ def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
     tools = volume_tools(volume, talk, SessionRules(lease.number, set(lease.unclean)))
     of_the_volume = []
     try:
-        tools.freshness = open_records(volume.keys, lease, read_only=True)
+        tools.freshness = open_records(volume.keys, lease, cipher_dir, read_only=True)
     except CorruptVolume as error:
         of_the_volume.append(Finding("/", ".", DAMAGE, str(error)))
     with byte_progress("checking", stored_bytes(cipher_dir)) as advance:

@@ -41,6 +41,9 @@ def mount(
         bool, typer.Option("--allow-other", help="Let other users in, by file modes.")
     ] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Change nothing.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Read what another mount of the volume writes, on this host or on another.")
+    ] = False,
     recover: Annotated[bool, typer.Option("--recover", help="Accept files with one damaged header.")] = False,
     low_latency: Annotated[
         bool,
@@ -61,8 +64,8 @@ def mount(
     if transport not in TRANSPORTS:
         raise UsageError(f"no transport {transport!r}", hint=f"one of {', '.join(TRANSPORTS)}")
     request = MountRequest(
-        cipher_dir.absolute(), mountpoint.absolute(), key, transport, allow_other, read_only, recover,
-        low_latency, keys_ahead, memory << 20,
+        cipher_dir.absolute(), mountpoint.absolute(), key, transport, allow_other, read_only or follow, recover,
+        low_latency, keys_ahead, memory << 20, follow,
     )  # fmt: skip
     check_places(request)
     talk = session()
@@ -147,6 +150,28 @@ def accept_restore(
     )
     accept(cipher_dir, session())
     show({}, lambda: say(f"{cipher_dir} is accepted as it is; its next mount begins new freshness records"))
+
+
+@volume_app.command()
+def records(
+    cipher_dir: CipherDir,
+    in_volume: Annotated[bool, typer.Option("--in-volume", help="Beside the ciphertext, where other hosts find them too.")] = False,
+    in_state: Annotated[bool, typer.Option("--in-state", help="In your own state folder on this host.")] = False,
+) -> None:
+    """Say, or choose, where the freshness records of an unmounted volume lie. Example: kmsfs volume records /shared/cipher --in-volume
+
+    In the volume they still tell when files were put back after a clean unmount; of an unclean one only those in the state do.
+    """
+    from kmsfs.mount.freshness import move_records, records_path
+    from kmsfs.mount.volume import read_config
+
+    if in_volume and in_state:
+        raise UsageError("--in-volume or --in-state, not both")
+    if in_volume or in_state:
+        place = move_records(cipher_dir, session(), into_volume=in_volume)
+    else:
+        place = records_path(read_config(cipher_dir)[0].volume_id, cipher_dir)
+    show({"records": os.fspath(place)}, lambda: say(f"the freshness records of {cipher_dir} lie in {place}"))
 
 
 @volume_app.command()

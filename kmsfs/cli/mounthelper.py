@@ -8,6 +8,7 @@ from kmsfs.errors import KmsfsError, UsageError
 _FLAGS = {
     "ro": "--read-only", "allow_other": "--allow-other", "recover": "--recover",
     "no_low_latency": "--no-low-latency", "no_keys_ahead": "--no-keys-ahead",
+    "follow": "--follow",
 }  # fmt: skip
 _VALUES = {"key": "--key", "transport": "--transport", "memory": "--memory"}
 _IGNORED = frozenset(

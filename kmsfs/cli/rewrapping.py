@@ -40,7 +40,7 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
         context = volume_context(config.volume_id)
         wrapped = config.wrapped_key if dry_run else re_encrypt(talk, config.wrapped_key, context, target_key)
         tools = volume_tools(volume, talk, SessionRules(lease.number, set()))
-        tools.freshness = records = open_records(volume.keys, lease, read_only=dry_run)
+        tools.freshness = records = open_records(volume.keys, lease, cipher_dir, read_only=dry_run)
         with byte_progress("rewrapping", stored_bytes(cipher_dir)) as advance:
             targets = _targets(config, wrapped, lease, talk)
             worker = Rewrapper(tools, targets, partial(re_encrypt, talk), advance)

@@ -2,21 +2,25 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 from kmsfs.backing.freshness import FreshnessStore, beside, head_of
 from kmsfs.client.session import ClientSession
 from kmsfs.envelope.volumekeys import VolumeKeys
 from kmsfs.errors import CorruptVolume, StorageError
-from kmsfs.formats.freshness import HEAD_BYTES
-from kmsfs.mount.volume import VolumeLease, read_config
+from kmsfs.formats.freshness import HEAD_BYTES, RECORDS_DIR
+from kmsfs.mount.volume import VolumeLease, open_volume, read_config
 
 _LOG = logging.getLogger("kmsfs.mount")
 
 
-def records_path(volume_id: bytes) -> Path:
-    """Return where a volume's records lie."""
-    return state_folder() / "freshness" / f"{volume_id.hex()}.db"
+def records_path(volume_id: bytes, cipher_dir: Path | None = None) -> Path:
+    """Return where a volume's records lie: in the user's state, or beside the ciphertext where there is a folder for them."""
+    name = f"{volume_id.hex()}.db"
+    if cipher_dir is not None and (cipher_dir / RECORDS_DIR).is_dir():
+        return cipher_dir / RECORDS_DIR / name
+    return state_folder() / "freshness" / name
 
 
 def state_folder() -> Path:
@@ -29,14 +33,14 @@ def state_folder() -> Path:
     return base / "kmsfs"
 
 
-def open_records(keys: VolumeKeys, lease: VolumeLease, *, read_only: bool) -> FreshnessStore | None:
+def open_records(keys: VolumeKeys, lease: VolumeLease, cipher_dir: Path, *, read_only: bool) -> FreshnessStore | None:
     """Open a volume's records, beginning new ones where kmsd allows it; None where there are none to compare with.
 
     Raises:
         CorruptVolume: if they are missing, damaged or of the past.
         StorageError: if they cannot be read or written.
     """
-    path = records_path(keys.volume_id)
+    path = records_path(keys.volume_id, cipher_dir)
     if _ended_cleanly(path, lease.head):
         for suffix in ("-wal", "-shm"):
             beside(path, suffix).unlink(missing_ok=True)
@@ -51,14 +55,14 @@ def open_records(keys: VolumeKeys, lease: VolumeLease, *, read_only: bool) -> Fr
     return store
 
 
-def resume_records(keys: VolumeKeys, lease: VolumeLease, *, read_only: bool) -> FreshnessStore:
+def resume_records(keys: VolumeKeys, lease: VolumeLease, cipher_dir: Path, *, read_only: bool) -> FreshnessStore:
     """Open the records that the image of this process before kept in this session.
 
     Raises:
         CorruptVolume: if they are missing, damaged or of another session.
         StorageError: if they cannot be read.
     """
-    path = records_path(keys.volume_id)
+    path = records_path(keys.volume_id, cipher_dir)
     if not path.exists():
         raise CorruptVolume(f"the freshness records of this volume ({path}) are gone")
     store = FreshnessStore(keys.freshness, path, read_only=read_only)
@@ -66,6 +70,55 @@ def resume_records(keys: VolumeKeys, lease: VolumeLease, *, read_only: bool) -> 
         store.close()
         raise CorruptVolume(f"the freshness records of this volume ({path}) are of another session")
     return store
+
+
+def move_records(cipher_dir: Path, session: ClientSession, *, into_volume: bool) -> Path:
+    """Let a volume's records lie beside its ciphertext, where other hosts find them, or in this user's state; return where.
+
+    Raises:
+        VolumeBusy: if it is mounted.
+        CorruptVolume: if the last mount did not end cleanly: what the records say is not all in one file then.
+        StorageError: if they cannot be moved.
+        KmsfsError: as Decrypt.
+    """
+    volume = open_volume(cipher_dir, session)
+    try:
+        volume_id, folder = volume.config.volume_id, cipher_dir / RECORDS_DIR
+        there = records_path(volume_id, cipher_dir)
+        if beside(there, "-wal").exists():
+            raise CorruptVolume("the last mount did not end cleanly", hint="mount the volume and unmount it, then try again")
+        if into_volume:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            here = records_path(volume_id, cipher_dir)
+        else:
+            here = records_path(volume_id)
+        if there != here and there.exists():
+            here.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _copy(there, here)
+            there.unlink()
+        if not into_volume and folder.is_dir():
+            folder.rmdir()
+    except OSError as error:
+        raise StorageError(f"cannot move the freshness records: {error.strerror}") from error
+    finally:
+        os.close(volume.descriptor)
+    return here
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, durably: what it says is not to be lost."""
+    partial = target.with_name(f".{target.name}.new")
+    with source.open("rb") as reading, partial.open("wb") as writing:
+        shutil.copyfileobj(reading, writing)
+        writing.flush()
+        os.fsync(writing.fileno())
+    partial.chmod(0o600)
+    partial.replace(target)
+    descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def accept_restore(cipher_dir: Path, session: ClientSession) -> None:

@@ -39,6 +39,8 @@ class Node:
     """Whether nobody has opened it since the kernel came to know it: no page of it is cached."""
     default_acl: bool | None = None
     """Whether a directory hands down an access control list; None: not looked at."""
+    file_id: bytes = b""
+    """Which file it was when it was looked up, for who follows a writer: the store gives numbers of inodes again."""
     attributes: Attributes | None = None
     """What the header of a closed file said, until somebody else may have changed it."""
 

@@ -38,6 +38,7 @@ from kmsfs.formats.handover import STATE_VERSION, Inheritance
 from kmsfs.formats.volume import CONFIG_NAME
 from kmsfs.mount.control import MountControl
 from kmsfs.mount.durability import TICK_SECONDS, Vfs
+from kmsfs.mount.following import FollowerRules, FollowingVfs
 from kmsfs.mount.freshness import open_records, resume_records
 from kmsfs.mount.handover import (
     HELD_BACK,
@@ -104,6 +105,8 @@ class MountRequest:
     low_latency: bool = True
     keys_ahead: bool = True
     memory_bytes: int = MEMORY_BYTES
+    follow: bool = False
+    """Read what another mount writes; goes with `read_only`."""
 
     def plain(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -197,7 +200,7 @@ class RunningMount:
                 raise UsageError(f"{request.cipher_dir} holds no kmsfs volume")
             key = request.key or default_key(self._session, os.getuid())
             make_volume(request.cipher_dir, self._session, key)
-        return open_volume(request.cipher_dir, self._session, read_only=request.read_only)
+        return open_volume(request.cipher_dir, self._session, read_only=request.read_only, follow=request.follow)
 
     def _open_again(self, inherited: Inheritance) -> OpenVolume:
         return _patiently(
@@ -214,8 +217,11 @@ class RunningMount:
             self._lease.claim(self._lease_transport)
 
     def _open_records(self) -> FreshnessStore | None:
+        if self._request.follow:
+            # They are the writer's, and behind what he writes.
+            return None
         try:
-            return open_records(self._volume.keys, self._lease, read_only=self._request.read_only)
+            return open_records(self._volume.keys, self._lease, self._request.cipher_dir, read_only=self._request.read_only)
         except KmsfsError:
             # Nothing was changed in this session.
             self._lease.end()
@@ -224,7 +230,7 @@ class RunningMount:
     def _resume_records(self, inherited: Inheritance) -> FreshnessStore | None:
         if not inherited.records:
             return None
-        return resume_records(self._volume.keys, self._lease, read_only=self._request.read_only)
+        return resume_records(self._volume.keys, self._lease, self._request.cipher_dir, read_only=self._request.read_only)
 
     def _on_connect(self, _transport: Transport) -> None:
         """The stream is (back) up: make sure that the lease is ours on a live connection."""
@@ -241,18 +247,20 @@ class RunningMount:
         provider = CachingProvider(
             config.volume_id, source, time.monotonic, os.urandom, lambda: self._watcher.alive, self._other_keys
         )
-        rules = SessionRules(self._lease.number, set(self._lease.unclean), self._request.recover)
+        kind = FollowerRules if self._request.follow else SessionRules
+        rules = kind(self._lease.number, set(self._lease.unclean), self._request.recover)
         scratch = bytearray(2 * MAX_WRITE + (1 << 18))
         tools = FileTools(keys, provider, rules, os.urandom, config.chunk_log2, scratch, self._records)
         kernel_times = self._request.transport == "kernel"
-        options = VfsOptions(self._request.read_only, config.bind, kernel_times, put_off=kernel_times, keys_ahead=self._request.keys_ahead)
-        vfs = Vfs(tools, provider, self._volume.descriptor, config.root_id, options)
+        options = VfsOptions(self._request.read_only, config.bind, kernel_times, put_off=kernel_times, keys_ahead=self._request.keys_ahead and not self._request.follow)
+        vfs = (FollowingVfs if self._request.follow else Vfs)(tools, provider, self._volume.descriptor, config.root_id, options)
         vfs.volume_key_id = self._key_id
         vfs.directory_keys = self._lease.directory_keys
         vfs.store_directory_key = self._lease.set_directory_key
         vfs.revalidate = self._revalidate
         vfs.lease_holds = lambda: self._watcher.alive
-        vfs.listings = ListingStore(keys.listing, listings_path(config.volume_id))
+        if not self._request.follow:
+            vfs.listings = ListingStore(keys.listing, listings_path(config.volume_id))
         return vfs
 
     # --- serving ----------------------------------------------------------------------------------------------
@@ -299,10 +307,10 @@ class RunningMount:
         notifier = self._notifier = KernelNotifier(descriptor)
         guarded = options.allow_other or os.geteuid() != 0
         wake_ups = WakeUps(DEVICE if self._request.low_latency else None)
-        kernel = KernelSession(self.vfs, descriptor, wake_ups, check_permissions=guarded)
+        kernel = KernelSession(self.vfs, descriptor, wake_ups, check_permissions=guarded, follows=self._request.follow)
         if inherited is not None:
             unpack_nodes(inherited, self.vfs, kernel.directories)
-        watcher = CipherWatcher(self.vfs, notifier, kernel.lifetimes)
+        watcher = CipherWatcher(self.vfs, notifier, kernel.lifetimes, follows=self._request.follow)
         kernel.watch_directories(watcher.add)
         self.vfs.forget_directory = watcher.forget
         if inherited is not None:

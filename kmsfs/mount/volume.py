@@ -120,8 +120,8 @@ def read_config(cipher_dir: Path) -> tuple[VolumeConfig, bytes]:
         raise StorageError(f"cannot read {cipher_dir / CONFIG_NAME}: {error.strerror}") from error
 
 
-def open_volume(cipher_dir: Path, session: ClientSession, *, read_only: bool = False) -> OpenVolume:
-    """Open a volume: one Decrypt of its key, authorised by the key's policy.
+def open_volume(cipher_dir: Path, session: ClientSession, *, read_only: bool = False, follow: bool = False) -> OpenVolume:
+    """Open a volume: one Decrypt of its key, authorised by the key's policy. Who is to `follow` does not keep a writer out.
 
     Raises:
         UsageError, VolumeBusy, CorruptVolume, UnsupportedFormat, KmsfsError: why it cannot be opened.
@@ -129,7 +129,8 @@ def open_volume(cipher_dir: Path, session: ClientSession, *, read_only: bool = F
     config, keys = _open_config(cipher_dir, session)
     descriptor = os.open(cipher_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        if not follow:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         raise VolumeBusy(f"{cipher_dir} is mounted already", hint="unmount it there first") from error

@@ -70,12 +70,17 @@ class _DirectoryWatch:
 class CipherWatcher:
     """Watches the directories that are looked up and not forgotten, inside the inotify limit."""
 
-    def __init__(self, vfs: Vfs, notifier: KernelNotifier, lifetimes: Lifetimes) -> None:
+    def __init__(self, vfs: Vfs, notifier: KernelNotifier, lifetimes: Lifetimes, *, follows: bool = False) -> None:
+        """Watch what the kernel knows of `vfs`; where that `follows` a writer, who does not close what he writes, nothing is kept."""
         self._vfs = vfs
         self._notifier = notifier
         self._lifetimes = lifetimes
         self._watches: dict[int, int] = {}
         self._inotify: _BatchedInotify | None = None
+        if follows:
+            # Names neither: what is opened is looked up.
+            self._keep_little(0)
+            return
         kind = _file_system_kind(vfs.nodes.root.descriptor)
         if kind in _UNWATCHABLE:
             self._shorten(f"{_UNWATCHABLE[kind]} does not tell of changes")
@@ -188,9 +193,12 @@ class CipherWatcher:
     def _shorten(self, why: str) -> None:
         if self._lifetimes.positive > 1:
             _LOG.warning("%s: the kernel's caches are kept for a second only", why)
+        self._keep_little(1)
+
+    def _keep_little(self, seconds: int) -> None:
         self._vfs.keep_attributes = False
         self._vfs.changes_behind += 1
-        self._lifetimes.positive = 1
+        self._lifetimes.positive = seconds
         self._lifetimes.negative = 0
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from kmsfs import __version__
 from kmsfs.errors import CorruptVolume, StorageError, UnsupportedFormat, UsageError
+from kmsfs.formats.freshness import RECORDS_DIR
 from kmsfs.formats.volume import CONFIG_NAME
 
 HEADER = "kmsfs.snapshot"
@@ -141,7 +142,7 @@ def _entries(cipher_dir: Path) -> Iterator[tuple[str, os.stat_result]]:
         for name in (*folders, *names):
             path = Path(folder) / name
             relative = os.fspath(path.relative_to(cipher_dir))
-            if relative != CONFIG_NAME and relative not in _NOT_KEPT:
+            if relative != CONFIG_NAME and relative not in _NOT_KEPT and relative.split("/", 1)[0] != RECORDS_DIR:
                 yield relative, path.lstat()
 
 

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -197,11 +198,11 @@ def path(keys, tmp_path, monkeypatch):
 
 
 def test_from_session_to_session(keys, path):
-    store = open_records(keys, lease(1, may_begin=True), read_only=False)
+    store = open_records(keys, lease(1, may_begin=True), Path("nowhere"), read_only=False)
     store.durable(Commit(FILE, 7, 1, NOW))
     head = store.finish()
     older = path.read_bytes()
-    store = open_records(keys, lease(2, head), read_only=False)
+    store = open_records(keys, lease(2, head), Path("nowhere"), read_only=False)
     assert store.find(FILE) == (7, NOW) and store.since == 1
     store.durable(Commit(FILE, 8, 2, NOW))
     newer = store.finish()
@@ -212,47 +213,47 @@ def test_from_session_to_session(keys, path):
             path.write_bytes(content)
         for read_only in (True, False):
             with pytest.raises(CorruptVolume) as caught:
-                open_records(keys, lease(3, newer), read_only=read_only)
+                open_records(keys, lease(3, newer), Path("nowhere"), read_only=read_only)
             assert "accept-restore" in caught.value.hint
-    assert open_records(keys, lease(3, newer, may_begin=True), read_only=True) is None
-    store = open_records(keys, lease(3, newer, may_begin=True), read_only=False)
+    assert open_records(keys, lease(3, newer, may_begin=True), Path("nowhere"), read_only=True) is None
+    store = open_records(keys, lease(3, newer, may_begin=True), Path("nowhere"), read_only=False)
     assert store.find(FILE) is None and store.since == 3
     store.close()
 
 
 def test_after_a_crash_the_records_of_that_session_count(keys, path):
-    store = open_records(keys, lease(1, may_begin=True), read_only=False)
+    store = open_records(keys, lease(1, may_begin=True), Path("nowhere"), read_only=False)
     head = store.finish()
-    store = open_records(keys, lease(2, head), read_only=False)
+    store = open_records(keys, lease(2, head), Path("nowhere"), read_only=False)
     store.durable(Commit(FILE, 7, 2, NOW))
     store.flush()
     store.close()
     after = path.read_bytes()
-    store = open_records(keys, lease(3, head, {2}), read_only=False)
+    store = open_records(keys, lease(3, head, {2}), Path("nowhere"), read_only=False)
     assert store.find(FILE) == (7, NOW)
     # The beginning of a session is beyond a power cut: only the file itself comes through, not SQLite's log.
     whole = path.read_bytes()
     store.close()
     drop_files(path)
     path.write_bytes(whole)
-    assert open_records(keys, lease(4, head, {3}), read_only=True) is not None
+    assert open_records(keys, lease(4, head, {3}), Path("nowhere"), read_only=True) is not None
     # A session that ended cleanly, or that began from other records, does not count.
     drop_files(path)
     path.write_bytes(after)
     for refused in (lease(4, head, {3}), lease(4, b"x" * 32, {2})):
         with pytest.raises(CorruptVolume):
-            open_records(keys, refused, read_only=False)
+            open_records(keys, refused, Path("nowhere"), read_only=False)
 
 
 def test_a_log_that_was_left_beside_ended_records_is_dropped(keys, path):
-    store = open_records(keys, lease(1, may_begin=True), read_only=False)
+    store = open_records(keys, lease(1, may_begin=True), Path("nowhere"), read_only=False)
     store.durable(Commit(FILE, 7, 1, NOW))
     store.flush()
     log = path.with_name(path.name + "-wal").read_bytes()
     assert log
     head = store.finish()
     path.with_name(path.name + "-wal").write_bytes(log)
-    store = open_records(keys, lease(2, head), read_only=False)
+    store = open_records(keys, lease(2, head), Path("nowhere"), read_only=False)
     assert store.find(FILE) == (7, NOW) and store.facts.session == 2
     store.close()
 

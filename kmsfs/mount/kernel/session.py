@@ -25,6 +25,7 @@ _WANTED = (
     | InitFlag.ABORT_ERROR | InitFlag.MAX_PAGES | InitFlag.CACHE_SYMLINKS | InitFlag.EXPLICIT_INVAL_DATA
     | InitFlag.DONT_MASK | InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.SETXATTR_EXT
 )  # fmt: skip
+_OF_WRITERS = InitFlag.WRITEBACK_CACHE | InitFlag.EXPLICIT_INVAL_DATA
 _SEEK_DATA, _SEEK_HOLE = 3, 4
 _SPIN_NS = 200_000
 """Look for the next request this long before sleeping: waking a sleeping thread costs more than most requests."""
@@ -53,16 +54,20 @@ class KernelSession:
     """Serves one mounted descriptor until it is unmounted."""
 
     def __init__(
-        self, vfs: Vfs, descriptor: int, wake_ups: WakeUps, *, check_permissions: bool = True
+        self, vfs: Vfs, descriptor: int, wake_ups: WakeUps, *, check_permissions: bool = True, follows: bool = False
     ) -> None:
-        """Serve `descriptor`; `check_permissions` where others may enter: the kernel then enforces ACLs too."""
+        """Serve `descriptor`; `check_permissions` where others may enter: the kernel then enforces ACLs too.
+
+        `follows` where somebody else writes the volume: sizes and times are what we say then, not what the kernel has cached.
+        """
         self.vfs = vfs
         self.descriptor = descriptor
         self._wake_ups = wake_ups
         self.lifetimes = Lifetimes()
         self.requests = 0
         self._may_fill = zeroes_tails(os.uname())
-        self._wanted = int(_WANTED | (InitFlag.POSIX_ACL if check_permissions else 0))
+        wanted = _WANTED & ~_OF_WRITERS | InitFlag.AUTO_INVAL_DATA if follows else _WANTED
+        self._wanted = int(wanted | (InitFlag.POSIX_ACL if check_permissions else 0))
         self._on_directory: Callable[[Node], None] | None = None
         self._leaving = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
