@@ -24,9 +24,9 @@ _BATCHES = 40
 
 
 def run_benchmarks(
-    what: str, peers: list[str], rounds: int, folder: Path, *, low_latency: bool, up_to: int, only: str, quiet: bool
+    what: str, peers: list[str], rounds: int, folder: Path, *, low_latency: bool, up_to: int, only: str, database: str, quiet: bool
 ) -> dict[str, Any]:
-    """Run the named part, or all but door and growth; return tables by name. `low_latency` is that of `kmsfs mount`.
+    """Run the named part, or all but door, growth and shared; return tables by name. `low_latency` is that of `kmsfs mount`.
 
     Raises:
         UsageError: if there is no such part.
@@ -34,6 +34,7 @@ def run_benchmarks(
     from kmsfs.cli.doorbench import bench_door
     from kmsfs.cli.growthbench import bench_growth
     from kmsfs.cli.mountbench import bench_mount
+    from kmsfs.cli.sharedbench import bench_shared
 
     parts: dict[str, Callable[[Callable[[str], None]], dict[str, Any]]] = {
         "aead": lambda tell: _bench_aead(rounds, tell),
@@ -43,6 +44,7 @@ def run_benchmarks(
     alone: dict[str, Callable[[Callable[[str], None]], dict[str, Any]]] = {
         "door": lambda tell: bench_door(peers, rounds, folder, tell),
         "growth": lambda tell: bench_growth(up_to, only, folder, tell),
+        "shared": lambda tell: {"shared": bench_shared(database, rounds, folder, tell)},
     }
     if what not in (*parts, *alone, "all"):
         raise UsageError(f"no benchmark {what!r}", hint=f"one of {', '.join((*parts, *alone))}, all")

@@ -1,12 +1,13 @@
 """A key daemon with a state of its own, for benchmarks."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,20 @@ _NO_LIMITS = [
 class BenchRealm:
     """A key daemon with a state of its own."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        """Make one in a folder; `options` are those of `kmsd serve`."""
+    def __init__(self, folder: Path, *options: str, made_by: Sequence[str | Path] = ("init",), code: str = "") -> None:
+        """Make one in a folder; `options` are those of `kmsd serve`, `made_by` is the command that makes it, told `code`."""
         self._options = options
         self.socket = folder / "kmsd.sock"
-        self._state = folder / "state"
+        self.state = folder / "state"
         self._process: subprocess.Popen[bytes] | None = None
         self.talk: ClientSession
-        done = subprocess.run(_kmsd("init", "--state", self._state), capture_output=True, check=False)
+        done = subprocess.run(
+            _kmsd(*made_by, "--json", "--state", self.state), input=code, capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise StorageError(f"no realm could be made in {folder}: {done.stderr.decode(errors='replace').strip()}")
+            raise StorageError(f"no realm could be made in {folder}: {done.stderr.strip()}")
+        self.made: dict[str, str] = json.loads(done.stdout)
+        """What is shown of it once."""
 
     def start(self) -> float:
         """Start it; return how long it took until it answered, in seconds.
@@ -43,7 +48,7 @@ class BenchRealm:
             DaemonUnreachable: if it does not.
         """
         began = time.perf_counter()
-        command = _kmsd("serve", "--private", "--state", self._state, "--socket", self.socket, *_NO_LIMITS, *self._options)
+        command = _kmsd("serve", "--private", "--state", self.state, "--socket", self.socket, *_NO_LIMITS, *self._options)
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while not answers(self.socket):
             if self._process.poll() is not None or time.perf_counter() - began > _START_SECONDS:

@@ -312,20 +312,21 @@ def inspect(path: Annotated[Path, typer.Argument(help="An encrypted file, or a c
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="aead, kms, mount, all of these, door, or growth.")] = "all",
+    what: Annotated[str, typer.Argument(help="aead, kms, mount, all of these, door, growth, or shared.")] = "all",
     peers: Annotated[str, typer.Option(help="Peers by comma: for `mount` gocryptfs,securefs,encfs, for `door` moto.")] = "",
     rounds: Annotated[int, typer.Option(help="Alternating rounds; medians are printed.")] = 3,
     folder: Annotated[Path, typer.Option(help="Where `mount`, `door` and `growth` work; a tmpfs is best.")] = Path("/dev/shm"),  # noqa: S108
     low_latency: Annotated[bool, typer.Option(help="How `mount` mounts kmsfs: see `kmsfs mount`.")] = True,
     up_to: Annotated[int, typer.Option(min=10, help="How many of each `growth` makes at most.")] = 10_000,
     only: Annotated[str, typer.Option(help="What alone `growth` measures: statements, grants, parameters, keys, files.")] = "",
+    database: Annotated[str, typer.Option(metavar="URL", help="An empty PostgreSQL database, for `shared`.")] = "",
 ) -> None:
-    """Measure this machine: the AES-GCM core, the key service, its HTTP door, the mount beside its peers; what grows with what is there."""
+    """Measure this machine: the AES-GCM core, the key service, its HTTP door, the mount beside its peers; what grows with what is there; two daemons with one database."""
     from kmsfs.cli.benchmarks import run_benchmarks
 
     results = run_benchmarks(
         what, [name for name in peers.split(",") if name], rounds, folder,
-        low_latency=low_latency, up_to=up_to, only=only, quiet=SETTINGS.quiet,
+        low_latency=low_latency, up_to=up_to, only=only, database=database, quiet=SETTINGS.quiet,
     )  # fmt: skip
     show(results, lambda: _print_results(results))
 

@@ -1,5 +1,6 @@
 """kmsfs install-service: put the systemd units in place, make the realm, start the socket; and undo it."""
 
+import ipaddress
 import json
 import os
 import pwd
@@ -39,6 +40,13 @@ _ROOT_KEY = """# The root key is sealed by systemd-creds: by the TPM, or by this
 [Service]
 LoadCredentialEncrypted={name}:{path}
 """
+_DATABASE_DROP_INS = tuple(f"{unit}.service.d/database.conf" for unit in ("kmsd", "kmsd-backup", "kmsd-recovery-drill"))
+_DATABASE = """# The state is in a database that several hosts share: its addresses, and this machine's for looking up names.
+[Service]
+IPAddressAllow=localhost {networks}
+PrivateNetwork=no
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+"""
 _LOOPBACK = """# {what} on loopback: the daemon keeps its other walls.
 [Service]
 Environment={variable}={endpoint}
@@ -55,6 +63,10 @@ def install_service(
     metrics: Annotated[
         str | None, typer.Option(help="Serve Prometheus's metrics on this loopback address.")
     ] = None,
+    database_network: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="Let kmsd reach the PostgreSQL that it shares, at these addresses or networks, such as 10.1.0.0/24."),
+    ] = None,
     seal_root_key: Annotated[
         bool,
         typer.Option(
@@ -70,7 +82,7 @@ def install_service(
 ) -> None:
     """Run kmsd as a system service: units, users, realm, mount helper. Prints the recovery code, once."""
     if user:
-        if aws_endpoint or metrics or seal_root_key:
+        if aws_endpoint or metrics or seal_root_key or database_network:
             raise UsageError("a user's service takes no other options", hint="`systemctl --user edit kmsd.service` changes it")
         (remove_user_service if undo else install_user_service)()
         return
@@ -93,6 +105,9 @@ def install_service(
             variable = f"KMSD_{name.upper().replace('-', '_')}"
             text = _LOOPBACK.format(what=what, variable=variable, endpoint=endpoint)
             write_file(_DROP_INS / f"{name}.conf", text)
+    if database_network:
+        for name in _DATABASE_DROP_INS:
+            write_file(UNITS / name, _DATABASE.format(networks=" ".join(map(_network, database_network))))
     _link_helper(programs)
     _copy_manual(programs)
     run_program("systemd-sysusers")
@@ -107,6 +122,13 @@ def install_service(
     run_program("systemctl", "stop", "kmsd.service")
     run_program("systemctl", "enable", "--now", *_SOCKETS, *_TIMERS)
     show(made, lambda: _tell(made))
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no address and no network", hint="such as 10.1.0.7 or 10.1.0.0/24; names are not known here") from error
 
 
 def _tell(made: dict[str, str]) -> None:
@@ -213,7 +235,7 @@ def _undo() -> None:
         (MANUAL / place).unlink(missing_ok=True)
     for name in ("aws-endpoint", "metrics"):
         (_DROP_INS / f"{name}.conf").unlink(missing_ok=True)
-    for name in _ROOT_KEY_DROP_INS:
+    for name in (*_ROOT_KEY_DROP_INS, *_DATABASE_DROP_INS):
         (UNITS / name).unlink(missing_ok=True)
     if HELPER.is_symlink():
         HELPER.unlink()

@@ -1,6 +1,7 @@
 """Several daemons over one PostgreSQL: what one wrote the others know, and what happens when the database goes."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from conftest import DaemonProcess
+from conftest import DaemonProcess, MountProcess
 from kmsfs.client.changes import ChangeStream
 from kmsfs.errors import KmsfsError, Unavailable
 from kmsfs.quantity import DATABASE_LEASE_SECONDS, TAKEOVER_SECONDS
@@ -585,3 +586,45 @@ def test_a_host_that_is_gone_is_taken_over_and_learns_of_it(tmp_path, network):
     finally:
         hosts.stop()
         server.stop()
+
+
+@pytest.mark.fuse
+def test_one_host_writes_a_volume_that_the_other_follows(hosts, tmp_path):
+    a, b = hosts.first(), hosts.join()
+    cipher = tmp_path / "cipher"
+    plain = [tmp_path / "plain-a", tmp_path / "plain-b"]
+    for folder in (cipher, *plain):
+        folder.mkdir()
+    writer, reader = MountProcess(a.socket, cipher, plain[0]), MountProcess(b.socket, cipher, plain[1], "--follow")
+    try:
+        writer.start()
+        (plain[0] / "file").write_bytes(b"from a")
+        subprocess.run(["sync", "-f", plain[0]], check=True)
+        reader.start()
+        assert (plain[1] / "file").read_bytes() == b"from a"
+        (plain[0] / "file").write_bytes(b"later from a")
+        subprocess.run(["sync", "-f", plain[0]], check=True)
+        wait_for(lambda: (plain[1] / "file").read_bytes() == b"later from a", 3)
+        # One decision for both hosts' files: disabled over there is unreadable here.
+        on_a = caller(a)
+        key = on_a("DescribeKey", KeyId="alias/kmsfs/default")["KeyMetadata"]["KeyId"]
+        with open(plain[1] / "file", "rb") as held:
+            assert held.read(5) == b"later"
+            on_a("DisableKey", KeyId=key)
+            began = time.monotonic()
+            for where in (lambda: (plain[1] / "file").read_bytes(), lambda: os.pread(held.fileno(), 5, 0)):
+                wait_for(lambda: refused(where), 1)  # noqa: B023
+            assert time.monotonic() - began < 1
+        on_a("EnableKey", KeyId=key)
+        wait_for(lambda: (plain[1] / "file").read_bytes() == b"later from a", 5)
+    finally:
+        reader.stop()
+        writer.stop()
+
+
+def refused(read):
+    try:
+        read()
+    except OSError:
+        return True
+    return False

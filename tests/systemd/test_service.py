@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.bootedsystemd import BootedSystemd
+from support.databases import PostgresServer, new_database
 from support.waiting import soon
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.alone, pytest.mark.timeout(900)]
@@ -26,7 +27,7 @@ def machine():
     FOLDER.mkdir(mode=0o755)
     root = Path(__file__).parents[2]
     subprocess.run([PYTHON, "-m", "venv", str(FOLDER / "venv")], check=True)
-    subprocess.run([str(BIN / "pip"), "install", "-q", str(root)], check=True, capture_output=True)
+    subprocess.run([str(BIN / "pip"), "install", "-q", f"{root}[postgres]"], check=True, capture_output=True)
     made = BootedSystemd(FOLDER)
     yield made.boot()
     made.shutdown()
@@ -264,6 +265,33 @@ def test_after_a_reboot_everything_is_there(machine):
     assert kmsfs(machine, "param", "get", "/app/db", "--with-decryption", "--raw").stdout == "s3cret"
     log = (machine.kept / "console.log").read_text(errors="replace")
     assert "Failed to unmount /srv/data" not in log
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    server = PostgresServer(tmp_path_factory.mktemp("pg") / "server").make().start("fsync=off")
+    yield server
+    server.stop()
+
+
+def test_the_state_moves_into_a_database_that_the_walls_let_through(machine, database):
+    kmsfs(machine, "install-service", "--database-network", "127.0.0.1")
+    machine.systemctl("stop", "kmsd.socket", "kmsd-credentials.socket", "kmsd.service")
+    url = new_database(database.url)
+    machine.run("runuser", "-u", "kmsd", "--", str(BIN / "kmsd"), "share-state", url, "--state", "/var/lib/kmsd", "--yes")
+    assert not (machine.kept / "lib/kmsd/state.db").exists()
+    machine.systemctl("start", "kmsd.socket")
+    assert kmsfs(machine, "param", "get", "/app/db", "--with-decryption", "--raw").stdout == "s3cret"
+    kmsfs(machine, "param", "put", "/app/shared", "--type", "SecureString", "--value-file", "-", input="in the database")
+    # What needs the socket went with it.
+    machine.systemctl("start", "srv-data.mount")
+    assert machine.run("cat", "/srv/data/file", "/srv/data/second").stdout == "kept\nmore\n"
+    before = set((machine.kept / "lib/kmsd-backups").iterdir())
+    machine.systemctl("start", "kmsd-backup.service")
+    assert len(set((machine.kept / "lib/kmsd-backups").iterdir()) - before) == 1
+    # The service stays without a way to any other network.
+    assert "10.0.0.0" not in machine.systemctl("show", "-p", "IPAddressAllow", "kmsd.service").stdout
+    assert machine.systemctl("show", "-p", "IPAddressDeny", "kmsd.service").stdout.strip() != "IPAddressDeny="
 
 
 def test_awss_clients_when_asked_and_the_way_back(machine):

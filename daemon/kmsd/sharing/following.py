@@ -23,7 +23,7 @@ class Sharing:
         self._takers = takers
         self._on_broken = on_broken
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._news = News(url, store.host, self._from_thread, self._told)
+        self._news = News(url, store.host, store.own_process, self._from_thread, self._told)
         store.on_changes = self._take
 
     def begin(self) -> None:

@@ -61,6 +61,8 @@ class Link:
         self._connection: Connection | None = None
         self.number = 0
         """Grows with each connection: locks that an earlier one held are gone."""
+        self.process = 0
+        """The server's process of the connection."""
 
     @property
     def up(self) -> bool:
@@ -77,6 +79,7 @@ class Link:
             with self._errors():
                 self._connection = self._engine.connect()
             self.number += 1
+            self.process = int(self._connection.connection.driver_connection.info.backend_pid)  # type: ignore[union-attr]
             # Whatever the operator's defaults are: a commit that was answered is durable.
             self.run("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')")
 

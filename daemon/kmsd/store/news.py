@@ -19,8 +19,14 @@ _ALIVE_SECONDS = 2.0
 class News:
     """A thread with a connection of its own: a daemon that waits for a dead database would otherwise wait in its event loop."""
 
-    def __init__(self, url: str, host: str, heard: Callable[[int, float], None], told: Callable[[str], None]) -> None:
-        """Call `heard` with the newest commit number and when it was asked for, `told` with what becomes of the connection."""
+    def __init__(
+        self, url: str, host: str, own: Callable[[], int], heard: Callable[[int, float], None], told: Callable[[str], None]
+    ) -> None:
+        """Call `heard` with the newest commit number and when it was asked for, `told` with what becomes of the connection.
+
+        `own` tells the server's process of this daemon's other connection: of what that writes nobody needs to be told.
+        """
+        self._own = own
         self._url, self._host = url, host
         self._heard, self._told = heard, told
         self._stopped = threading.Event()
@@ -66,6 +72,8 @@ class News:
                     alive = asked
                 (number,) = connection.execute(_LOOK).fetchone()
             self._heard(number, asked)
-            for _notice in connection.notifies(timeout=DATABASE_LOOK_SECONDS, stop_after=1):
-                # What it says is looked up: only that is known to be newest.
-                break
+            ends = asked + DATABASE_LOOK_SECONDS
+            while (left := ends - time.monotonic()) > 0 and not self._stopped.is_set():
+                # What a notice says is looked up: only that is known to be newest.
+                if any(notice.pid != self._own() for notice in connection.notifies(timeout=left, stop_after=1)):
+                    break

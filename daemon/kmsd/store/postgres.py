@@ -74,6 +74,10 @@ class PostgresStore(SealedStore):
         """What this daemon's host is called."""
         return self._host
 
+    def own_process(self) -> int:
+        """Return the server's process of this store's connection; 0 if there is none. For any thread."""
+        return self._link.process
+
     def loaded(self) -> None:
         """End the view of one moment, and take over what was written since."""
         self._link.run("COMMIT")
