@@ -109,8 +109,10 @@ def test_without_the_lock_no_write_is_lost_either(two, monkeypatch):
 
     a, b = two
     monkeypatch.setattr(module, "_LOCK", "1")
-    plain = b.store._link.run
-    monkeypatch.setattr(b.store._link, "run", lambda text, parameters=(): plain(text.replace("pg_advisory_lock(1)", "1"), parameters))
+    plain = b.store._link.batch
+    monkeypatch.setattr(
+        b.store._link, "batch", lambda *statements: plain(*((text.replace("pg_advisory_lock(1)", "1"), given) for text, given in statements))
+    )
     with pytest.raises(StateMoved), a.store.exclusive(), a.store.transaction() as work:
         work.put(Table.ALIAS, "x", {"v": "a"})
         b.put("z", "b")
@@ -208,22 +210,21 @@ def test_other_databases_are_refused(url, server):
 def test_a_commit_whose_answer_is_lost_is_found_out(two, monkeypatch, arrived):
     a, _ = two
     a.put("x", 1)
-    plain = a.store._link.run
+    plain = a.store._link.batch
 
-    def lose(text, parameters=()):
-        if text == "COMMIT":
-            if arrived:
-                plain(text)
+    def lose(*statements):
+        if statements[-1][0] == "COMMIT" and len(statements) > 2:
+            plain(*(statements if arrived else statements[:-1]))
             a.store._link.drop()
             raise DatabaseUnreachable("lost")
-        return plain(text, parameters)
+        return plain(*statements)
 
-    monkeypatch.setattr(a.store._link, "run", lose)
+    monkeypatch.setattr(a.store._link, "batch", lose)
     number = a.store.commit_number
     with pytest.raises(DatabaseUnreachable):
         a.put("x", 2)
     assert a.store.commit_number == number
-    monkeypatch.setattr(a.store._link, "run", plain)
+    monkeypatch.setattr(a.store._link, "batch", plain)
     with pytest.raises(DatabaseUnreachable):
         a.put("x", 3)
     a.store.heard(number + arrived, time.monotonic())
@@ -253,13 +254,19 @@ def test_a_database_that_hangs_is_cut_off(two, server):
     assert b.known[Table.ALIAS, "x"] == {"v": 2}
 
 
-def test_a_daemon_that_stopped_in_a_transaction_does_not_stop_the_others(two):
-    a, b = two
-    with pytest.raises(DatabaseUnreachable), a.store.exclusive(), a.store.transaction() as work:
-        work.put(Table.ALIAS, "x", {"v": "of one who sleeps"})
-        time.sleep(4)
-    b.put("x", "of one who does not")
-    assert b.store.get(Table.ALIAS, "x") == {"v": "of one who does not"}
+def test_a_daemon_that_stopped_while_it_wrote_does_not_stop_the_others(two, url, monkeypatch):
+    monkeypatch.setattr("kmsd.store.link._IDLE_SECONDS", 4)
+    sleeper = Daemon(url, "c")
+    _, b = two
+    with sleeper.store.exclusive():
+        with pytest.raises(StateMoved):
+            b.put("x", "too early")
+        time.sleep(3)
+        b.put("x", "of one who does not sleep")
+        with pytest.raises(DatabaseUnreachable), sleeper.store.transaction() as work:
+            work.put(Table.ALIAS, "x", {"v": "of one who slept"})
+    assert b.store.get(Table.ALIAS, "x") == {"v": "of one who does not sleep"}
+    sleeper.store.close()
 
 
 def test_a_commit_is_durable_whatever_the_defaults_are(server):

@@ -67,46 +67,41 @@ def statements(dialect: Dialect, insert: Callable[..., Any], following_tail: tup
     )
 
 
-class Transaction:
+class Transaction(ABC):
     """Puts and deletes that become durable together."""
 
-    def __init__(
-        self, connection: Connection, texts: Statements, sealer: RowSealer, accumulator: int,
-        quarantined: AbstractSet[tuple[int, bytes]] = frozenset(),
-    ) -> None:  # fmt: skip
+    def __init__(self, sealer: RowSealer, accumulator: int, quarantined: AbstractSet[tuple[int, bytes]] = frozenset()) -> None:
         self._quarantined = quarantined
-        self._connection = connection
-        self._texts = texts
         self._sealer = sealer
         self.accumulator = accumulator
-        self.written: dict[tuple[Table, str], tuple[int, bytes]] = {}
-        """By table and natural key: the version and tag of what a row is from now on; 0 and nothing of one that is gone."""
 
+    @abstractmethod
     def put(self, table: Table, natural_key: str, value: dict[str, Any], *, parent: str = "") -> None:
         """Insert or replace a row.
 
         Raises:
             CorruptStore: if it would be written over a damaged one, of which something may still be saved.
         """
+
+    @abstractmethod
+    def delete(self, table: Table, natural_key: str) -> None:
+        """Remove a row; nothing happens if it is not there."""
+
+    def _place(self, table: Table, natural_key: str) -> bytes:
+        """Return the id of a row that may be written."""
         row_id = self._sealer.row_id(table, natural_key)
         if (int(table), row_id) in self._quarantined:
             raise CorruptStore("a damaged record of the key daemon's state lies where this would be stored", hint="restore a backup of the state")
-        parent_id = self._sealer.parent_id(table, parent)
-        version = self._drop_mark(table, row_id) + 1
+        return row_id
+
+    def _sealed(self, table: Table, row_id: bytes, parent_id: bytes, version: int, value: dict[str, Any]) -> bytes:
+        """Return a row's new blob, counted in the accumulator."""
         blob = self._sealer.seal(table, row_id, parent_id, version, value)
         self.accumulator ^= self._sealer.mark(table, row_id, version, blob)
-        self._connection.exec_driver_sql(self._texts.put, (int(table), row_id, parent_id, version, blob))
-        self.written[table, natural_key] = version, blob[-16:]
+        return blob
 
-    def delete(self, table: Table, natural_key: str) -> None:
-        """Remove a row; nothing happens if it is not there."""
-        row_id = self._sealer.row_id(table, natural_key)
-        if self._drop_mark(table, row_id):
-            self._connection.exec_driver_sql(self._texts.delete, (int(table), row_id))
-            self.written[table, natural_key] = 0, b""
-
-    def _drop_mark(self, table: Table, row_id: bytes) -> int:
-        old = self._connection.exec_driver_sql(self._texts.find, (int(table), row_id)).first()
+    def _drop_mark(self, table: Table, row_id: bytes, old: Any) -> int:
+        """Count a row that there was, or None, no more; return its version, 0 if there was none."""
         if old is None:
             return 0
         self.accumulator ^= self._sealer.mark(table, row_id, old.ver, old.blob)

@@ -16,8 +16,10 @@ from kmsfs.errors import DatabaseUnreachable, StateMoved, UsageError
 from kmsfs.quantity import DATABASE_ANSWER_SECONDS
 
 _LOOK_SECONDS = 0.25
-_CONFLICTS = frozenset({"40001", "40P01", "55P03"})
-"""serialization_failure, deadlock_detected, lock_not_available (PostgreSQL documentation, appendix A)."""
+_IDLE_SECONDS = 15
+_CONFLICTS = frozenset({"40001", "40P01", "55P03", "22012"})
+"""serialization_failure, deadlock_detected, lock_not_available (PostgreSQL documentation, appendix A); division_by_zero, by which
+a statement says that the head has moved."""
 _HINT = "check the database and its URL; a running daemon goes on by itself once it answers"
 
 
@@ -59,6 +61,7 @@ class Link:
         self._engine = engine_of(url)
         self._deadline = Deadline()
         self._connection: Connection | None = None
+        self._row_factory = _row_factory()
         self.number = 0
         """Grows with each connection: locks that an earlier one held are gone."""
         self.process = 0
@@ -90,36 +93,43 @@ class Link:
             DatabaseUnreachable: if the connection is lost by then, or the database refuses.
             StateMoved: if another daemon's transaction was in the way.
         """
-        if self._connection is None:
-            raise DatabaseUnreachable("the database of the key daemon's state cannot be reached", hint=_HINT)
-        with self._errors(), self._deadline.on(self._connection.connection.driver_connection.fileno()):  # type: ignore[union-attr]
-            return self._connection.exec_driver_sql(text, parameters)
+        connection = self.connection
+        with self._errors(), self._deadline.on(connection.connection.driver_connection.fileno()):  # type: ignore[union-attr]
+            return connection.exec_driver_sql(text, parameters)
+
+    def batch(self, *statements: tuple[str, tuple[Any, ...]]) -> list[list[Any]]:
+        """Run statements one after the other in one round trip (libpq's pipeline mode); return the rows of each.
+
+        Nothing behind one that fails is run; a transaction that was begun stays open then.
+
+        Raises:
+            DatabaseUnreachable: if the connection is lost by then, or the database refuses.
+            StateMoved: if another daemon's transaction was in the way.
+        """
+        driver: Any = self.connection.connection.driver_connection
+        with self._errors(), self._deadline.on(driver.fileno()):
+            with driver.pipeline():
+                cursors = [driver.cursor(row_factory=self._row_factory) for _ in statements]
+                for cursor, (text, parameters) in zip(cursors, statements, strict=True):
+                    cursor.execute(text, parameters)
+            return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
     @property
     def connection(self) -> Connection:
-        """The connection, for statements that come with their own texts; inside `work`."""
+        """The connection.
+
+        Raises:
+            DatabaseUnreachable: if there is none.
+        """
         if self._connection is None:
             raise DatabaseUnreachable("the database of the key daemon's state cannot be reached", hint=_HINT)
         return self._connection
 
-    @contextlib.contextmanager
-    def work(self, begin: str) -> Iterator[Connection]:
-        """Run a database transaction, begun by this statement: committed at the end of the block, or undone.
-
-        Raises:
-            DatabaseUnreachable: if it is lost; whether it was committed is not known then.
-            StateMoved: if another daemon's transaction was in the way.
-        """
-        self.run(begin)
-        connection = self.connection
-        try:
-            with self._errors(), self._deadline.on(connection.connection.driver_connection.fileno()):  # type: ignore[union-attr]
-                yield connection
-        except BaseException:
+    def undo(self) -> None:
+        """End a transaction that may be open; what it did not commit is not done."""
+        if self._connection is not None:
             with contextlib.suppress(DatabaseUnreachable):
                 self.run("ROLLBACK")
-            raise
-        self.run("COMMIT")
 
     def drop(self) -> None:
         """Close the connection; what waits on it in the database is undone there."""
@@ -149,17 +159,33 @@ def database_errors(lost: Callable[[], None] = lambda: None) -> Iterator[None]:
     """
     try:
         yield
-    except DBAPIError as error:
-        state = getattr(error.orig, "sqlstate", None)
-        if state in _CONFLICTS:
-            raise StateMoved("another daemon was writing", evidence=str(error.orig)) from error
+    except _driver_errors() as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if getattr(cause, "sqlstate", None) in _CONFLICTS:
+            raise StateMoved("another daemon was writing", evidence=str(cause)) from error
         lost()
         raise DatabaseUnreachable(
-            f"the database of the key daemon's state cannot be used: {str(error.orig).strip() or type(error.orig).__name__}", hint=_HINT
+            f"the database of the key daemon's state cannot be used: {str(cause).strip() or type(cause).__name__}", hint=_HINT
         ) from error
     except SQLAlchemyError as error:
         lost()
         raise DatabaseUnreachable("the database of the key daemon's state cannot be used", hint=_HINT, evidence=str(error)) from error
+
+
+def _driver_errors() -> tuple[type[Exception], ...]:
+    try:
+        import psycopg
+    except ImportError:
+        return (DBAPIError,)
+    return (DBAPIError, psycopg.Error)
+
+
+def _row_factory() -> Any:
+    try:
+        from psycopg.rows import namedtuple_row
+    except ImportError:
+        return None
+    return namedtuple_row
 
 
 def engine_of(url: str) -> Engine:
@@ -187,7 +213,8 @@ def connect(url: str) -> Any:
     return psycopg.connect(
         url, autocommit=True, connect_timeout=round(DATABASE_ANSWER_SECONDS), application_name="kmsd",
         tcp_user_timeout=milliseconds, keepalives_idle=5, keepalives_interval=2, keepalives_count=3,
-        # A daemon that is gone must not hold its locks for longer than the others wait.
-        options=f"-c lock_timeout={lock_wait} -c idle_in_transaction_session_timeout={milliseconds} -c statement_timeout=0"
+        # A daemon that is gone, or stopped, must not hold its locks for long. One that works uses its connection every three seconds.
+        options=f"-c lock_timeout={lock_wait} -c idle_in_transaction_session_timeout={milliseconds} -c idle_session_timeout={_IDLE_SECONDS * 1000}"
+                " -c statement_timeout=0"
                 " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3",
     )  # fmt: skip

@@ -7,6 +7,7 @@ when it knows all that was written before (`exclusive`), and takes over what oth
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,10 +35,58 @@ _LOAD = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _HEAD = 'SELECT blob FROM head WHERE "only" = 1'
 _MISSED = "SELECT seq, blob FROM change WHERE seq > %s ORDER BY seq"
 _FINISH = (
-    'WITH moved AS (UPDATE head SET blob = %s WHERE "only" = 1 AND blob = %s RETURNING 1) '
-    "INSERT INTO change (seq, blob) SELECT %s, %s FROM moved RETURNING pg_notify('kmsd_state', '')"
+    'WITH moved AS (UPDATE head SET blob = %s WHERE "only" = 1 AND blob = %s RETURNING 1), '
+    "noted AS (INSERT INTO change (seq, blob) SELECT %s, %s FROM moved RETURNING 1) "
+    "SELECT 1 / (SELECT count(*) FROM noted), pg_notify('kmsd_state', '')"
 )
+"""One row if the head was the one that is known; an error otherwise, so that what comes behind it is not run."""
 _CHANGES_KEPT = 100_000
+_ROWS_AT_ONCE = 500
+Statement = tuple[str, tuple[Any, ...]]
+
+
+class _PostgresTransaction(Transaction):
+    """Collects what it is told: a statement costs a round trip."""
+
+    def __init__(self, sealer: RowSealer, accumulator: int, quarantined: AbstractSet[tuple[int, bytes]]) -> None:
+        super().__init__(sealer, accumulator, quarantined)
+        self._wanted: dict[tuple[Table, str], tuple[bytes, dict[str, Any]] | None] = {}
+        """By table and natural key: a row's parent id and value, or None where it goes."""
+        self.written: list[list[Any]] = []
+        """[table, natural key, version, tag] of what each row is from now on; 0 and nothing of one that is gone."""
+
+    def put(self, table: Table, natural_key: str, value: dict[str, Any], *, parent: str = "") -> None:
+        """Insert or replace a row.
+
+        Raises:
+            CorruptStore: if it would be written over a damaged one.
+        """
+        self._place(table, natural_key)
+        self._wanted[table, natural_key] = self._sealer.parent_id(table, parent), value
+
+    def delete(self, table: Table, natural_key: str) -> None:
+        """Remove a row; nothing happens if it is not there."""
+        self._wanted[table, natural_key] = None
+
+    def finds(self) -> list[Statement]:
+        """Return what finds the rows that there are."""
+        return [(_TEXTS.find, (int(table), self._sealer.row_id(table, key))) for table, key in self._wanted]
+
+    def writes(self, found: list[list[Any]]) -> list[Statement]:
+        """Return what writes, given the rows that `finds` found."""
+        statements: list[Statement] = []
+        for ((table, natural_key), wanted), rows in zip(self._wanted.items(), found, strict=True):
+            row_id = self._sealer.row_id(table, natural_key)
+            before = self._drop_mark(table, row_id, rows[0] if rows else None)
+            if wanted is not None:
+                parent_id, value = wanted
+                blob = self._sealed(table, row_id, parent_id, before + 1, value)
+                statements.append((_TEXTS.put, (int(table), row_id, parent_id, before + 1, blob)))
+                self.written.append([int(table), natural_key, before + 1, blob[-16:]])
+            elif before:
+                statements.append((_TEXTS.delete, (int(table), row_id)))
+                self.written.append([int(table), natural_key, 0, b""])
+        return statements
 
 
 class PostgresStore(SealedStore):
@@ -102,11 +151,12 @@ class PostgresStore(SealedStore):
         if self._depth:
             yield
             return
-        self._link.run(f"SELECT pg_advisory_lock({_LOCK})")
+        asked = time.monotonic()
+        _, head = self._link.batch((f"SELECT pg_advisory_lock({_LOCK})", ()), (_HEAD, ()))
         number = self._link.number
         self._depth = 1
         try:
-            self.catch_up()
+            self._take_head(head, asked)
             yield
         finally:
             self._depth = 0
@@ -132,16 +182,18 @@ class PostgresStore(SealedStore):
                 raise StateMoved("another daemon has just written")
             used = self._sealer.usage.used
             number = known + 1
+            work = _PostgresTransaction(self._sealer, self._accumulator, self.quarantined)
+            yield work
             try:
-                with self._link.work("BEGIN") as connection:
-                    work = Transaction(connection, self._texts, self._sealer, self._accumulator, self.quarantined)
-                    yield work
-                    change = self._seal_change(number, work)
-                    head = self._seal_head(number, work.accumulator)
-                    if connection.exec_driver_sql(_FINISH, (head, self._head, number, change)).first() is None:
-                        raise StateMoved("another daemon has just written")
+                # Two round trips for all of it.
+                _, *found = self._link.batch(("BEGIN", ()), *work.finds())
+                writes = work.writes(found)
+                change = self._seal_change(number, work)
+                head = self._seal_head(number, work.accumulator)
+                self._link.batch(*writes, (_FINISH, (head, self._head, number, change)), ("COMMIT", ()))
             except BaseException:
                 self._sealer.usage.used = used
+                self._link.undo()
                 raise
         self.commit_number, self._accumulator, self._head = number, work.accumulator, head
 
@@ -173,21 +225,29 @@ class PostgresStore(SealedStore):
             StorageError: if so much was written that not all of it is known any more: the daemon is to start anew.
         """
         asked = time.monotonic()
-        if bytes(self._link.run(_HEAD).scalar() or b"") == self._head:
+        return self._take_head(list(self._link.run(_HEAD)), asked)
+
+    def _take_head(self, found: list[Any], asked: float) -> bool:
+        if not found or bytes(found[0].blob) != self._head:
+            self._take_changes()
             self._confirmed = max(self._confirmed, asked)
-            return False
-        with self._link.work(_LOAD):
-            row = self._link.run(_HEAD).first()
-            head = self._open_head(row)
-            written = self._follow(head)
-            changes = self._values_of(written)
+            return True
+        self._confirmed = max(self._confirmed, asked)
+        return False
+
+    def _take_changes(self) -> None:
+        try:
+            _, heads, missed = self._link.batch((_LOAD, ()), (_HEAD, ()), (_MISSED, (self.commit_number,)))
+            head = self._open_head(heads[0] if heads else None)
+            changes = self._values_of(self._follow(head, missed))
+        except BaseException:
+            self._link.undo()
+            raise
         self.on_changes(changes)
         self.commit_number, self._accumulator = head["commit"], int.from_bytes(head["acc"], "big")
-        self._head, self._sealer.usage.used = bytes(row.blob), head["seals"]
-        self._confirmed = max(self._confirmed, asked)
-        return True
+        self._head, self._sealer.usage.used = bytes(heads[0].blob), head["seals"]
 
-    def _follow(self, head: dict[str, Any]) -> dict[tuple[Table, str], tuple[int, bytes]]:
+    def _follow(self, head: dict[str, Any], missed: list[Any]) -> dict[tuple[Table, str], tuple[int, bytes]]:
         """Walk along the change records up to a head; return the last word on each row."""
         number, accumulator = self.commit_number, self._accumulator
         if head["commit"] < number:
@@ -196,7 +256,7 @@ class PostgresStore(SealedStore):
                 hint="if a standby without the last commits was promoted, find out what is lost, and start with --accept-rollback",
             )
         written: dict[tuple[Table, str], tuple[int, bytes]] = {}
-        for seq, blob in self._link.run(_MISSED, (number,)):
+        for seq, blob in missed:
             if seq != number + 1:
                 raise StorageError("this daemon was away for longer than changes are kept", hint="it starts anew")
             change = self._sealer.open(Table.CHANGE, _id_of(seq), ZERO, 0, bytes(blob))
@@ -210,15 +270,20 @@ class PostgresStore(SealedStore):
         return written
 
     def _values_of(self, written: dict[tuple[Table, str], tuple[int, bytes]]) -> Changes:
-        """Read the rows that were written, each as its last record says that it is."""
+        """Read the rows that were written, each as its last record says that it is; with the last ones the transaction ends."""
         changes: dict[Table, dict[str, dict[str, Any] | None]] = {}
-        for (table, natural_key), said in written.items():
-            row_id = self._sealer.row_id(table, natural_key)
-            row = self._link.run(self._texts.find, (int(table), row_id)).first()
-            if said != ((row.ver, bytes(row.blob[-16:])) if row is not None else (0, b"")):
-                raise CorruptStore("a row of the shared database is not the one that was last written")
-            value = self._sealer.open(table, row_id, row.parent, row.ver, row.blob) if row is not None else None
-            changes.setdefault(table, {})[natural_key] = value
+        everything = list(written.items())
+        for begin in range(0, len(everything), _ROWS_AT_ONCE):
+            some = everything[begin : begin + _ROWS_AT_ONCE]
+            ids = [self._sealer.row_id(table, natural_key) for (table, natural_key), _ in some]
+            finds = [(_TEXTS.find, (int(place[0]), row_id)) for (place, _), row_id in zip(some, ids, strict=True)]
+            found = self._link.batch(*finds, *([("COMMIT", ())] if begin + _ROWS_AT_ONCE >= len(everything) else []))
+            for ((table, natural_key), said), row_id, rows in zip(some, ids, found, strict=False):
+                row = rows[0] if rows else None
+                if said != ((row.ver, bytes(row.blob[-16:])) if row is not None else (0, b"")):
+                    raise CorruptStore("a row of the shared database is not the one that was last written")
+                value = self._sealer.open(table, row_id, row.parent, row.ver, row.blob) if row is not None else None
+                changes.setdefault(table, {})[natural_key] = value
         return changes
 
     def require_current(self, *, for_a_lease: bool = False) -> None:
@@ -255,10 +320,9 @@ class PostgresStore(SealedStore):
     def _rows(self, text: str, parameters: tuple[Any, ...]) -> list[Any]:
         return list(self._link.run(text, parameters))
 
-    def _seal_change(self, number: int, work: Transaction) -> bytes:
+    def _seal_change(self, number: int, work: "_PostgresTransaction") -> bytes:
         value = {
-            "before": self._accumulator.to_bytes(32, "big"), "after": work.accumulator.to_bytes(32, "big"),
-            "rows": [[int(table), natural_key, *seen] for (table, natural_key), seen in work.written.items()],
+            "before": self._accumulator.to_bytes(32, "big"), "after": work.accumulator.to_bytes(32, "big"), "rows": work.written,
         }  # fmt: skip
         return self._sealer.seal(Table.CHANGE, _id_of(number), ZERO, 0, value)
 
