@@ -109,10 +109,8 @@ def test_without_the_lock_no_write_is_lost_either(two, monkeypatch):
 
     a, b = two
     monkeypatch.setattr(module, "_LOCK", "1")
-    plain = b.store._link.batch
-    monkeypatch.setattr(
-        b.store._link, "batch", lambda *statements: plain(*((text.replace("pg_advisory_lock(1)", "1"), given) for text, given in statements))
-    )
+    plain = b.store._link.run
+    monkeypatch.setattr(b.store._link, "run", lambda text, parameters=(): plain(text.replace("pg_advisory_lock(1)", "1"), parameters))
     with pytest.raises(StateMoved), a.store.exclusive(), a.store.transaction() as work:
         work.put(Table.ALIAS, "x", {"v": "a"})
         b.put("z", "b")

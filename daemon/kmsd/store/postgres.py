@@ -152,7 +152,9 @@ class PostgresStore(SealedStore):
             yield
             return
         asked = time.monotonic()
-        _, head = self._link.batch((f"SELECT pg_advisory_lock({_LOCK})", ()), (_HEAD, ()))
+        # Two round trips: what ends a pipeline keeps the server from noticing that a daemon which holds the lock does nothing any more.
+        self._link.run(f"SELECT pg_advisory_lock({_LOCK})")
+        head = list(self._link.run(_HEAD))
         number = self._link.number
         self._depth = 1
         try:
