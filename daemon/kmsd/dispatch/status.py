@@ -59,6 +59,7 @@ class AdminService:
             home_region=facts.home_region if facts.aws_endpoint else None,
             audit_digest_key=facts.audit_digest_key,
             damaged_records=len(self._registry.store.quarantined),
+            host=self._registry.store.host or None,
         )
 
     def watch(self, call: Call) -> shapes.WatchResponse:

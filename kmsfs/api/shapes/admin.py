@@ -30,6 +30,8 @@ class StatusResponse(Shape, kw_only=True):
     """Public key of the audit log's digests, hex."""
     damaged_records: int = 0
     """Records of the state that cannot be read: what they were is refused, everything else is served."""
+    host: str | None = None
+    """What this daemon's host is called among those that share its database."""
 
 
 class SealStatus(Shape, kw_only=True):
