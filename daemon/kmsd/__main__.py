@@ -140,6 +140,10 @@ def serve(
         str | None,
         typer.Option(envvar="KMSD_METRICS", help="Loopback address for Prometheus, such as 127.0.0.1:9464."),
     ] = None,
+    traces: Annotated[
+        str | None,
+        typer.Option(envvar="KMSD_TRACES", help="Loopback address of an OpenTelemetry collector (OTLP over HTTP), such as 127.0.0.1:4318."),
+    ] = None,
     guardrails: Annotated[
         Path | None,
         typer.Option(
@@ -177,6 +181,7 @@ def serve(
         config = Config(
             folder, socket, mode, accept_rollback, private, administrators, endpoint, aws_socket, aws_region,
             parse_endpoint(metrics) if metrics else None,
+            parse_endpoint(traces) if traces else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
             credentials, digest_every, parse_quotas(_settings("KMSD_QUOTAS", quota)), parse_limits(_settings("KMSD_LIMITS", limit)),
             parse_places(_settings("KMSD_KEY_STORE_TOKENS", key_store_token)), accept_clock, ephemeral,

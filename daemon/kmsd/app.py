@@ -59,6 +59,7 @@ from kmsd.keystores.service import KeyStoreService
 from kmsd.keystores.store import KeyStores
 from kmsd.metrics.counts import CallCounts
 from kmsd.metrics.exposition import MetricsService
+from kmsd.metrics.traces import CallTraces
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.realm import OpenRealm, open_store, read_url
@@ -131,6 +132,8 @@ class Daemon:
         self._registry = KeyRegistry(self._account, self._store, vault)
         prefix, numbers = os.urandom(6).hex(), itertools.count(1)
         self._pipeline = Pipeline(self._journal, self._store, self._clock, lambda: f"{prefix}-{next(numbers)}", self._account)
+        self._traces = CallTraces(config.traces) if config.traces is not None else None
+        self._pipeline.trace = self._traces.note if self._traces is not None else None
         self._accounts = AccountStore(self._account, self._store)
         settlement = Settlement(self._pipeline, self._store, self._stop.set)
         self._state = ServerState(
@@ -451,6 +454,8 @@ class Daemon:
 
     def _close(self) -> None:
         self._record("DaemonStopped")
+        if self._traces is not None:
+            self._traces.close()
         with contextlib.suppress(KmsfsError):
             self._usage.write()
         self._anchor.write(self._store)

@@ -33,6 +33,8 @@ class Config:
     """The region in which the door shows what the socket keeps."""
     metrics: tuple[str, int] | None = None
     """Loopback address and port of the metrics, if they are wanted."""
+    traces: tuple[str, int] | None = None
+    """Loopback address and port of an OpenTelemetry collector, if calls are to be traced."""
     guardrails: Path | None = None
     """The folder of policies that nobody can loosen."""
     credentials: Path | None = None

@@ -63,6 +63,9 @@ def install_service(
     metrics: Annotated[
         str | None, typer.Option(help="Serve Prometheus's metrics on this loopback address.")
     ] = None,
+    traces: Annotated[
+        str | None, typer.Option(help="Send traces to an OpenTelemetry collector on this loopback address.")
+    ] = None,
     database_network: Annotated[
         list[str] | None,
         typer.Option(metavar="ADDRESS", help="Let kmsd reach the PostgreSQL that it shares, at these addresses or networks, such as 10.1.0.0/24."),
@@ -82,7 +85,7 @@ def install_service(
 ) -> None:
     """Run kmsd as a system service: units, users, realm, mount helper. Prints the recovery code, once."""
     if user:
-        if aws_endpoint or metrics or seal_root_key or database_network:
+        if aws_endpoint or metrics or traces or seal_root_key or database_network:
             raise UsageError("a user's service takes no other options", hint="`systemctl --user edit kmsd.service` changes it")
         (remove_user_service if undo else install_user_service)()
         return
@@ -99,7 +102,8 @@ def install_service(
     for name, folder in _PLACES.items():
         write_file(folder / Path(name).name, unit_text(name, programs))
     for name, what, endpoint in (
-        ("aws-endpoint", "AWS's own clients", aws_endpoint), ("metrics", "Prometheus's metrics", metrics)
+        ("aws-endpoint", "AWS's own clients", aws_endpoint), ("metrics", "Prometheus's metrics", metrics),
+        ("traces", "OpenTelemetry's collector", traces),
     ):  # fmt: skip
         if endpoint is not None:
             variable = f"KMSD_{name.upper().replace('-', '_')}"
@@ -233,7 +237,7 @@ def _undo() -> None:
         (folder / Path(name).name).unlink(missing_ok=True)
     for place in _MANUAL:
         (MANUAL / place).unlink(missing_ok=True)
-    for name in ("aws-endpoint", "metrics"):
+    for name in ("aws-endpoint", "metrics", "traces"):
         (_DROP_INS / f"{name}.conf").unlink(missing_ok=True)
     for name in (*_ROOT_KEY_DROP_INS, *_DATABASE_DROP_INS):
         (UNITS / name).unlink(missing_ok=True)

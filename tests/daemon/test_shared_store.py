@@ -82,6 +82,23 @@ def test_what_one_writes_the_other_takes(two):
     assert a.known == {(Table.ALIAS, "x"): None}
 
 
+def test_a_transaction_that_changes_nothing_is_followed_too(two):
+    a, b = two
+    with a.store.exclusive(), a.store.transaction() as work:
+        work.delete(Table.ALIAS, "never there")
+    assert b.store.catch_up() and b.store.commit_number == 1
+    a.put("x", 1)
+    assert b.store.catch_up() and b.known == {(Table.ALIAS, "x"): {"v": 1}}
+
+
+def test_without_the_driver_it_is_said_what_is_missing(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UsageError, match="psycopg"):
+        PostgresStore("postgresql:///x", sealer(), REALM, "a")
+
+
 def test_who_has_not_looked_cannot_write(two):
     a, b = two
     a.put("x", 1)

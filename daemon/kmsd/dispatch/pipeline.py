@@ -41,6 +41,8 @@ class Pipeline:
         self._authoriser: Authoriser | None = None
         self._used_keys: set[str] = set()
         self.sync_wanted = False
+        self.trace: Callable[[Call, KmsfsError | None, float], None] | None = None
+        """Told of each call that has ended, where somebody asked for traces."""
         self.note_call: Callable[[str, str, float], None] = _uncounted
         """Told of each call: operation, error code or nothing, seconds."""
         self.charge: Callable[[str, str, str, float], None] = _for_nothing
@@ -170,6 +172,8 @@ class Pipeline:
             record["why"] = error.evidence
         self.journal.append(record)
         self.note_call(call.operation.name, error.code if error is not None else "", self._clock() - call.now)
+        if self.trace is not None:
+            self.trace(call, error, self._clock() - call.now)
         if error is None and call.operation.cryptographic:
             for key in (call.key, call.source):
                 if key is not None:

@@ -61,7 +61,6 @@ class Link:
         self._engine = engine_of(url)
         self._deadline = Deadline()
         self._connection: Connection | None = None
-        self._row_factory = _row_factory()
         self.number = 0
         """Grows with each connection: locks that an earlier one held are gone."""
         self.process = 0
@@ -109,7 +108,7 @@ class Link:
         driver: Any = self.connection.connection.driver_connection
         with self._errors(), self._deadline.on(driver.fileno()):
             with driver.pipeline():
-                cursors = [driver.cursor(row_factory=self._row_factory) for _ in statements]
+                cursors = [driver.cursor(row_factory=_driver().rows.namedtuple_row) for _ in statements]
                 for cursor, (text, parameters) in zip(cursors, statements, strict=True):
                     cursor.execute(text, parameters)
             return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
@@ -159,7 +158,7 @@ def database_errors(lost: Callable[[], None] = lambda: None) -> Iterator[None]:
     """
     try:
         yield
-    except _driver_errors() as error:
+    except (DBAPIError, _driver().Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         if getattr(cause, "sqlstate", None) in _CONFLICTS:
             raise StateMoved("another daemon was writing", evidence=str(cause)) from error
@@ -172,20 +171,17 @@ def database_errors(lost: Callable[[], None] = lambda: None) -> Iterator[None]:
         raise DatabaseUnreachable("the database of the key daemon's state cannot be used", hint=_HINT, evidence=str(error)) from error
 
 
-def _driver_errors() -> tuple[type[Exception], ...]:
-    try:
-        import psycopg
-    except ImportError:
-        return (DBAPIError,)
-    return (DBAPIError, psycopg.Error)
+def _driver() -> Any:
+    """Return psycopg, which only who shares a database needs.
 
-
-def _row_factory() -> Any:
+    Raises:
+        UsageError: if it is not installed.
+    """
     try:
-        from psycopg.rows import namedtuple_row
-    except ImportError:
-        return None
-    return namedtuple_row
+        import psycopg.rows
+    except ImportError as error:
+        raise UsageError("a shared database needs psycopg", hint="pip install 'kmsfs[postgres]'") from error
+    return psycopg
 
 
 def engine_of(url: str) -> Engine:
@@ -194,6 +190,7 @@ def engine_of(url: str) -> Engine:
     Raises:
         UsageError: if the driver is not installed.
     """
+    _driver()
     return create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
 
 
@@ -204,13 +201,9 @@ def connect(url: str) -> Any:
         UsageError: if the driver is not installed.
         psycopg.Error: if there is no connection.
     """
-    try:
-        import psycopg
-    except ImportError as error:
-        raise UsageError("a shared database needs psycopg", hint="pip install 'kmsfs[postgres]'") from error
     milliseconds = round(DATABASE_ANSWER_SECONDS * 1000)
     lock_wait = milliseconds * 2 // 3
-    return psycopg.connect(
+    return _driver().connect(
         url, autocommit=True, connect_timeout=round(DATABASE_ANSWER_SECONDS), application_name="kmsd",
         tcp_user_timeout=milliseconds, keepalives_idle=5, keepalives_interval=2, keepalives_count=3,
         # A daemon that is gone, or stopped, must not hold its locks for long. One that works uses its connection every three seconds.

@@ -242,9 +242,9 @@ class PostgresStore(SealedStore):
             _, heads, missed = self._link.batch((_LOAD, ()), (_HEAD, ()), (_MISSED, (self.commit_number,)))
             head = self._open_head(heads[0] if heads else None)
             changes = self._values_of(self._follow(head, missed))
-        except BaseException:
+        finally:
+            # Whatever happened: who stayed in this view of one moment would take it for the present for ever.
             self._link.undo()
-            raise
         self.on_changes(changes)
         self.commit_number, self._accumulator = head["commit"], int.from_bytes(head["acc"], "big")
         self._head, self._sealer.usage.used = bytes(heads[0].blob), head["seals"]
@@ -272,15 +272,14 @@ class PostgresStore(SealedStore):
         return written
 
     def _values_of(self, written: dict[tuple[Table, str], tuple[int, bytes]]) -> Changes:
-        """Read the rows that were written, each as its last record says that it is; with the last ones the transaction ends."""
+        """Read the rows that were written, each as its last record says that it is."""
         changes: dict[Table, dict[str, dict[str, Any] | None]] = {}
         everything = list(written.items())
         for begin in range(0, len(everything), _ROWS_AT_ONCE):
             some = everything[begin : begin + _ROWS_AT_ONCE]
             ids = [self._sealer.row_id(table, natural_key) for (table, natural_key), _ in some]
             finds = [(_TEXTS.find, (int(place[0]), row_id)) for (place, _), row_id in zip(some, ids, strict=True)]
-            found = self._link.batch(*finds, *([("COMMIT", ())] if begin + _ROWS_AT_ONCE >= len(everything) else []))
-            for ((table, natural_key), said), row_id, rows in zip(some, ids, found, strict=False):
+            for ((table, natural_key), said), row_id, rows in zip(some, ids, self._link.batch(*finds), strict=True):
                 row = rows[0] if rows else None
                 if said != ((row.ver, bytes(row.blob[-16:])) if row is not None else (0, b"")):
                     raise CorruptStore("a row of the shared database is not the one that was last written")
