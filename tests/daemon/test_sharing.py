@@ -13,7 +13,7 @@ import pytest
 
 from conftest import DaemonProcess, MountProcess
 from kmsfs.client.changes import ChangeStream
-from kmsfs.errors import KmsfsError, Unavailable
+from kmsfs.errors import DaemonUnreachable, KmsfsError, Unavailable
 from kmsfs.quantity import DATABASE_LEASE_SECONDS, TAKEOVER_SECONDS
 from support.databases import PostgresServer, new_database, wait_for
 from support.network import Network
@@ -113,6 +113,17 @@ def test_what_one_daemon_does_the_other_knows(hosts):
     assert code_of(a, "DescribeKey", KeyId="alias/shared") == "NotFoundException"
 
 
+def test_a_grant_counts_on_the_other_host_until_it_is_revoked(hosts):
+    a, b = hosts.first(), hosts.join()
+    key = caller(a)("CreateKey")["KeyMetadata"]
+    grantee = f"arn:kmsfs:iam::{key['Arn'].split(':')[4]}:uid/7"
+    grant = caller(a)("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=grantee, Operations=["Decrypt"])["GrantId"]
+    listed = lambda: caller(b)("ListGrants", KeyId=key["KeyId"])["Grants"]  # noqa: E731
+    wait_for(lambda: [each["GrantId"] for each in listed()] == [grant], 1)
+    caller(b)("RevokeGrant", KeyId=key["KeyId"], GrantId=grant)
+    wait_for(lambda: caller(a)("ListGrants", KeyId=key["KeyId"])["Grants"] == [], 1)
+
+
 def test_revoked_on_one_host_means_revoked_on_the_other_within_a_second(hosts):
     a, b = caller(hosts.first()), caller(hosts.join())
     key = a("CreateKey")["KeyMetadata"]["KeyId"]
@@ -199,8 +210,8 @@ def everything(host):
 
 def someday(rng, call, names):
     """Do one thing at random; what cannot be done is not."""
-    keys = [key["KeyId"] for key in call("ListKeys", Limit=1000)["Keys"]]
-    key = rng.choice(keys) if keys else None
+    keys = call("ListKeys", Limit=1000)["Keys"]
+    key, account = (chosen["KeyId"], chosen["KeyArn"].split(":")[4]) if keys and (chosen := rng.choice(keys)) else (None, "")
     name, tag = rng.choice(names), {"TagKey": rng.choice("ab"), "TagValue": rng.choice("12")}
     choices = [
         ("CreateKey", {"Tags": [tag]}), ("CreateKey", {"KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY"}), ("CreateKey", {"Origin": "EXTERNAL"}),
@@ -209,7 +220,7 @@ def someday(rng, call, names):
         ("TagResource", {"KeyId": key, "Tags": [tag]}), ("UntagResource", {"KeyId": key, "TagKeys": [tag["TagKey"]]}),
         ("UpdateKeyDescription", {"KeyId": key, "Description": name}), ("CreateAlias", {"AliasName": f"alias/{name}", "TargetKeyId": key}),
         ("UpdateAlias", {"AliasName": f"alias/{name}", "TargetKeyId": key}), ("DeleteAlias", {"AliasName": f"alias/{name}"}),
-        ("CreateGrant", {"KeyId": key, "GranteePrincipal": "arn:aws:iam::111122223333:user/x", "Operations": ["Decrypt"]}),
+        ("CreateGrant", {"KeyId": key, "GranteePrincipal": f"arn:kmsfs:iam::{account}:uid/7", "Operations": ["Decrypt"]}),
         ("PutParameter", {"Name": f"/{name}/p", "Value": str(rng.random()), "Type": rng.choice(["String", "SecureString"]), "Overwrite": True}),
         ("PutParameter", {"Name": name, "Value": str(rng.random()), "Type": "String", "Overwrite": True}),
         ("DeleteParameter", {"Name": f"/{name}/p"}), ("DeleteParameter", {"Name": name}),
@@ -226,11 +237,11 @@ def someday(rng, call, names):
         call(operation, **parameters)
     except KmsfsError:
         return
-    for grant in call("ListGrants", KeyId=key)["Grants"] if key and rng.random() < 0.1 else ():
+    for grant in call("ListGrants", KeyId=key)["Grants"][:1] if key and rng.random() < 0.3 else ():
         call("RevokeGrant", KeyId=key, GrantId=grant["GrantId"])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_is_taken_over_is_what_a_new_start_loads(hosts, seed):
     rng = random.Random(seed)
     both = [hosts.first(), hosts.join()]
@@ -577,7 +588,7 @@ def test_a_host_that_is_gone_is_taken_over_and_learns_of_it(tmp_path, network):
         assert TAKEOVER_SECONDS - 4 < time.monotonic() - gone
         assert answer["Session"] == first["Session"] + 1 and first["Session"] in answer["UncleanSessions"]
         network.plug(spaces[0])
-        with pytest.raises(Unavailable):
+        with pytest.raises(DaemonUnreachable):
             # The connection with the old lease is cut before anything else is answered from the present state.
             while True:
                 writer.receive(timeout=20)

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import MountProcess
+from kmsfs.mount.durability import Vfs
+from kmsfs.mount.following import FollowerRules, FollowingVfs
 from support.waiting import soon
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -114,6 +117,50 @@ def test_an_open_file_grows_under_its_reader(make_mount, follow):
                 log.write(b"line %d\n" % number)
                 os.fsync(log.fileno())
                 soon(b"line %d\n" % number, lambda: (os.fstat(seen.fileno()), seen.read())[1])
+
+
+def test_who_opens_sees_the_present_whoever_has_it_open_already(make_mount, follow):
+    writer = make_mount().start()
+    with open(writer.plain / "a", "wb", buffering=0) as file:
+        file.write(b"one")
+        os.fsync(file.fileno())
+        reader = follow(writer)
+        with open(reader.plain / "a", "rb") as held:
+            assert held.read() == b"one"
+            for number in range(20):
+                os.pwrite(file.fileno(), b"%03d" % number, 0)
+                os.fsync(file.fileno())
+                assert read(reader.plain / "a") == b"%03d" % number
+
+
+def test_nothing_of_a_session_that_may_go_on_is_trusted():
+    rules = FollowerRules(5, {3})
+    assert [rules.trusts(session) for session in range(1, 8)] == [True, True, False, True, False, False, False]
+    assert not rules.clean and not FollowerRules(1, set()).clean
+
+
+def test_a_number_that_another_file_has_now_is_not_that_file(monkeypatch, tmp_path):
+    (tmp_path / "x").touch()
+    descriptor = os.open(tmp_path / "x", os.O_RDONLY)
+    facts = os.fstat(descriptor)
+    given_back = []
+    monkeypatch.setattr(Vfs, "acquire", lambda *_args, **_more: SimpleNamespace(attributes=SimpleNamespace(file_id=b"now")))
+    monkeypatch.setattr(Vfs, "give_back", lambda _self, node: given_back.append(node))
+    vfs = FollowingVfs.__new__(FollowingVfs)
+    try:
+        for file_id, key, ok in (
+            (b"now", (facts.st_dev, facts.st_ino), True), (b"", (facts.st_dev, facts.st_ino), True),
+            (b"before", (facts.st_dev, facts.st_ino), False), (b"now", (facts.st_dev, 0), False),
+        ):
+            node = SimpleNamespace(file=None, descriptor=descriptor, names={}, key=key, file_id=file_id)
+            if ok:
+                vfs.acquire(node)
+            else:
+                with pytest.raises(OSError, match="another file"):
+                    vfs.acquire(node)
+        assert len(given_back) == 2
+    finally:
+        os.close(descriptor)
 
 
 def test_nothing_is_read_that_was_never_written(make_mount, follow):
