@@ -493,6 +493,7 @@ def test_a_state_becomes_shared_is_backed_up_and_restored(fresh_daemon, server, 
     done = kmsd("share-state", url, "--state", fresh_daemon.state, "--yes")
     assert done.returncode == 0, done.stderr
     assert not (fresh_daemon.state / "state.db").exists()
+    assert {(fresh_daemon.state / name).stat().st_mode & 0o777 for name in ("database.url", "host")} == {0o600}
     call = caller(fresh_daemon.start())
     assert call("Decrypt", CiphertextBlob=sealed)["Plaintext"] == b"from before"
     call("PutParameter", Name="/later", Value="1", Type="SecureString")
