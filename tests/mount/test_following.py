@@ -208,7 +208,7 @@ def test_nothing_is_read_that_was_never_written(make_mount, follow):
 
     threads = [threading.Thread(target=watch, args=(reader.plain,)) for reader in readers]
     [thread.start() for thread in threads]
-    ends, number = time.monotonic() + 12, 0
+    ends, number = time.monotonic() + 7, 0
     with open(writer.plain / "large", "r+b", buffering=0) as large, open(writer.plain / "small", "r+b", buffering=0) as small:
         while time.monotonic() < ends and not troubles:
             number += 1
