@@ -62,7 +62,7 @@ from kmsd.metrics.exposition import MetricsService
 from kmsd.metrics.traces import CallTraces
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
-from kmsd.realm import OpenRealm, open_store, read_url
+from kmsd.realm import OpenRealm, open_store
 from kmsd.sealing.server import ENDING
 from kmsd.sealing.server import keepers as sealing_keepers
 from kmsd.sealing.service import SealService
@@ -225,13 +225,12 @@ class Daemon:
         changes.listeners.append(self._tell)
         self._accounts.listeners.append(self._account_changed)
         self._state.on_lost = volumes.connection_lost
-        url = read_url(config)
-        if isinstance(self._store, PostgresStore) and url is not None:
+        if isinstance(self._store, PostgresStore):
             takers: tuple[Taker, ...] = (
                 self._accounts.take, self._iam.take, self._take_key_stores, registry.take, self._usage.take, parameters.take,
                 secret_store.take, volumes.take,
             )  # fmt: skip
-            self._sharing = Sharing(self._store, url, takers, self._stop.set)
+            self._sharing = Sharing(self._store, takers, self._stop.set)
 
     def _identities(self) -> tuple[tuple[EntityService, ...], IamService, PolicyService, AccessKeyService]:
         iam, rng = self._iam, os.urandom
@@ -456,7 +455,7 @@ class Daemon:
         self._record("DaemonStopped")
         if self._traces is not None:
             self._traces.close()
-        with contextlib.suppress(KmsfsError):
+        with contextlib.suppress(KmsfsError), self._store.exclusive():
             self._usage.write()
         self._anchor.write(self._store)
         self._journal.close()

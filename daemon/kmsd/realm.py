@@ -75,8 +75,8 @@ def initialise(
     keyring = Keyring(
         seal_type, realm_id, argon2, 1, {1: KeyMaterial(os.urandom(32))}, {1: time.time()}
     )
-    for leftover in config.state.glob("state.db*"):
-        leftover.unlink()
+    for leftover in (*config.state.glob("state.db*"), config.database_url, config.host_file):
+        leftover.unlink(missing_ok=True)
     if url is None:
         store: SealedStore = SqliteStore(config.database, RowSealer(keyring.domain_keys, os.urandom), create=True)
     else:

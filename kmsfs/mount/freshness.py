@@ -76,32 +76,43 @@ def move_records(cipher_dir: Path, session: ClientSession, *, into_volume: bool)
     """Let a volume's records lie beside its ciphertext, where other hosts find them, or in this user's state; return where.
 
     Raises:
-        VolumeBusy: if it is mounted.
+        VolumeBusy: if it is mounted, on any host.
         CorruptVolume: if the last mount did not end cleanly: what the records say is not all in one file then.
         StorageError: if they cannot be moved.
         KmsfsError: as Decrypt.
     """
     volume = open_volume(cipher_dir, session)
+    lease = VolumeLease(volume.config, read_only=False)
+    transport = session.open_transport()
     try:
-        volume_id, folder = volume.config.volume_id, cipher_dir / RECORDS_DIR
-        there = records_path(volume_id, cipher_dir)
-        if beside(there, "-wal").exists():
-            raise CorruptVolume("the last mount did not end cleanly", hint="mount the volume and unmount it, then try again")
-        if into_volume:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            here = records_path(volume_id, cipher_dir)
-        else:
-            here = records_path(volume_id)
-        if there != here and there.exists():
-            here.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _copy(there, here)
-            there.unlink()
-        if not into_volume and folder.is_dir():
-            folder.rmdir()
+        # The lock is this host's alone, or the storage's: only kmsd knows of mounts on all hosts.
+        lease.claim(transport)
+        try:
+            return _move(volume.config.volume_id, cipher_dir, unclean=bool(lease.unclean), into_volume=into_volume)
+        finally:
+            lease.end()
     except OSError as error:
         raise StorageError(f"cannot move the freshness records: {error.strerror}") from error
     finally:
+        transport.close()
         os.close(volume.descriptor)
+
+
+def _move(volume_id: bytes, cipher_dir: Path, *, unclean: bool, into_volume: bool) -> Path:
+    folder, there = cipher_dir / RECORDS_DIR, records_path(volume_id, cipher_dir)
+    if unclean or beside(there, "-wal").exists():
+        raise CorruptVolume("the last mount did not end cleanly", hint="mount the volume and unmount it, then try again")
+    if into_volume:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        here = records_path(volume_id, cipher_dir)
+    else:
+        here = records_path(volume_id)
+    if there != here and there.exists():
+        here.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _copy(there, here)
+        there.unlink()
+    if not into_volume and folder.is_dir():
+        folder.rmdir()
     return here
 
 

@@ -91,6 +91,21 @@ def test_a_transaction_that_changes_nothing_is_followed_too(two):
     assert b.store.catch_up() and b.known == {(Table.ALIAS, "x"): {"v": 1}}
 
 
+def test_what_is_gone_is_told_first(two):
+    a, b = two
+    order = []
+    b.store.on_changes = lambda changes: order.extend(changes[Table.ALIAS].items())
+    a.put("x", 1)
+    a.put("y", 1)
+    b.store.catch_up()
+    order.clear()
+    with a.store.exclusive(), a.store.transaction() as work:
+        work.put(Table.ALIAS, "x", {"v": 2})
+        work.delete(Table.ALIAS, "y")
+    b.store.catch_up()
+    assert order == [("y", None), ("x", {"v": 2})]
+
+
 def test_without_the_driver_it_is_said_what_is_missing(monkeypatch):
     import sys
 

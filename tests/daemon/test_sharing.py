@@ -14,7 +14,7 @@ import pytest
 from conftest import DaemonProcess, MountProcess
 from kmsfs.client.changes import ChangeStream
 from kmsfs.errors import DaemonUnreachable, KmsfsError, Unavailable
-from kmsfs.quantity import DATABASE_LEASE_SECONDS, TAKEOVER_SECONDS
+from kmsfs.quantity import DATABASE_LEASE_SECONDS, HEARTBEAT_SECONDS, RECONNECT_SECONDS, TAKEOVER_SECONDS
 from support.databases import PostgresServer, new_database, wait_for
 from support.network import Network
 
@@ -544,6 +544,9 @@ def test_who_may_not_join_does_not(hosts, tmp_path, server):
         done = kmsd(*arguments)
         assert done.returncode != 0 and said in done.stderr, done.stderr
         assert not (state / "keyring.kms").exists()
+    # What a join that failed has left says nothing of a realm that is made there then.
+    assert kmsd("init", "--state", state).returncode == 0
+    assert (state / "state.db").exists() and not (state / "database.url").exists()
     other = DaemonProcess(tmp_path / "foreign")
     other.folder.mkdir()
     assert other.init().returncode == 0
@@ -582,7 +585,12 @@ def test_a_volume_has_one_writer_on_all_hosts(hosts):
     second.close()
     third, answer = wait_for(lambda: (found := lease(a, key))[1].get("Session") and found, 10)
     assert answer["UncleanSessions"] == [first["Session"] + 1]
+    # A mount that comes back after its lease has run out has it again, for the other hosts too.
     third.close()
+    time.sleep(RECONNECT_SECONDS + HEARTBEAT_SECONDS + 1)
+    _, again = lease(a, key, Resume=answer["Session"])
+    assert again["Session"] == answer["Session"]
+    assert lease(b, key)[1]["code"] == "VolumeBusyException"
 
 
 @pytest.mark.fuse

@@ -15,6 +15,8 @@ import pytest
 from conftest import MountProcess
 from kmsfs.mount.durability import Vfs
 from kmsfs.mount.following import FollowerRules, FollowingVfs
+from kmsfs.mount.volume import VolumeLease, read_config
+from kmsfs.quantity import RECONNECT_SECONDS
 from support.waiting import soon
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -286,11 +288,25 @@ def test_a_volume_moves_from_host_to_host_with_its_records(make_mount, tmp_path)
     mount.stop()
 
 
+def test_records_are_not_moved_under_a_mount_elsewhere(make_mount, daemon):
+    """Storage that several hosts have may not tell of their locks: kmsd knows of the lease."""
+    mount = make_mount().start()
+    (mount.plain / "a").write_bytes(b"1")
+    mount.stop()
+    config = read_config(mount.cipher)[0]
+    transport = daemon.session().open_transport()
+    VolumeLease(config, read_only=False).claim(transport)
+    done = kmsfs(mount, "volume", "records", mount.cipher, "--in-volume")
+    assert done.returncode != 0 and "mounted for writing elsewhere" in done.stderr and not (mount.cipher / ".kr").exists()
+    transport.close()
+
+
 def test_records_of_a_mount_that_was_killed_stay_where_they_are(make_mount, tmp_path):
     mount = as_host(make_mount(), tmp_path / "host-a").start()
     (mount.plain / "a").write_bytes(b"1")
     writer_sync(mount)
     mount.kill()
+    time.sleep(RECONNECT_SECONDS + 0.5)
     done = kmsfs(mount, "volume", "records", mount.cipher, "--in-volume")
     assert done.returncode != 0 and "did not end cleanly" in done.stderr, done.stderr
     mount.start()

@@ -31,9 +31,9 @@ class IamStore:
         for row in store.scan(Table.IDENTITY):
             self._keep(entity_of(row))
         for row in store.scan(Table.ACCESS_KEY):
-            self._keep_key(AccessKey(**row))
+            self.access_keys[row["key_id"]] = AccessKey(**row)
         for row in store.scan(Table.MFA_DEVICE):
-            self._keep_device(MfaDevice(**row))
+            self.mfa_devices[row["arn"]] = MfaDevice(**row)
 
     # --- finding ----------------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class IamStore:
         """Store a new or changed access key."""
         with self._store.transaction() as work:
             work.put(Table.ACCESS_KEY, key.key_id, key.row())
-        self._keep_key(key)
+        self.access_keys[key.key_id] = key
 
     def remove_key(self, key: AccessKey) -> None:
         """Remove an access key; it signs nothing more."""
@@ -128,7 +128,7 @@ class IamStore:
         """Store a new or changed MFA device."""
         with self._store.transaction() as work:
             work.put(Table.MFA_DEVICE, device.arn, device.row())
-        self._keep_device(device)
+        self.mfa_devices[device.arn] = device
 
     def remove_device(self, device: MfaDevice) -> None:
         """Remove an MFA device."""
@@ -145,20 +145,14 @@ class IamStore:
                 self._drop(self._by_arn[arn])
         for key_id, row in changes.get(Table.ACCESS_KEY, {}).items():
             if row is not None:
-                self._keep_key(AccessKey(**row))
+                self.access_keys[key_id] = AccessKey(**row)
             else:
                 self.access_keys.pop(key_id, None)
         for arn, row in changes.get(Table.MFA_DEVICE, {}).items():
             if row is not None:
-                self._keep_device(MfaDevice(**row))
+                self.mfa_devices[arn] = MfaDevice(**row)
             else:
                 self.mfa_devices.pop(arn, None)
-
-    def _keep_key(self, key: AccessKey) -> None:
-        self.access_keys[key.key_id] = key
-
-    def _keep_device(self, device: MfaDevice) -> None:
-        self.mfa_devices[device.arn] = device
 
     def _drop(self, entity: Entity) -> None:
         del self._by_arn[entity.arn]

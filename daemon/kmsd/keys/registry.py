@@ -1,7 +1,7 @@
 """All KMS keys, aliases and grants in memory, written through to the sealed store."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
@@ -511,10 +511,21 @@ class KeyRegistry:
             present = self.aliases.get(place if place.startswith("arn:") else alias_arn(self._home, place))
             if present is not None:
                 self._forget_alias(present)
-        for key_id, row in changes.get(Table.KEY, {}).items():
-            self._take_key(key_id, row, changes.get(Table.MATERIAL, {}))
+        found = changes.get(Table.KEY, {})
+        new = {key_id for key_id, row in found.items() if row is not None and key_id not in self.keys}
+        for key_id, row in found.items():
+            if row is None and key_id in self.keys:
+                self._forget_key(self.keys[key_id])
+            elif row is not None and key_id in new:
+                self._keep_key(self._key_of(row))
+        # Before anybody is told of a key, as those who are told look at it.
         for place, row in changes.get(Table.MATERIAL, {}).items():
             self._take_material(place, row)
+        for key_id, row in found.items():
+            if key_id in new:
+                self._changed(self.keys[key_id], "created")
+            elif row is not None:
+                self._take_facts(self.keys[key_id], self._key_of(row))
         for row in filter(None, written.values()):
             self._keep_alias(self._alias_of(row))
         for row in filter(None, ended.values()):
@@ -524,36 +535,23 @@ class KeyRegistry:
             self._keep_grant(key, grant)
             self._changed(key, "grant-created")
 
-    def _take_key(self, key_id: str, row: dict[str, Any] | None, materials: Mapping[str, dict[str, Any] | None]) -> None:
-        present = self.keys.get(key_id)
-        if row is None:
-            if present is not None:
-                self._forget_key(present)
-            return
-        key = self._key_of(row)
-        if present is None:
-            self._keep_key(key)
-        # Before anybody is told of the key, as those who are told look at it.
-        for place, material in materials.items():
-            if material is not None and material["key"] == key_id:
-                self._take_material(place, material)
-        if present is None:
-            self._changed(key, "created")
-            return
-        event = _event(present, key)
+    def _take_facts(self, key: KmsKey, stored: KmsKey) -> None:
+        event = _event(key, stored)
         for name in _STORED:
-            setattr(present, name, getattr(key, name))
-        self._changed(present, event)
+            setattr(key, name, getattr(stored, name))
+        self._changed(key, event)
 
     def _take_material(self, place: str, row: dict[str, Any] | None) -> None:
         key_id, _, term = place.partition("/")
         key = self.keys.get(key_id)
         if key is None:
             return
+        before = key.materials.pop(int(term), None)
+        if before is not None:
+            before.wipe()
         if row is not None:
             self._keep_material(row)
-        elif int(term) in key.materials:
-            key.materials.pop(int(term)).wipe()
+        elif before is not None:
             self._changed(key, "material-destroyed")
 
     def _note_damage(self) -> None:

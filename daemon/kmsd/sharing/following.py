@@ -17,13 +17,13 @@ Taker = Callable[[Changes], object]
 class Sharing:
     """Lets each room take what others wrote, before anything is decided on it and soon after it was written."""
 
-    def __init__(self, store: PostgresStore, url: str, takers: Sequence[Taker], on_broken: Callable[[], None]) -> None:
+    def __init__(self, store: PostgresStore, takers: Sequence[Taker], on_broken: Callable[[], None]) -> None:
         """Tell `takers` in their order; `on_broken` is called where this daemon's memory and the database part for good."""
         self._store = store
         self._takers = takers
         self._on_broken = on_broken
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._news = News(url, store.host, store.own_process, self._from_thread, self._told)
+        self._news = News(store.url, store.host, store.own_process, self._from_thread, self._told)
         store.on_changes = self._take
 
     def begin(self) -> None:
@@ -32,19 +32,23 @@ class Sharing:
         self._news.start()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening; what was heard and waits is not looked at any more."""
+        self._loop = None
         self._news.close()
 
     def _told(self, text: str) -> None:
         _LOG.warning("%s", text)
 
     def _from_thread(self, number: int, asked: float) -> None:
-        if self._loop is not None:
+        loop = self._loop
+        if loop is not None:
             # The loop may be closed by now.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._heard, number, asked)
+                loop.call_soon_threadsafe(self._heard, number, asked)
 
     def _heard(self, number: int, asked: float) -> None:
+        if self._loop is None:
+            return
         try:
             self._store.heard(number, asked)
         except (DatabaseUnreachable, StateMoved) as error:

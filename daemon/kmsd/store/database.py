@@ -21,7 +21,7 @@ READ_AT_ONCE = 1000
 _NEVER_LACKING = frozenset({Table.ACCOUNT})
 """Tables of which a lost row would let somebody do more: without one of theirs nothing is served."""
 Changes = Mapping[Table, Mapping[str, dict[str, Any] | None]]
-"""By table and natural key: a row's present value, None where it is gone."""
+"""By table and natural key: a row's present value, None where it is gone; those of a table that are gone come first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,7 @@ class Link:
     def drop(self) -> None:
         """Close the connection; what waits on it in the database is undone there."""
         connection, self._connection = self._connection, None
+        self.process = 0
         if connection is not None:
             with contextlib.suppress(SQLAlchemyError):
                 connection.invalidate()

@@ -37,7 +37,7 @@ _MISSED = "SELECT seq, blob FROM change WHERE seq > %s ORDER BY seq"
 _FINISH = (
     'WITH moved AS (UPDATE head SET blob = %s WHERE "only" = 1 AND blob = %s RETURNING 1), '
     "noted AS (INSERT INTO change (seq, blob) SELECT %s, %s FROM moved RETURNING 1) "
-    "SELECT 1 / (SELECT count(*) FROM noted), pg_notify('kmsd_state', '')"
+    "SELECT 1 / (SELECT count(*) FROM noted), pg_notify(%s, '')"
 )
 """One row if the head was the one that is known; an error otherwise, so that what comes behind it is not run."""
 _CHANGES_KEPT = 100_000
@@ -101,6 +101,8 @@ class PostgresStore(SealedStore):
             UnsupportedFormat, CorruptStore: if the state is not what it should be.
         """
         super().__init__(sealer, _TEXTS)
+        self.url = url
+        """Where the database is."""
         self._host = host
         self._depth = 0
         self._confirmed = time.monotonic()
@@ -192,7 +194,7 @@ class PostgresStore(SealedStore):
                 writes = work.writes(found)
                 change = self._seal_change(number, work)
                 head = self._seal_head(number, work.accumulator)
-                self._link.batch(*writes, (_FINISH, (head, self._head, number, change)), ("COMMIT", ()))
+                self._link.batch(*writes, (_FINISH, (head, self._head, number, change, CHANNEL)), ("COMMIT", ()))
             except BaseException:
                 self._sealer.usage.used = used
                 self._link.undo()
@@ -274,7 +276,8 @@ class PostgresStore(SealedStore):
     def _values_of(self, written: dict[tuple[Table, str], tuple[int, bytes]]) -> Changes:
         """Read the rows that were written, each as its last record says that it is."""
         changes: dict[Table, dict[str, dict[str, Any] | None]] = {}
-        everything = list(written.items())
+        # What is gone first: its name may be another row's by now.
+        everything = sorted(written.items(), key=lambda item: item[1][0] > 0)
         for begin in range(0, len(everything), _ROWS_AT_ONCE):
             some = everything[begin : begin + _ROWS_AT_ONCE]
             ids = [self._sealer.row_id(table, natural_key) for (table, natural_key), _ in some]

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, insert, select
 from kmsd.store.database import READ_AT_ONCE, storage_errors
 from kmsd.store.link import database_errors, engine_of
 from kmsd.store.postgres import create_shared
-from kmsd.store.schema import HEAD, ROW, SCHEMA_VERSION
+from kmsd.store.schema import HEAD, METADATA, ROW, SCHEMA_VERSION
 from kmsfs.errors import StorageError
 
 _PAGES_AT_ONCE = 4096
@@ -40,8 +40,7 @@ def snapshot_shared(url: str, copy: Path) -> None:
     source = engine_of(url).execution_options(isolation_level="REPEATABLE READ")
     target = create_engine(f"sqlite:///{copy}")
     with database_errors(), source.connect() as shared, storage_errors(), target.begin() as local:
-        for table in (ROW, HEAD):
-            table.create(local)
+        METADATA.create_all(local)
         local.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
         for portion in shared.execute(select(ROW)).mappings().partitions(READ_AT_ONCE):
             local.execute(insert(ROW), [dict(row) for row in portion])

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, create_engine, event, select
 from sqlalchemy.dialects.sqlite import dialect, insert
 
 from kmsd.store.database import SealedStore, Transaction, statements, storage_errors
-from kmsd.store.schema import HEAD, ROW, SCHEMA_VERSION, Table
+from kmsd.store.schema import HEAD, METADATA, SCHEMA_VERSION, Table
 from kmsd.store.sealing import RowSealer
 from kmsfs.errors import CorruptStore, StorageError, UnsupportedFormat
 
@@ -62,8 +62,7 @@ class SqliteStore(SealedStore):
         with storage_errors():
             self._connection = self._engine.connect()
             if create:
-                for table in (ROW, HEAD):
-                    table.create(self._connection)
+                METADATA.create_all(self._connection)
                 self._connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
                 self._write_head(self._connection, 0, 0)
                 self._connection.commit()

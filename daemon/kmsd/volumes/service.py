@@ -129,6 +129,10 @@ class VolumeService:
             )
             volume.session, volume.host = session, self._store.host
             volume.unclean.append(session)
+        elif volume.host != self._store.host:
+            # Its lease had run out, and the other hosts were told so; nobody took the volume meanwhile.
+            self._save(replace(volume, host=self._store.host))
+            volume.host = self._store.host
         volume.holder = call.connection_id
         others = [number for number in volume.unclean if number != volume.session]
         return _opened(volume, others)
@@ -208,8 +212,10 @@ class VolumeService:
 
     def end_leases(self, now: float) -> None:
         """Let other hosts know of leases that have run out here."""
+        if not self._store.host:
+            return
         for volume in self._volumes.values():
-            if self._store.host and volume.host == self._store.host and volume.holder is None and now >= volume.released + RECONNECT_SECONDS:
+            if volume.host == self._store.host and volume.holder is None and now >= volume.released + RECONNECT_SECONDS:
                 self._save(replace(volume, host=""))
                 volume.host = ""
 
