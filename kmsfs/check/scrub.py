@@ -58,6 +58,7 @@ class _Pace:
         self._due = time.monotonic()
 
     def wait(self, count: int) -> None:
+        """Sleep until `count` more bytes may be read."""
         if self._rate is None:
             return
         now = time.monotonic()

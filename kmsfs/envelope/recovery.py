@@ -126,6 +126,11 @@ class _Walk:
     def entries(
         self, level: int, first: int, body: bytes | bytearray, other: bytes | bytearray, count: int
     ) -> None:
+        """Verify what `count` entries of a node name, where the other commit's node does not name the same.
+
+        Raises:
+            CorruptFile: if something of it is not what was written.
+        """
         for place in range(count):
             at = place * ENTRY_BYTES
             entry = bytes(body[at : at + ENTRY_BYTES])
@@ -137,6 +142,11 @@ class _Walk:
                 self.node(level, first + place, entry, bytes(other[at : at + ENTRY_BYTES]))
 
     def node(self, level: int, index: int, entry: bytes, other: bytes) -> None:
+        """Verify a node of the map and what is below it, as `entries`.
+
+        Raises:
+            CorruptFile: if something of it is not what was written.
+        """
         key = self._keys.map
         body = self._tree.read_node(level, index, entry, self._file, key)
         other_body = bytearray(NODE_BODY_BYTES)
@@ -148,6 +158,11 @@ class _Walk:
         self.entries(level - 1, index * NODE_ENTRIES, body, other_body, NODE_ENTRIES)
 
     def chunk(self, index: int, entry: bytes) -> None:
+        """Verify a chunk.
+
+        Raises:
+            CorruptFile: if it is not what was written.
+        """
         open_chunk(index, entry, self._file_id, self._chunk_bytes, self._keys, self._file)
         self.chunks += 1
 

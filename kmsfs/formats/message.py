@@ -81,6 +81,11 @@ class _Reader:
         self.offset = 0
 
     def take(self, count: int) -> bytes:
+        """Return the next `count` bytes.
+
+        Raises:
+            InvalidCiphertext: if there are fewer.
+        """
         piece = self.data[self.offset : self.offset + count]
         if len(piece) != count:
             raise InvalidCiphertext(evidence="message is too short")

@@ -42,6 +42,7 @@ class _BatchedInotify(InotifyFD):
         self.after_batch: Callable[[], None] = lambda: None
 
     def run(self) -> None:
+        """Read events until it is stopped, a batch at a time."""
         while self.should_keep_running():
             events = self.read_events(event_buffer_size=1 << 20)
             for event in events:
