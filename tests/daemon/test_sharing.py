@@ -195,7 +195,10 @@ def everything(host):
             call("ListKeyRotations", KeyId=key_id)["Rotations"] if facts["KeySpec"] == "SYMMETRIC_DEFAULT" else None
     names = [each["Name"] for each in call("DescribeParameters", MaxResults=50)["Parameters"]]
     for name in names:
-        told[name] = call("GetParameterHistory", Name=name, WithDecryption=True)["Parameters"]
+        try:
+            told[name] = call("GetParameterHistory", Name=name, WithDecryption=True)["Parameters"]
+        except KmsfsError as error:  # the key may be one that was disabled, or is to be deleted: that is the state, too
+            told[name] = error.code, call("GetParameterHistory", Name=name)["Parameters"]
     told["secrets"] = [
         (each["Name"], call("ListSecretVersionIds", SecretId=each["ARN"], IncludeDeprecated=True)["Versions"], each.get("Tags"))
         for each in call("ListSecrets", IncludePlannedDeletion=True, MaxResults=100)["SecretList"]
