@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 
+from kmsfs.aead.ed25519ph import sign_prehashed, verify_prehashed
 from kmsfs.errors import AuthenticationFailed, InvariantBroken, ShapeError, UnsupportedOperation
 
 _CURVES: dict[str, ec.EllipticCurve] = {
@@ -108,12 +109,17 @@ class KeyPair:
         return der
 
     def sign(self, algorithm: str, message: bytes, *, prehashed: bool) -> bytes:
-        """Return a signature; `prehashed` says that `message` is the digest (for ML-DSA, the 64-byte mu)."""
+        """Return a signature; `prehashed` says that `message` is the digest (for ML-DSA, the 64-byte mu).
+
+        Ed25519ph hashes the digest once more, as AWS KMS does (API reference, Sign, MessageType).
+        """
         private = self._private
         if algorithm == "ML_DSA_SHAKE_256":
             signature: bytes = private.sign_mu(message) if prehashed else private.sign(message)
         elif algorithm == "ED25519_SHA_512":
             signature = private.sign(message)
+        elif algorithm == "ED25519_PH_SHA_512":
+            signature = sign_prehashed(private.private_bytes_raw(), private.public_key().public_bytes_raw(), message)
         elif algorithm.startswith("ECDSA_"):
             signature = private.sign(message, ec.ECDSA(_how(algorithm, prehashed=prehashed)))
         else:
@@ -132,6 +138,8 @@ class KeyPair:
                 (public.verify_mu if prehashed else public.verify)(signature, message)
             elif algorithm == "ED25519_SHA_512":
                 public.verify(signature, message)
+            elif algorithm == "ED25519_PH_SHA_512":
+                verify_prehashed(public.public_bytes_raw(), message, signature)
             elif algorithm.startswith("ECDSA_"):
                 public.verify(signature, message, ec.ECDSA(_how(algorithm, prehashed=prehashed)))
             else:

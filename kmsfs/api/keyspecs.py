@@ -42,7 +42,7 @@ SPECS: dict[str, KeySpec] = {
         _ec("ECC_NIST_P384", 384),
         _ec("ECC_NIST_P521", 512),
         _ec("ECC_SECG_P256K1", 256, agree=False),
-        KeySpec("ECC_NIST_EDWARDS25519", {SIGN: ("ED25519_SHA_512",)}),
+        KeySpec("ECC_NIST_EDWARDS25519", {SIGN: ("ED25519_SHA_512", "ED25519_PH_SHA_512")}),
         *(KeySpec(f"HMAC_{bits}", {MAC: (f"HMAC_SHA_{bits}",)}) for bits in (224, 256, 384, 512)),
         *(KeySpec(f"ML_DSA_{level}", {SIGN: ("ML_DSA_SHAKE_256",)}) for level in (44, 65, 87)),
         *(KeySpec(f"ML_KEM_{level}", {ENCAPSULATE: ("ML_KEM",)}) for level in (768, 1024)),

@@ -194,6 +194,68 @@ def test_unsigned_changed_and_stale_requests_are_refused(door, monkeypatch):
     assert "not yet current" in post(endpoint, b"{}", early)[1]["message"]
 
 
+def get(url, **headers):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def presigned(door, at=None, monkeypatch=None, expires=3600, action="get_caller_identity", service="sts", **changes):
+    if at is not None:
+        import botocore.auth
+
+        moment = datetime.datetime.fromtimestamp(time.time() + at, datetime.UTC)
+        monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda remove_tzinfo=True: moment.replace(tzinfo=None) if remove_tzinfo else moment)
+    made = client(door, service, **changes).generate_presigned_url(action, ExpiresIn=expires, HttpMethod="GET")
+    if monkeypatch is not None:
+        monkeypatch.undo()
+    return made
+
+
+def test_a_signed_url_tells_who_signed_it(door, monkeypatch):
+    """As Vault, Kubernetes and others have clients prove who they are: a URL of GetCallerIdentity, which the other side asks for."""
+    daemon, _, made = door
+    iam = client(door, "iam")
+    iam.create_user(UserName="ci")
+    key = iam.create_access_key(UserName="ci")["AccessKey"]
+    lasting = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"], "aws_session_token": None}
+    for options, arn in (({}, "uid/0"), (lasting, "user/ci")):
+        status, answer = get(presigned(door, **options))
+        assert status == 200 and f"{arn}</Arn>" in answer and answer.startswith("<GetCallerIdentityResponse")
+    status, answer = get(presigned(door, service="iam", action="list_users"))
+    assert status == 200 and "<UserName>ci</UserName>" in answer
+    whole = presigned(door)
+    for change, says in (
+        (("GetCallerIdentity", "GetAccessKeyInfo"), "does not match"), (("Expires=3600", "Expires=3601"), "does not match"),
+        (("Version=", "Extra=1&Version="), "does not match"), (("X-Amz-Algorithm=AWS4-HMAC-SHA256", "X-Amz-Algorithm=AWS4-HMAC-SHA1"), "must be"),
+        (("Expires=3600", "Expires=604801"), "X-Amz-Expires"), (("X-Amz-Expires=3600", "Y=1"), "X-Amz-Expires"), (("%2Fsts%2F", "%2Fiam%2F"), "does not match"),
+        (("SignedHeaders=host", "SignedHeaders=x-a"), "SignedHeaders"), (("X-Amz-Date=20", "X-Amz-Date=19"), "X-Amz-Date"), (("Version=", "Action=GetUser&Version="), "twice"),
+        (("X-Amz-Signature=", "X-Amz-Signature=A"), "no complete"), (("X-Amz-Security-Token=", "X-Amz-Security-Token=A"), "token"),
+    ):  # fmt: skip
+        assert change[0] in whole
+        status, answer = get(whole.replace(*change))
+        assert status in (400, 403) and says in answer and answer.startswith("<ErrorResponse"), (change, answer)
+    assert "and another one in its header" in get(whole, Authorization=signed(door, b"")["Authorization"])[1]
+    assert "Signature expired" in get(presigned(door, at=-1000, monkeypatch=monkeypatch))[1]
+    assert get(presigned(door, at=-600, monkeypatch=monkeypatch, expires=60))[0] == 200
+    assert "is now earlier" in get(presigned(door, at=-1000, monkeypatch=monkeypatch))[1]
+    assert get(whole.partition("?")[0])[0] in (400, 403) and get(whole.replace("/?", "/other?"))[0] in (400, 404)
+    iam.delete_access_key(UserName="ci", AccessKeyId=key["AccessKeyId"])
+    status, answer = get(presigned(door, **lasting))
+    assert status in (400, 403) and "token" in answer
+    assert made["SecretAccessKey"] not in whole
+
+
+def test_no_sdk_speaks_another_protocol_here():
+    """RPC v2 CBOR is spoken where the service's model offers it: of these no one does."""
+    import botocore.session
+
+    for service, protocol in (("kms", "json"), ("ssm", "json"), ("secretsmanager", "json"), ("sts", "query"), ("iam", "query")):
+        assert botocore.session.get_session().get_service_model(service).metadata["protocols"] == [protocol]
+
+
 def test_rubbish_is_refused(door):
     _, endpoint, _ = door
     for body, target, expected in (

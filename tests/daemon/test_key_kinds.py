@@ -9,6 +9,7 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
+from nacl import bindings
 
 from kmsfs import errors
 from kmsfs.api.keyspecs import SPECS, is_asymmetric
@@ -22,7 +23,12 @@ def make(call, spec, usage):
     return call("CreateKey", KeySpec=spec, KeyUsage=usage)["KeyMetadata"]
 
 
-SIGNERS = [(spec, algorithm) for spec, kind in SPECS.items() for algorithm in kind.algorithms.get("SIGN_VERIFY", ())]
+SIGNERS = [
+    (spec, algorithm)
+    for spec, kind in SPECS.items()
+    for algorithm in kind.algorithms.get("SIGN_VERIFY", ())
+    if algorithm != "ED25519_PH_SHA_512"
+]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,32 @@ def test_signatures(call, signer_keys, spec, algorithm):
     else:
         with pytest.raises(errors.InvalidRequest):
             call("Sign", KeyId=key, Message=b"x" * 64, MessageType="DIGEST", SigningAlgorithm=algorithm)
+
+
+def test_ed25519_of_a_digest(call, signer_keys):
+    """AWS KMS hashes the digest once more (API reference, Sign, MessageType)."""
+    key, algorithm = signer_keys("ECC_NIST_EDWARDS25519"), "ED25519_PH_SHA_512"
+    assert call("GetPublicKey", KeyId=key)["SigningAlgorithms"] == ["ED25519_SHA_512", algorithm]
+    digest = hashlib.sha512(b"the message").digest()
+    request = {"KeyId": key, "SigningAlgorithm": algorithm}
+    made = call("Sign", Message=digest, MessageType="DIGEST", **request)["Signature"]
+    assert call("Verify", Message=digest, MessageType="DIGEST", Signature=made, **request)["SignatureValid"]
+    public = serialization.load_der_public_key(call("GetPublicKey", KeyId=key)["PublicKey"])
+    other = bindings.crypto_sign_ed25519ph_state()
+    bindings.crypto_sign_ed25519ph_update(other, digest)
+    assert bindings.crypto_sign_ed25519ph_final_verify(other, made, public.public_bytes_raw())
+    with pytest.raises(InvalidSignature):
+        public.verify(made, digest)
+    for wrong in (made[:-1], made + b"x", bytes(64), made[32:] + made[:32]):
+        with pytest.raises(errors.SignatureMismatch):
+            call("Verify", Message=digest, MessageType="DIGEST", Signature=wrong, **request)
+    with pytest.raises(errors.SignatureMismatch):
+        call("Verify", Message=hashlib.sha512(b"another").digest(), MessageType="DIGEST", Signature=made, **request)
+    with pytest.raises(errors.SignatureMismatch):
+        call("Verify", KeyId=key, Message=digest, Signature=made, SigningAlgorithm="ED25519_SHA_512")
+    for kind, message, told in (("RAW", b"m", "not valid"), ("EXTERNAL_MU", digest, "not valid"), ("DIGEST", digest[:-1], "invalid length")):
+        with pytest.raises(errors.InvalidRequest, match=told):
+            call("Sign", Message=message, MessageType=kind, **request)
 
 
 def test_ml_dsa_external_mu(call, signer_keys):

@@ -9,6 +9,7 @@ from kmsd.authz.identity import compile_identity_policy
 from kmsd.authz.policy import compile_policy
 from kmsd.door.arns import ArnTranslation
 from kmsd.door.protocol import answer_bytes, read_request
+from kmsd.door.sigv4 import HttpRequest, check_signature, parse_signature, read_url
 from kmsd.parameters.policies import read_policies
 from kmsfs.alarms.rules import parse_rules
 from kmsfs.api.registry import OPERATIONS
@@ -19,6 +20,12 @@ from kmsfs.errors import KmsfsError, UsageError
 from kmsfs.ids import check_principal, parse_key_reference
 
 FORM = "application/x-www-form-urlencoded"
+
+
+def asked(target, kind, body, fields=()):
+    return HttpRequest("POST", fields, {"x-amz-target": target, "content-type": kind} if target else {"content-type": kind}, body)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4), max_leaves=12,
@@ -33,7 +40,7 @@ def test_forms(action, fields):
 
     body = urlencode({**fields, "Action": action, "Version": version}).encode()
     try:
-        request = read_request("", FORM, body)
+        request = read_request(asked("", FORM, body))
         decode(request.operation, request.parameters)
     except KmsfsError:
         pass
@@ -43,11 +50,23 @@ def test_forms(action, fields):
 def test_any_bytes_as_a_form_or_json(body):
     for target, kind in (("", FORM), ("TrentService.Encrypt", "application/x-amz-json-1.1"), ("secretsmanager.CreateSecret", "x")):
         try:
-            request = read_request(target, kind, body)
+            request = read_request(asked(target, kind, body))
             ArnTranslation("us-east-1", "eu-west-1").inward(request.parameters)
             decode(request.operation, request.parameters)
         except KmsfsError:
             pass
+
+
+@given(st.binary(max_size=120) | st.text("XAmz-AlgorithmCredentialDateExpiresSignature=&%+/0123456789", max_size=160).map(str.encode), st.text(max_size=200))
+def test_any_url_and_any_authorization(query, authorization):
+    for text in (query, b"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Expires=60&" + query):
+        for headers in ({}, {"authorization": authorization}, {"authorization": f"AWS4-HMAC-SHA256 Credential={authorization}"}):
+            try:
+                request = HttpRequest("GET", read_url(text), headers, b"")
+                check_signature(parse_signature(request), request, lambda _id: "", 0.0)
+                raise AssertionError("a signature that nobody made")
+            except KmsfsError as error:
+                assert error.detail
 
 
 @given(st.sampled_from(sorted(OPERATIONS)), st.dictionaries(st.text(max_size=12), json_values, max_size=5), st.data())
@@ -101,7 +120,7 @@ def test_answers_in_xml_are_well_formed(value):
     from xml.etree import ElementTree
 
     plain = json.loads(json.dumps(value, ensure_ascii=True))
-    request = read_request("", FORM, b"Action=GetCallerIdentity&Version=2011-06-15")
+    request = read_request(asked("", FORM, b"Action=GetCallerIdentity&Version=2011-06-15"))
 
     def printable(item):
         if isinstance(item, str):

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 
 from kmsfs.aead.derived import LABEL, kdf_by, kdf_of
+from kmsfs.aead.ed25519ph import sign_prehashed, verify_prehashed
 from kmsfs.aead.gcm import GcmKey
 from kmsfs.aead.kdf import hkdf_expand_sha512, hkdf_extract_sha512, hmac_sha256
 from kmsfs.aead.siv import SivKey
@@ -68,6 +69,20 @@ def test_hmac_and_hkdf():
         if case["result"] == "valid":
             prk = hkdf_extract_sha512(case["salt"], case["ikm"])
             assert hkdf_expand_sha512(prk, case["info"], case["size"]) == case["okm"]
+
+
+def test_ed25519ph():
+    """RFC 8032 section 7.3."""
+    seed = bytes.fromhex("833fe62409237b9d62ec77587520911e9a759cec1d19755b7da901b96dca3d42")
+    public = bytes.fromhex("ec172b93ad5e563bf4932c70e1245034c35467ef2efd4d64ebf819683467e2bf")
+    signature = bytes.fromhex(
+        "98a70222f0b8121aa9d30f813d683f809e462b469c7ff87639499bb94e6dae41"
+        "31f85042463c2a355a2003d062adf5aaa10b8c61e636062aaad11c2a26083406"
+    )
+    assert sign_prehashed(seed, public, b"abc") == signature
+    verify_prehashed(public, b"abc", signature)
+    with pytest.raises(AuthenticationFailed):
+        verify_prehashed(public, b"abd", signature)
 
 
 def test_nist_gcm_256():

@@ -15,9 +15,9 @@ from typing import Any
 from kmsd.authz.principal import Caller, make_caller
 from kmsd.door.arns import ArnTranslation
 from kmsd.door.peers import groups_of, may_connect, uid_of_peer
-from kmsd.door.protocol import JSON, XML, DoorRequest, answer_bytes, error_bytes, read_request
+from kmsd.door.protocol import JSON, XML, DoorRequest, answer_bytes, error_bytes, is_query, read_request
 from kmsd.door.references import refuse_alias
-from kmsd.door.sigv4 import check_signature, parse_signature
+from kmsd.door.sigv4 import HttpRequest, check_signature, parse_signature, read_url
 from kmsd.server.session import ServerState
 from kmsd.sts.credentials import CredentialBook
 from kmsfs.api.plain import with_bytes
@@ -34,7 +34,7 @@ from kmsfs.formats.frame import Request
 from kmsfs.quantity import MAX_BATCH_FRAME_BYTES
 
 _LOG = logging.getLogger("kmsd")
-_TOKEN_HEADER = "x-amz-security-token"  # noqa: S105  (a header's name)
+_TOKEN = "X-Amz-Security-Token"  # noqa: S105  (a header's name)
 
 CREDENTIALS_PATH = "/credentials"
 _CONTAINER_SECONDS = 3_600
@@ -44,7 +44,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Door:
-    """Serves `POST /`. One connection may ask many times; nothing is kept between requests."""
+    """Serves `/`. One connection may ask many times; nothing is kept between requests."""
 
     def __init__(self, state: ServerState, book: CredentialBook, home_region: str, path: Path) -> None:
         """`path` is the Unix socket: who may not connect there gets no credentials here."""
@@ -60,42 +60,39 @@ class Door:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = str(uuid.UUID(bytes=os.urandom(16), version=4))
-        form = headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
-        query = form and "x-amz-target" not in headers
         if scope["method"] == "GET" and scope["path"] == CREDENTIALS_PATH:
             await _send(send, *self._credentials(scope, headers, request_id), request_id, JSON)
             return
+        asked = HttpRequest(scope["method"], (), headers, b"")
         try:
-            body = await _body(receive)
-            if scope["method"] != "POST" or scope["path"] != "/" or scope["query_string"]:
-                raise UnknownOperation("This door answers POST / only.")
-            await self._have_keys(headers, body)
-            status, answer = 200, self._serve(headers, body, request_id)
+            if scope["method"] not in ("GET", "POST") or scope["path"] != "/":
+                raise UnknownOperation("This door answers GET / and POST / only.")
+            asked = HttpRequest(scope["method"], read_url(scope["query_string"]), headers, await _body(receive))
+            await self._have_keys(asked)
+            status, answer = 200, self._serve(asked, request_id)
         except KmsfsError as error:
-            status, answer = self._failure(error, headers, request_id, query=query)
+            status, answer = self._failure(error, asked, request_id)
         except Exception:
             _LOG.exception("request %s failed", request_id)
-            status, answer = self._failure(
-                InvariantBroken("internal error"), headers, request_id, query=query
-            )
-        await _send(send, status, answer, request_id, XML if query else JSON)
+            status, answer = self._failure(InvariantBroken("internal error"), asked, request_id)
+        await _send(send, status, answer, request_id, XML if is_query(asked) else JSON)
 
-    async def _have_keys(self, headers: Mapping[str, str], body: bytes) -> None:
+    async def _have_keys(self, asked: HttpRequest) -> None:
         """Have a key made in a thread, if the request may need one that is slow to make."""
-        operation = headers.get("x-amz-target", "").rpartition(".")[2]
-        if b'"RSA_' not in body:
+        operation = asked.headers.get("x-amz-target", "").rpartition(".")[2]
+        if b'"RSA_' not in asked.body:
             return
         with contextlib.suppress(ValueError, RecursionError):
-            parameters = json.loads(body)
+            parameters = json.loads(asked.body)
             spares = self._state.spares
             spec = spares.lacking(operation, parameters) if isinstance(parameters, dict) else None
             if spec is not None:
                 await asyncio.get_running_loop().run_in_executor(self._state.makers, spares.make, spec)
 
-    def _serve(self, headers: Mapping[str, str], body: bytes, request_id: str) -> bytes:
+    def _serve(self, asked: HttpRequest, request_id: str) -> bytes:
         state = self._state
-        request = read_request(headers.get("x-amz-target", ""), headers.get("content-type", ""), body)
-        caller, region = self._authenticate(request, headers, body)
+        request = read_request(asked)
+        caller, region = self._authenticate(request, asked)
         # Before anything else is done: what is refused costs a token too.
         state.spend(caller.principal, Request(0, request.operation.wire_name, request.parameters, None, None))
         translation = self._translation(region)
@@ -110,22 +107,20 @@ class Door:
             state.settlement.now()
         return answer_bytes(request, translation.outward(result), request_id)
 
-    def _authenticate(
-        self, request: DoorRequest, headers: Mapping[str, str], body: bytes
-    ) -> tuple[Caller, str]:
+    def _authenticate(self, request: DoorRequest, asked: HttpRequest) -> tuple[Caller, str]:
         """Return who signed the request, and for which region.
 
         Raises:
             KmsfsError: MissingAuthentication, IncompleteSignature, InvalidSignature, UnknownCredentials, TokenExpired.
         """
-        scope = parse_signature(headers)
+        scope = parse_signature(asked)
         now = self._state.clock()
-        token = headers.get(_TOKEN_HEADER, "")
-        if token and _TOKEN_HEADER not in scope.headers:
+        token = asked.said(_TOKEN)
+        if token and not asked.signed_in_url and _TOKEN.lower() not in scope.headers:
             raise UnknownCredentials("The security token included in the request is not signed.")
         caller = self._book.caller(scope.access_key_id, token, now)
         # By the machine's clock, as the caller signs by his own; what is over is over by the realm's.
-        check_signature(scope, headers, body, self._book.secret_of, time.time())
+        check_signature(scope, asked, self._book.secret_of, time.time())
         if scope.service != request.service:
             raise InvalidSignature(f"Credential should be scoped to correct service: '{request.service}'.")
         return caller, scope.region
@@ -171,17 +166,15 @@ class Door:
             held = self._translations[region] = ArnTranslation(region, self._home_region)
         return held
 
-    def _failure(
-        self, error: KmsfsError, headers: Mapping[str, str], request_id: str, *, query: bool
-    ) -> tuple[int, bytes]:
+    def _failure(self, error: KmsfsError, asked: HttpRequest, request_id: str) -> tuple[int, bytes]:
         bug = error.audience == "bug"
         message = "internal error; the daemon's log has the details" if bug else error.detail
-        region = headers.get("authorization", "").split("/")
+        region = (asked.said("X-Amz-Credential") or asked.headers.get("authorization", "")).split("/")
         held = self._translations.get(region[2]) if len(region) > 2 else None
         if held is not None:
             message = held.outward_text(message)
         status = 500 if bug else error.http_status
-        return status, error_bytes(error, message, request_id, query=query)
+        return status, error_bytes(error, message, request_id, query=is_query(asked))
 
 
 async def _body(receive: Receive) -> bytes:

@@ -10,12 +10,14 @@ from xml.sax.saxutils import escape
 
 import msgspec
 
+from kmsd.door.sigv4 import HttpRequest
 from kmsfs.api.operation import Operation
 from kmsfs.api.registry import of_service
 from kmsfs.errors import KmsfsError, SerializationFailed, UnknownOperation
 
 JSON = "application/x-amz-json-1.1"
 XML = "text/xml"
+_FORM = "application/x-www-form-urlencoded"
 _TARGETS = {"TrentService": "kms", "AmazonSSM": "ssm", "secretsmanager": "secretsmanager",
             "AWSOrganizationsV20161128": "organizations"}  # fmt: skip
 _QUERY_VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}
@@ -41,24 +43,28 @@ class DoorRequest:
     query: bool
 
 
-def read_request(target: str, content_type: str, body: bytes) -> DoorRequest:
+def is_query(asked: HttpRequest) -> bool:
+    """Tell whether a request is of the query protocol: a form, in the body or in the URL."""
+    form = asked.method == "GET" or asked.headers.get("content-type", "").startswith(_FORM)
+    return form and "x-amz-target" not in asked.headers
+
+
+def read_request(asked: HttpRequest) -> DoorRequest:
     """Find out what is asked.
 
     Raises:
         UnknownOperation: if no operation has that name here.
         SerializationFailed: if the body is not what the protocol says.
     """
-    if target:
-        prefix, _, name = target.partition(".")
-        return DoorRequest(
-            _operation(_TARGETS.get(prefix, ""), name), _TARGETS[prefix], _json(body), query=False
-        )
-    if content_type.startswith("application/x-www-form-urlencoded"):
-        fields = _form(body)
+    if is_query(asked):
+        fields = {**dict(asked.own_fields), **(_form(asked.body) if asked.method == "POST" else {})}
         service = _QUERY_VERSIONS.get(fields.pop("Version", ""), "")
         operation = _operation(service, fields.pop("Action", ""))
         return DoorRequest(operation, service, _typed(operation, fields), query=True)
-    raise UnknownOperation("The request names no operation.")
+    prefix, _, name = asked.headers.get("x-amz-target", "").partition(".")
+    if not prefix or asked.method != "POST" or asked.own_fields:
+        raise UnknownOperation("The request names no operation.")
+    return DoorRequest(_operation(_TARGETS.get(prefix, ""), name), _TARGETS[prefix], _json(asked.body), query=False)
 
 
 def _operation(service: str, name: str) -> Operation:

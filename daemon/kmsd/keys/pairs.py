@@ -29,6 +29,13 @@ from kmsfs.errors import (
     UnsupportedOperation,
 )
 
+_MESSAGE_TYPES = {
+    "ML_DSA_SHAKE_256": ("RAW", "EXTERNAL_MU"),
+    "ED25519_SHA_512": ("RAW",),
+    "ED25519_PH_SHA_512": ("DIGEST",),
+}
+"""Of the algorithms that do not take RAW and DIGEST (AWS KMS API reference, Sign, MessageType)."""
+
 
 class PairService:
     """Sign to GenerateDataKeyPairWithoutPlaintext."""
@@ -181,12 +188,11 @@ def _prehashed(key: KmsKey, request: shapes.SignRequest | shapes.VerifyRequest) 
     """
     algorithm, kind = request.signing_algorithm, request.message_type
     require_algorithm(key.spec, SIGN, algorithm)
+    if kind not in _MESSAGE_TYPES.get(algorithm, ("RAW", "DIGEST")):
+        raise ShapeError(f"MessageType {kind} is not valid for algorithm {algorithm}.")
     if kind == "RAW":
         return False
-    ml_dsa = algorithm == "ML_DSA_SHAKE_256"
-    if algorithm == "ED25519_SHA_512" or (kind == "EXTERNAL_MU") != ml_dsa:
-        raise ShapeError(f"MessageType {kind} is not valid for algorithm {algorithm}.")
-    if len(request.message) != (MU_BYTES if ml_dsa else digest_bytes(algorithm)):
+    if len(request.message) != (MU_BYTES if kind == "EXTERNAL_MU" else digest_bytes(algorithm)):
         raise ShapeError(f"Digest is invalid length for algorithm {algorithm}.")
     return True
 
