@@ -317,8 +317,8 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Alternating rounds; medians are printed.")] = 3,
     folder: Annotated[Path, typer.Option(help="Where `mount`, `door` and `growth` work; a tmpfs is best.")] = Path("/dev/shm"),  # noqa: S108
     low_latency: Annotated[bool, typer.Option(help="How `mount` mounts kmsfs: see `kmsfs mount`.")] = True,
-    up_to: Annotated[int, typer.Option(min=10, help="How many of each `growth` makes at most.")] = 10_000,
-    only: Annotated[str, typer.Option(help="What alone `growth` measures: statements, grants, parameters, keys, files.")] = "",
+    up_to: Annotated[int, typer.Option(min=10, help="How many of each `growth` makes at most; of a file, how many MiB.")] = 10_000,
+    only: Annotated[str, typer.Option(help="What alone `growth` measures: statements, grants, parameters, keys, files, size, writers.")] = "",
     database: Annotated[str, typer.Option(metavar="URL", help="An empty PostgreSQL database, for `shared`.")] = "",
 ) -> None:
     """Measure this machine: the AES-GCM core, the key service, its HTTP door, the mount beside its peers; what grows with what is there; two daemons with one database."""

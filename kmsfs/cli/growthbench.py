@@ -1,33 +1,28 @@
 """How costs grow with what is there: a realm and a volume of its own, filled step by step, measured at each step."""
 
 import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kmsfs.cli.benchrealm import BenchRealm, bench_realm, end_process, resident_mb
-from kmsfs.errors import StorageError, UsageError
+from kmsfs.cli.benchrealm import BenchRealm, bench_realm
+from kmsfs.cli.filegrowth import Table, Tell, grow_directory, grow_file, grow_writers
+from kmsfs.errors import UsageError
 
 _SAMPLES = 200
 _CHANGES = 20
 _GRANTS_MAX = 50_000
 _FILLERS = 8
 _STATEMENTS = (1, 10, 100, 250)
-_LOOKS = 2000
-Tell = Callable[[str], None]
-Table = dict[str, Any]
+_FILE_MIB = (1, 16, 256, 1024, 8192, 65_536)
+_WRITERS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def bench_growth(up_to: int, only: str, folder: Path, tell: Tell) -> dict[str, Table]:
-    """Return a table for each thing of which there may be many; `up_to` is how many there are at most, `only` one of them, if any.
+    """Return a table for each thing of which there may be many; `up_to` is how many there are at most, of a file's size how many MiB, `only` one of them, if any.
 
     Raises:
         UsageError: if there is no such thing.
@@ -40,7 +35,9 @@ def bench_growth(up_to: int, only: str, folder: Path, tell: Tell) -> dict[str, T
         "grants": ("grants on a key", lambda realm: _grants(realm, grants, tell)),
         "parameters": ("parameters", lambda realm: _parameters(realm, steps, tell)),
         "keys": ("keys", lambda realm: _keys(realm, steps, tell)),
-        "files": ("files in a directory", lambda realm: _directories(realm, [step for step in steps if step >= 1000], folder, tell)),
+        "files": ("files in a directory", lambda realm: grow_directory(realm, [step for step in steps if step >= 1000], folder, tell)),
+        "size": ("size of a file", lambda realm: grow_file(realm, [size for size in _FILE_MIB if size <= max(up_to, 1)], folder, tell)),
+        "writers": ("concurrent writers", lambda realm: grow_writers(realm, [many for many in _WRITERS if many <= up_to], folder, tell)),
     }
     if only and only not in parts:
         raise UsageError(f"nothing grows that is called {only!r}", hint=f"one of {', '.join(parts)}")
@@ -164,59 +161,3 @@ def _median(realm: BenchRealm, operation: str, samples: int = _SAMPLES, **parame
         realm.talk.call(operation, parameters)
         times.append(time.perf_counter() - began)
     return round(statistics.median(times) * 1e6)
-
-
-# --- the mount: operations a second ---------------------------------------------------------------------------
-
-
-def _directories(realm: BenchRealm, steps: list[int], folder: Path, tell: Tell) -> Table:
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="kmsfs-growth-", dir=folder) as place:
-        cipher, plain = Path(place) / "cipher", Path(place) / "plain"
-        for step in steps:
-            tell(f"{step} files in a directory")
-            rows.append(_directory(realm, cipher, plain, step))
-    columns = ["files", "create /s", "list and stat cold /s", "read /s", "unlink /s", "mount s", "mount MiB"]
-    return {"columns": columns, "rows": rows}
-
-
-def _directory(realm: BenchRealm, cipher: Path, plain: Path, count: int) -> list[Any]:
-    many = plain / f"d{count}"
-    with _mounted(realm, cipher, plain) as process:
-        many.mkdir()
-        made = _rate(count, lambda: _make_files(many, count))
-        used = resident_mb(process)
-    began = time.perf_counter()
-    with _mounted(realm, cipher, plain) as process:
-        ready = time.perf_counter() - began
-        listed = _rate(count, lambda: [entry.stat() for entry in os.scandir(many)])
-        paths = [many / f"f{number * 7919 % count}" for number in range(min(count, _LOOKS))]
-        read = _rate(len(paths), lambda: [path.read_bytes() for path in paths])
-        removed = _rate(len(paths), lambda: list(map(os.unlink, paths)))
-        return [count, made, listed, read, removed, round(ready, 2), max(used, resident_mb(process))]
-
-
-@contextmanager
-def _mounted(realm: BenchRealm, cipher: Path, plain: Path) -> Iterator[subprocess.Popen[bytes]]:
-    options = ["--quiet", "--socket", os.fspath(realm.socket), "mount", "--foreground"]
-    process = subprocess.Popen([sys.executable, "-P", "-m", "kmsfs.cli", *options, os.fspath(cipher), os.fspath(plain)])
-    try:
-        while not os.path.ismount(plain):
-            if process.poll() is not None:
-                raise StorageError("the volume of the benchmark cannot be mounted")
-            time.sleep(0.005)
-        yield process
-    finally:
-        end_process(process)
-
-
-def _make_files(folder: Path, count: int) -> None:
-    for number in range(count):
-        with (folder / f"f{number}").open("wb", buffering=0) as stream:
-            stream.write(b"x" * 100)
-
-
-def _rate(count: int, act: Callable[[], object]) -> int:
-    began = time.perf_counter()
-    act()
-    return round(count / (time.perf_counter() - began))

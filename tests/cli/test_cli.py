@@ -317,6 +317,8 @@ def test_what_is_measured_by_itself(kmsfs, tmp_path):
     for words, columns in (
         (("growth", "--only", "parameters", "--up-to", "10"), ["kmsd MiB"]),
         (("growth", "--only", "keys", "--up-to", "10"), ["kmsd MiB"]),
+        (("growth", "--only", "size", "--up-to", "16"), ["mount MiB"]),
+        (("growth", "--only", "writers", "--up-to", "10"), ["fsync p99 us", "mount MiB"]),
         (("door", "--rounds", "1"), ["operation", "kmsfs calls/s", "kmsfs server us"]),
     ):
         done = kmsfs("--json", "bench", *words, "--folder", tmp_path)
