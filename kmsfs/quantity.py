@@ -49,6 +49,9 @@ DATABASE_ANSWER_SECONDS = 3.0
 """A database that does not answer for this long is cut off."""
 TAKEOVER_SECONDS = 30.0
 """A volume's lease of another host waits this long after its daemon was last heard of: longer than all leases from it."""
+STORE_SECONDS = 20.0
+"""A mount that another host may take over stores nothing more when it has heard nothing for this long. Its daemon may have spoken five seconds after it was last
+heard of itself; five more are for what is being written."""
 CACHE_IDLE_SECONDS = 300.0
 CACHE_AGE_SECONDS = 900.0
 CACHE_ENTRIES = 10_000

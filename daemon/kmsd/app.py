@@ -85,6 +85,7 @@ from kmsd.sts.service import TokenService
 from kmsd.sts.tokens import SessionTokens
 from kmsd.volumes.service import VolumeService
 from kmsfs.aead.kdf import Label, derive
+from kmsfs.clock import passed
 from kmsfs.errors import AuditUnavailable, DatabaseUnreachable, KmsfsError, StorageError
 from kmsfs.ids import account_of, account_of_realm, root_principal, uid_principal
 from kmsfs.quantity import HEARTBEAT_SECONDS
@@ -118,7 +119,7 @@ class Daemon:
         self._anchor = Anchor(config.anchor, realm.anchor_key)
         self._anchor.check(self._store, accept_rollback=config.accept_rollback)
         self._journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom)
-        self._clock = RealmClock(time.time, _passed, 0.0 if config.accept_clock else self._journal.last_time)
+        self._clock = RealmClock(time.time, passed, 0.0 if config.accept_clock else self._journal.last_time)
         self._told_of_jump = False
         behind = self._journal.last_time - time.time()
         if behind > _BEHIND_SECONDS:
@@ -342,11 +343,12 @@ class Daemon:
                 _LOG.error("upkeep failed and is tried again: %s", error, exc_info=not isinstance(error, KmsfsError))
 
     def _heartbeat(self) -> None:
+        now = passed()
         if not self._store.lately_current():
             # Whoever waits for heartbeats is to know that this daemon may not know what others revoked.
             return
         for session in list(self._state.sessions):
-            session.push(None, {"kind": "heartbeat"})
+            session.push(None, {"kind": "heartbeat", "at": now})
         with self._store.exclusive():
             for grant in self._registry.end_expired_grants(self._clock()):
                 self._record("ExpireGrant", key=self._registry.keys[grant.key_id].arn, grant=grant.grant_id)
@@ -467,10 +469,6 @@ def _endpoint_url(listener: socket.socket | None) -> str:
         return ""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _passed() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _boot_id() -> str:

@@ -1,13 +1,13 @@
 """Parameters held in memory: read in less than a microsecond, never of before a change that the daemon has told of."""
 
 import threading
-import time
 from dataclasses import dataclass
 
 from kmsfs.client.changes import HEARD, LOST, RESET, ChangeStream
 from kmsfs.client.session import ClientSession
+from kmsfs.clock import passed
 from kmsfs.errors import KmsfsError
-from kmsfs.quantity import CACHE_IDLE_SECONDS, LEASE_SECONDS
+from kmsfs.quantity import CACHE_IDLE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,6 @@ class ParameterCache:
         self._session = session or ClientSession(socket=socket)
         self._stream = ChangeStream(self._session, sources=("ssm", "kms"))
         self._held: dict[str, _Held] = {}
-        self._heard = 0.0
         self._round = 0
         """Grows with each change, so that a value that was read before one is not held after it."""
         self._lock = threading.Lock()
@@ -51,8 +50,8 @@ class ParameterCache:
             KmsfsError: as GetParameter.
         """
         held = self._held.get(name)
-        now = time.monotonic()
-        if held is not None and now < held.until and now < self._heard + LEASE_SECONDS:
+        now = passed()
+        if held is not None and now < held.until and self._stream.lease.holds:
             return held.value
         before = self._round
         answer = self._session.call("GetParameter", {"Name": name, "WithDecryption": True})
@@ -72,10 +71,9 @@ class ParameterCache:
         try:
             for event in self._stream:
                 if event["kind"] == HEARD:
-                    self._heard = time.monotonic()
                     self._begun.set()
                 elif event["kind"] == LOST:
-                    self._heard = 0.0
+                    continue
                 elif event["kind"] == RESET or event["source"] == "kms":
                     self._forget()
                 else:
@@ -83,7 +81,6 @@ class ParameterCache:
         except KmsfsError as error:
             self._failure = error
         finally:
-            self._heard = 0.0
             self._begun.set()
 
     def _forget(self) -> None:

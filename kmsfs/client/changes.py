@@ -5,9 +5,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kmsfs.client.lease import Lease
 from kmsfs.client.remote import to_exception
 from kmsfs.client.session import ClientSession
 from kmsfs.client.transport import Transport
+from kmsfs.clock import passed
 from kmsfs.errors import Unavailable
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
@@ -39,6 +41,8 @@ class ChangeStream:
         `after` is the token of the last event that was seen, perhaps by another process; what happened since comes first.
         """
         self.token = after
+        self.lease = Lease()
+        """Holds while what was read may be used: the connection is there, the daemon speaks, and all that was missed has been told."""
         self._session = session.patient()
         self._request: dict[str, Any] = {}
         if sources:
@@ -80,6 +84,7 @@ class ChangeStream:
         self._transport = transport = self._session.open_transport()
         try:
             request = {**self._request, "After": self.token} if self.token is not None else self._request
+            asked = passed()
             answer = transport.call("WatchChanges", request)
             if "e" in answer:
                 raise to_exception(answer["e"])
@@ -89,6 +94,7 @@ class ChangeStream:
             self.token = self.token or answer["r"]["Token"]
             missed = answer["r"]["Missed"]
             if not missed:
+                self.lease.asked(asked, answer["r"])
                 yield {"kind": HEARD}
             while not self._closed.is_set():
                 event = transport.receive(timeout=HEARTBEAT_SECONDS * 3).get("ev", {})
@@ -97,10 +103,13 @@ class ChangeStream:
                     yield event
                     missed -= 1
                     if not missed:
+                        self.lease.asked(asked, answer["r"])
                         yield {"kind": HEARD}
                 elif event.get("kind") == "heartbeat":
+                    self.lease.heartbeat(event)
                     yield {"kind": HEARD}
         finally:
+            self.lease.lost()
             with contextlib.suppress(OSError):
                 transport.close()
 

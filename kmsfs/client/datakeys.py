@@ -1,12 +1,12 @@
 """A data-key cache for applications: fewer calls, bounded by age, messages and bytes, dropped when a key changes."""
 
 import threading
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from kmsfs.client.session import ClientSession
 from kmsfs.client.watch import KeyWatcher
+from kmsfs.clock import passed
 from kmsfs.errors import ShapeError
 from kmsfs.formats.context import canonical
 from kmsfs.secret import DataKey
@@ -70,7 +70,7 @@ class DataKeyCache:
                     "KeyId": self._key_id, "KeySpec": "AES_256", "EncryptionContext": context
                 }  # fmt: skip
                 answer = self._session.call("GenerateDataKey", request)
-                entry = CachedKey(DataKey(answer["Plaintext"]), answer["CiphertextBlob"], time.monotonic())
+                entry = CachedKey(DataKey(answer["Plaintext"]), answer["CiphertextBlob"], passed())
                 self._for_seal[place] = entry
             entry.messages += 1
             entry.plain_bytes += plain_bytes
@@ -87,10 +87,10 @@ class DataKeyCache:
             self._drop_if_silent()
             place = canonical(context) + wrapped
             entry = self._for_open.get(place)
-            if entry is None or time.monotonic() - entry.born > self._limits[0]:
+            if entry is None or passed() - entry.born > self._limits[0]:
                 request = {"CiphertextBlob": wrapped, "EncryptionContext": context}
                 answer = self._session.call("Decrypt", request)
-                entry = CachedKey(DataKey(answer["Plaintext"]), wrapped, time.monotonic())
+                entry = CachedKey(DataKey(answer["Plaintext"]), wrapped, passed())
                 self._for_open[place] = entry
             return entry.key
 
@@ -106,7 +106,7 @@ class DataKeyCache:
 
     def _spent(self, entry: CachedKey, more: int) -> bool:
         age, messages, limit = self._limits
-        old = time.monotonic() - entry.born > age
+        old = passed() - entry.born > age
         return old or entry.messages >= messages or entry.plain_bytes + more > limit
 
     def _drop_if_silent(self) -> None:

@@ -2,15 +2,16 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
+from kmsfs.client.lease import Lease
 from kmsfs.client.remote import to_exception
 from kmsfs.client.session import ClientSession
 from kmsfs.client.transport import Transport
+from kmsfs.clock import passed
 from kmsfs.errors import DaemonUnreachable, DeadlineExceeded, KmsfsError
-from kmsfs.quantity import HEARTBEAT_SECONDS, LEASE_SECONDS
+from kmsfs.quantity import HEARTBEAT_SECONDS
 
 EventListener = Callable[[dict[str, Any]], None]
 LOST, RESUMED = "lost", "resumed"
@@ -36,7 +37,7 @@ class KeyWatcher:
         self._key_ids = key_ids
         self._on_event = on_event
         self._on_connect = on_connect
-        self._last_heard = 0.0
+        self._lease = Lease()
         self._closed = threading.Event()
         self._ready = threading.Event()
         self._tried = threading.Event()
@@ -62,7 +63,12 @@ class KeyWatcher:
     @property
     def alive(self) -> bool:
         """Whether the lease holds: something was heard within its time."""
-        return time.monotonic() < self._last_heard + LEASE_SECONDS
+        return self._lease.holds
+
+    @property
+    def silent(self) -> float:
+        """For how many seconds nothing has been heard of the daemon."""
+        return self._lease.silent
 
     def close(self) -> None:
         """Stop watching."""
@@ -104,19 +110,21 @@ class KeyWatcher:
         try:
             if self._on_connect is not None:
                 self._on_connect(transport)
+            asked = passed()
             answer = transport.call("Watch", {"KeyIds": self._key_ids})
             if "e" in answer:
                 raise to_exception(answer["e"])
-            self._last_heard = time.monotonic()
+            self._lease.asked(asked, answer["r"])
             if self._ready.is_set():
                 self._on_event({"kind": RESUMED})
             self._ready.set()
             self._tried.set()
             while not self._closed.is_set():
                 message = transport.receive(timeout=HEARTBEAT_SECONDS * 3)
-                self._last_heard = time.monotonic()
                 event = message.get("ev")
-                if event and event["kind"] != "heartbeat":
+                if event and event["kind"] == "heartbeat":
+                    self._lease.heartbeat(event)
+                elif event:
                     self._on_event(event)
         finally:
             with contextlib.suppress(OSError):

@@ -242,10 +242,12 @@ class Kf1File:
         Raises:
             StorageError: if the store refuses; the file stays dirty and the last commit stays whole.
             CorruptFile: if the file was put back from the past: a commit would make it the present.
+            KeyLease: if another host may write the volume by now.
         """
         self.require_sound()
         if not self.dirty:
             return
+        self.tools.rules.require_ours()
         self.require_fresh()
         generation = self.clear.generation + 1
         if self.content_dirty:

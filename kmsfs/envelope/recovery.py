@@ -1,12 +1,13 @@
 """Which of a file's two headers counts: the newest if its session ended cleanly, the newest that verifies if not."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kmsfs.envelope.blockfile import BlockFile
 from kmsfs.envelope.filekeys import FileKeys
 from kmsfs.envelope.maptree import NODE_BODY_BYTES, Identity, MapTree
 from kmsfs.envelope.slots import Slot, SlotPair
-from kmsfs.errors import AuthenticationFailed, CorruptFile, IntegrityReason
+from kmsfs.errors import AuthenticationFailed, CorruptFile, IntegrityReason, KeyLease
 from kmsfs.formats.fileheader import (
     ENTRY,
     ENTRY_BYTES,
@@ -29,6 +30,20 @@ class SessionRules:
     current: int
     unclean: set[int] = field(default_factory=set)
     tolerate_other_slot: bool = False
+    may_store: Callable[[], bool] = field(default=lambda: True)
+    """Whether nobody else can have begun to write the volume."""
+
+    def require_ours(self) -> None:
+        """Refuse to store what is in memory after another host may have taken the volume over.
+
+        Raises:
+            KeyLease: if it may have.
+        """
+        if not self.may_store():
+            raise KeyLease(
+                "the key daemon has been silent for so long that another host may write this volume now",
+                hint="what was not stored stays in memory until the daemon is back",
+            )
 
     def trusts(self, session: int) -> bool:
         """Whether headers of this session are as they were written: it is ours, or it ended cleanly."""

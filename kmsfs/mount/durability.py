@@ -30,9 +30,11 @@ class Vfs(DirectoryOperations):
 
         Raises:
             StorageError: if the barrier fails, or the freshness records cannot be written.
+            KeyLease: if another host may write the volume by now.
         """
         if self.options.read_only:
             return
+        self.tools.rules.require_ours()
         self._barrier()
         if self.tools.freshness is not None:
             self.tools.freshness.flush()
@@ -145,9 +147,11 @@ class Vfs(DirectoryOperations):
 
         Raises:
             StorageError: if the barrier fails, or the freshness records cannot be written.
+            KeyLease: if another host may write the volume by now.
         """
         if self.options.read_only:
             return True
+        self.tools.rules.require_ours()
         with self.lock:
             self._commit_open_files()
             stored = True

@@ -22,6 +22,7 @@ from kmsfs.client.provider import SocketKeySource
 from kmsfs.client.session import ClientSession
 from kmsfs.client.transport import Transport
 from kmsfs.client.watch import RESUMED, KeyWatcher
+from kmsfs.clock import passed
 from kmsfs.envelope.caching import CachingProvider
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
@@ -245,10 +246,10 @@ class RunningMount:
             self._session, config.key_arn, lambda: self.vfs.asked_by if self._request.allow_other else None
         )
         provider = CachingProvider(
-            config.volume_id, source, time.monotonic, os.urandom, lambda: self._watcher.alive, self._other_keys
+            config.volume_id, source, passed, os.urandom, lambda: self._watcher.alive, self._other_keys
         )
         kind = FollowerRules if self._request.follow else SessionRules
-        rules = kind(self._lease.number, set(self._lease.unclean), self._request.recover)
+        rules = kind(self._lease.number, set(self._lease.unclean), self._request.recover, lambda: self._lease.may_store(self._watcher.silent))
         scratch = bytearray(2 * MAX_WRITE + (1 << 18))
         tools = FileTools(keys, provider, rules, os.urandom, config.chunk_log2, scratch, self._records)
         kernel_times = self._request.transport == "kernel"

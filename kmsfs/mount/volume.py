@@ -182,6 +182,12 @@ class VolumeLease:
         """Whether new freshness records may begin."""
         self.directory_keys: dict[bytes, str] = {}
         """The KMS keys of directories that have one of their own, by directory id."""
+        self._store_seconds: float | None = None
+        self._held = True
+
+    def may_store(self, silent: float) -> bool:
+        """Tell whether this session may still store something, `silent` seconds after the daemon's last word."""
+        return self._store_seconds is None or (self._held and silent < self._store_seconds)
 
     def inherit(
         self, number: int, unclean: set[int], head: bytes, directory_keys: dict[bytes, str], *, may_begin: bool
@@ -201,7 +207,12 @@ class VolumeLease:
         request = dict(self._request)
         if self.number and not self._read_only:
             request["Resume"] = self.number
-        answer = self._call("OpenVolumeSession", request)
+        try:
+            answer = self._call("OpenVolumeSession", request)
+        except VolumeBusy:
+            self._held = False
+            raise
+        self._held, self._store_seconds = True, answer.get("StoreSeconds")
         if not self.number:
             # Who only reads has no session: none that is known is his own, so none is trusted for that.
             self.number = answer["Session"] + 1 if self._read_only else answer["Session"]

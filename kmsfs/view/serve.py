@@ -4,7 +4,6 @@ import errno
 import itertools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ import mfusepy
 from kmsfs.client.changes import HEARD, LOST, RESET, ChangeStream
 from kmsfs.client.session import ClientSession
 from kmsfs.errors import KmsfsError
-from kmsfs.quantity import LEASE_SECONDS
 from kmsfs.view.announce import Announcements, Announcer
 from kmsfs.view.onlookers import Onlookers
 from kmsfs.view.readers import Readers, User, user_of
@@ -40,7 +38,6 @@ class Names:
         self._stream = ChangeStream(session, sources=("ssm",))
         self._held: dict[User, Tree] = {}
         self._round = 0
-        self._heard = 0.0
         self._lock = threading.Lock()
 
     def follow(self) -> None:
@@ -54,7 +51,7 @@ class Names:
             KmsfsError: as DescribeParameters.
         """
         held = self._held.get(user)
-        if held is not None and time.monotonic() < self._heard + LEASE_SECONDS:
+        if held is not None and self._stream.lease.holds:
             return held
         before = self._round
         made = tree_of(_names(session, self._path), self._path)
@@ -72,12 +69,12 @@ class Names:
         try:
             for event in self._stream:
                 if event["kind"] == LOST:
-                    self._heard = 0.0
-                elif event["kind"] == HEARD:
+                    continue
+                if event["kind"] == HEARD:
                     # What was missed was told before.
                     if not known:
                         self._announcements.begin(_names(self._session, self._path))
-                    known, self._heard = True, time.monotonic()
+                    known = True
                 else:
                     with self._lock:
                         self._round += 1
@@ -88,7 +85,7 @@ class Names:
                         self._announcements.tell(event["operation"], event["name"])
         except KmsfsError:
             # Then every look asks the daemon, which says why.
-            self._heard = 0.0
+            return
 
 
 def _names(session: ClientSession, path: str) -> list[str]:

@@ -146,7 +146,7 @@ def test_what_clients_remember_is_forgotten(daemon, folder):
 
         assert reloaded(daemon, barred)
         # Also when the stream, which was cut, is back.
-        soon(True, lambda: cache._heard > 0, 10)
+        soon(True, lambda: cache._stream.lease.holds, 10)
         assert barred()
     finally:
         cache.close()

@@ -1,6 +1,7 @@
 """Several daemons over one PostgreSQL: what one wrote the others know, and what happens when the database goes."""
 
 import json
+import mmap
 import os
 import random
 import signal
@@ -9,12 +10,15 @@ import sys
 import threading
 import time
 
+import psycopg
 import pytest
 
 from conftest import DaemonProcess, MountProcess
 from kmsfs.client.changes import ChangeStream
 from kmsfs.errors import DaemonUnreachable, KmsfsError, Unavailable
-from kmsfs.quantity import DATABASE_LEASE_SECONDS, HEARTBEAT_SECONDS, RECONNECT_SECONDS, TAKEOVER_SECONDS
+from kmsfs.mount.durability import TICK_SECONDS
+from kmsfs.mount.volume import read_config
+from kmsfs.quantity import DATABASE_LEASE_SECONDS, HEARTBEAT_SECONDS, RECONNECT_SECONDS, STORE_SECONDS, TAKEOVER_SECONDS
 from support.databases import PostgresServer, new_database, wait_for
 from support.network import Network
 
@@ -628,6 +632,52 @@ def test_one_host_writes_a_volume_that_the_other_follows(hosts, tmp_path):
     finally:
         reader.stop()
         writer.stop()
+
+
+@pytest.mark.fuse
+def test_a_host_that_was_frozen_stores_nothing_after_another_took_its_volume_over(hosts, tmp_path):
+    a, b = hosts.first(), hosts.join()
+    cipher, plain = tmp_path / "cipher", tmp_path / "plain"
+    cipher.mkdir()
+    plain.mkdir()
+    mount = MountProcess(a.socket, cipher, plain)
+    try:
+        mount.start()
+        (plain / "kept").write_bytes(b"stored")
+        (plain / "late").write_bytes(b"stored" * 10_000)
+        subprocess.run(["sync", "-f", plain], check=True)
+        late = os.open(plain / "late", os.O_WRONLY | os.O_DIRECT)
+        os.pwrite(late, mmap.mmap(-1, 16_384), 0)
+        # The chunk is stored, and the header that says so is in memory until the next tick.
+        time.sleep(0.2)
+        for process in (mount.process, a.process):
+            process.send_signal(signal.SIGSTOP)
+        stored = content_of(cipher)
+        # As if thirty seconds had passed for the others; for the frozen ones, whose clock it is, it takes longer than they may store.
+        with psycopg.connect(hosts.url, autocommit=True) as connection:
+            connection.execute("UPDATE host SET seen = now() - interval '60 s'")
+        volume, _ = read_config(cipher)
+        taker = b.session().open_transport()
+        answer = taker.call("OpenVolumeSession", {"KeyId": volume.key_arn, "VolumeId": volume.volume_id.hex(), "ReadOnly": False})
+        assert answer["r"]["UncleanSessions"] and answer["r"]["StoreSeconds"] == STORE_SECONDS
+        time.sleep(STORE_SECONDS + 0.5)
+        mount.process.send_signal(signal.SIGCONT)
+        time.sleep(TICK_SECONDS + 1)
+        assert content_of(cipher) == stored
+        a.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: refused(lambda: (plain / "kept").read_bytes()), 15)
+        time.sleep(TICK_SECONDS + 1)
+        assert content_of(cipher) == stored
+        assert refused(lambda: (plain / "new").write_bytes(b"x")) and content_of(cipher) == stored
+    finally:
+        for process in (mount.process, a.process):
+            process.send_signal(signal.SIGCONT)
+        mount.kill()
+        os.close(late)
+
+
+def content_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def refused(read):

@@ -5,11 +5,12 @@ import logging
 import os
 import random
 import stat
+from dataclasses import replace
 
 import pytest
 
 from kmsfs.backing.posix import PosixFile
-from kmsfs.errors import CorruptFile, StorageError
+from kmsfs.errors import CorruptFile, KeyLease, StorageError
 from kmsfs.formats.fileheader import MAP_OFFSET, SLOT_BYTES
 from kmsfs.mount.durability import Vfs
 from kmsfs.mount.vfs import VfsOptions
@@ -141,6 +142,30 @@ def test_after_an_fsync_that_failed_the_durable_commit_is_not_written_over(disk)
     disk.vfs.settle(node)
     disk.cut(node)
     assert disk.read() == b"old" * 3000
+
+
+def test_what_is_in_memory_is_not_stored_once_another_host_may_write(disk):
+    node = disk.make(b"old" * 300)
+    disk.vfs.fsync(node)
+    disk.vfs.tick()
+    before = disk.backing(node).read_bytes()
+    node = disk.look()
+    disk.vfs.open(node)
+    disk.vfs.options = replace(disk.vfs.options, put_off=True)
+    disk.vfs.write(node, b"new" * 300, 0, cached=False)
+    ours = False
+    disk.vfs.tools.rules.may_store = lambda: ours
+    for store in (disk.vfs.tick, lambda: disk.vfs.fsync(node), disk.vfs.finish):
+        with pytest.raises(KeyLease, match="another host"):
+            store()
+    disk.vfs.drop_keys()
+    disk.vfs.release(node)
+    disk.vfs.settle(node)
+    assert disk.backing(node).read_bytes() == before
+    # It was not taken: what was kept in memory is stored.
+    ours = True
+    disk.vfs.tick()
+    assert disk.backing(node).read_bytes() != before and disk.read() == b"new" * 300
 
 
 @pytest.mark.parametrize("closed", [True, False])

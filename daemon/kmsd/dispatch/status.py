@@ -9,6 +9,7 @@ from kmsd.keys.registry import KeyRegistry
 from kmsfs import __version__
 from kmsfs.api.shapes import admin as shapes
 from kmsfs.api.shapes.keys import Empty
+from kmsfs.clock import passed
 from kmsfs.errors import AccessDenied
 from kmsfs.quantity import HEARTBEAT_SECONDS, LEASE_SECONDS
 
@@ -71,7 +72,7 @@ class AdminService:
             self._require_any(call, reference)
             watched.append(key.key_id)
         call.notes[WATCHED_KEYS] = frozenset(watched)
-        return shapes.WatchResponse(heartbeat_seconds=HEARTBEAT_SECONDS, lease_seconds=LEASE_SECONDS)
+        return shapes.WatchResponse(heartbeat_seconds=HEARTBEAT_SECONDS, lease_seconds=LEASE_SECONDS, sent_at=passed())
 
     def _require_any(self, call: Call, reference: str) -> None:
         """Whoever may describe a key or decrypt with it may learn that it changes."""

@@ -6,6 +6,7 @@ from kmsd.events.changes import ALARMS, SOURCES, Change, ChangeLog, Following
 from kmsd.parameters.path import check_path
 from kmsfs.api.shapes import admin as shapes
 from kmsfs.api.shapes.keys import Empty
+from kmsfs.clock import passed
 from kmsfs.errors import AccessDenied
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
@@ -35,7 +36,7 @@ class ChangeService:
         ]
         call.notes[FOLLOWED] = (following, events)
         return shapes.WatchChangesResponse(
-            token=self._changes.token(), complete=missed is not None, missed=len(events), heartbeat_seconds=HEARTBEAT_SECONDS
+            token=self._changes.token(), complete=missed is not None, missed=len(events), heartbeat_seconds=HEARTBEAT_SECONDS, sent_at=passed()
         )
 
     def raise_alarm(self, call: Call) -> Empty:

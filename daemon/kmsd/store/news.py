@@ -2,12 +2,12 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from kmsd.store.link import Deadline, connect
 from kmsd.store.postgres import CHANNEL
+from kmsfs.clock import passed
 from kmsfs.quantity import DATABASE_LOOK_SECONDS
 
 _AGAIN_SECONDS = 0.5
@@ -65,7 +65,7 @@ class News:
     def _listen(self, connection: Any) -> None:
         alive = 0.0
         while not self._stopped.is_set():
-            asked = time.monotonic()
+            asked = passed()
             with self._deadline.on(connection.fileno()):
                 if asked - alive > _ALIVE_SECONDS:
                     connection.execute(_ALIVE, (self._host,))
@@ -73,7 +73,7 @@ class News:
                 (number,) = connection.execute(_LOOK).fetchone()
             self._heard(number, asked)
             ends = asked + DATABASE_LOOK_SECONDS
-            while (left := ends - time.monotonic()) > 0 and not self._stopped.is_set():
+            while (left := ends - passed()) > 0 and not self._stopped.is_set():
                 # What a notice says is looked up: only that is known to be newest.
                 if any(notice.pid != self._own() for notice in connection.notifies(timeout=left, stop_after=1)):
                     break

@@ -5,7 +5,6 @@ with each stands a change record that says which rows it wrote, chained by the a
 when it knows all that was written before (`exclusive`), and takes over what others wrote by their change records (`catch_up`).
 """
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from kmsd.store.database import ZERO, Changes, SealedStore, Transaction, stateme
 from kmsd.store.link import Link, database_errors, engine_of
 from kmsd.store.schema import METADATA, SCHEMA_VERSION, SHARED, Table
 from kmsd.store.sealing import RowSealer
+from kmsfs.clock import passed
 from kmsfs.errors import (
     Conflict,
     CorruptStore,
@@ -105,7 +105,7 @@ class PostgresStore(SealedStore):
         """Where the database is."""
         self._host = host
         self._depth = 0
-        self._confirmed = time.monotonic()
+        self._confirmed = passed()
         self._head = b""
         self._link = Link(url)
         self._link.open()
@@ -153,7 +153,7 @@ class PostgresStore(SealedStore):
         if self._depth:
             yield
             return
-        asked = time.monotonic()
+        asked = passed()
         # Two round trips: what ends a pipeline keeps the server from noticing that a daemon which holds the lock does nothing any more.
         self._link.run(f"SELECT pg_advisory_lock({_LOCK})")
         head = list(self._link.run(_HEAD))
@@ -209,7 +209,7 @@ class PostgresStore(SealedStore):
     # --- what others wrote --------------------------------------------------------------------------------------
 
     def heard(self, number: int, asked: float) -> None:
-        """Take notice of what another connection of ours saw: the newest commit number, at a time of the monotonic clock.
+        """Take notice of what another connection of ours saw: the newest commit number, at a time of `passed`.
 
         Raises:
             DatabaseUnreachable, CorruptStore, StorageError: as `catch_up`.
@@ -228,7 +228,7 @@ class PostgresStore(SealedStore):
             CorruptStore: if it is not the database that it was: older, or of another history.
             StorageError: if so much was written that not all of it is known any more: the daemon is to start anew.
         """
-        asked = time.monotonic()
+        asked = passed()
         return self._take_head(list(self._link.run(_HEAD)), asked)
 
     def _take_head(self, found: list[Any], asked: float) -> bool:
@@ -292,7 +292,7 @@ class PostgresStore(SealedStore):
 
     def require_current(self, *, for_a_lease: bool = False) -> None:
         """Refuse to answer from memory once that is too old."""
-        if time.monotonic() - self._confirmed > (DATABASE_FRESH_SECONDS if for_a_lease else DATABASE_LEASE_SECONDS):
+        if passed() - self._confirmed > (DATABASE_FRESH_SECONDS if for_a_lease else DATABASE_LEASE_SECONDS):
             raise DatabaseUnreachable(
                 "the database that this daemon shares has not answered for too long: what others revoked would not be known",
                 hint="the daemon goes on by itself once its database answers",
@@ -300,7 +300,7 @@ class PostgresStore(SealedStore):
 
     def lately_current(self) -> bool:
         """Whether what is in memory was all that there is a moment ago."""
-        return time.monotonic() - self._confirmed < DATABASE_FRESH_SECONDS
+        return passed() - self._confirmed < DATABASE_FRESH_SECONDS
 
     def seconds_since(self, host: str) -> float | None:
         """Return for how long another host's daemon has not been heard of, by the database's clock; None if never."""

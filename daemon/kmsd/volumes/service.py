@@ -15,7 +15,7 @@ from kmsfs.api.keyspecs import ENCRYPT, SYMMETRIC, require_algorithm
 from kmsfs.api.shapes import admin as shapes
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import IncorrectKey, LimitExceeded, VolumeBusy
-from kmsfs.quantity import RECONNECT_SECONDS, TAKEOVER_SECONDS
+from kmsfs.quantity import RECONNECT_SECONDS, STORE_SECONDS, TAKEOVER_SECONDS
 
 _MARK_BYTES = 32
 _SESSIONS_PASSED = 1 << 20
@@ -112,7 +112,7 @@ class VolumeService:
             and request.resume in volume.unclean
         )
         if request.read_only:
-            return _opened(volume, volume.unclean)
+            return self._opened(volume, volume.unclean)
         self._require_free_elsewhere(volume)
         leased = volume.holder is not None or call.now < volume.released + RECONNECT_SECONDS
         if (leased and not resumed) or (volume.holder is not None and volume.holder != call.connection_id):
@@ -135,7 +135,7 @@ class VolumeService:
             volume.host = self._store.host
         volume.holder = call.connection_id
         others = [number for number in volume.unclean if number != volume.session]
-        return _opened(volume, others)
+        return self._opened(volume, others)
 
     def close_session(self, call: Call) -> Empty:
         """CloseVolumeSession."""
@@ -261,6 +261,16 @@ class VolumeService:
             raise IncorrectKey("this volume belongs to another KMS key")
         return volume
 
+    def _opened(self, volume: Volume, unclean: list[int]) -> shapes.OpenVolumeSessionResponse:
+        return shapes.OpenVolumeSessionResponse(
+            session=volume.session,
+            unclean_sessions=unclean,
+            freshness_head=volume.freshness_head,
+            freshness_may_begin=volume.freshness_may_begin,
+            directory_keys=volume.directory_keys,
+            store_seconds=STORE_SECONDS if self._store.host else None,
+        )
+
     def _require_session(self, volume: Volume, call: Call) -> None:
         if volume.session != call.request.session or volume.holder != call.connection_id:
             raise VolumeBusy("this session does not hold the volume's lease")
@@ -285,13 +295,3 @@ def _volume_of(row: dict[str, Any]) -> Volume:
 
 def _without(volume: Volume, sessions: list[int]) -> list[int]:
     return [number for number in volume.unclean if number not in sessions]
-
-
-def _opened(volume: Volume, unclean: list[int]) -> shapes.OpenVolumeSessionResponse:
-    return shapes.OpenVolumeSessionResponse(
-        session=volume.session,
-        unclean_sessions=unclean,
-        freshness_head=volume.freshness_head,
-        freshness_may_begin=volume.freshness_may_begin,
-        directory_keys=volume.directory_keys,
-    )

@@ -62,10 +62,11 @@ class WatchRequest(Shape, kw_only=True):
 
 
 class WatchResponse(Shape, kw_only=True):
-    """The stream has begun; events and heartbeats follow under the same request id."""
+    """The stream has begun; events and heartbeats follow under the same request id. `sent_at` is by the daemon's CLOCK_BOOTTIME, as is `at` of a heartbeat."""
 
     heartbeat_seconds: float
     lease_seconds: float
+    sent_at: float
 
 
 ChangeSource = Literal["kms", "secretsmanager", "ssm", "alarms"]
@@ -89,6 +90,7 @@ class WatchChangesResponse(Shape, kw_only=True):
     missed: int
     """So many of the events that follow happened before the stream began."""
     heartbeat_seconds: float
+    sent_at: float
 
 
 class RaiseAlarmRequest(Shape, kw_only=True):
@@ -115,7 +117,8 @@ class OpenVolumeSessionResponse(Shape, kw_only=True):
 
     `freshness_head` is the digest of the records that the last clean session left, or another mark where there are none;
     with `freshness_may_begin` new ones may begin from what is there. `directory_keys` are the KMS keys of directories that
-    have one of their own, by directory id.
+    have one of their own, by directory id. `store_seconds` are how long after the daemon's last word the session may still store something;
+    absent where no other host can take the volume over.
     """
 
     session: int
@@ -123,6 +126,7 @@ class OpenVolumeSessionResponse(Shape, kw_only=True):
     freshness_head: bytes
     freshness_may_begin: bool
     directory_keys: dict[str, str] = {}
+    store_seconds: float | None = None
 
 
 class CloseVolumeSessionRequest(Shape, kw_only=True):
