@@ -16,7 +16,16 @@ from kmsfs.aead.kdf import sha256
 from kmsfs.aead.siv import SivKey
 from kmsfs.envelope.freshness import Commit
 from kmsfs.errors import AuthenticationFailed, CorruptVolume, StorageError
-from kmsfs.formats.freshness import FACTS_AAD, ROW_AAD, Facts, pack_row, parse_facts, parse_row
+from kmsfs.formats.freshness import (
+    DOUBT,
+    DOUBT_AAD,
+    FACTS_AAD,
+    ROW_AAD,
+    Facts,
+    pack_row,
+    parse_facts,
+    parse_row,
+)
 
 _SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
@@ -62,11 +71,14 @@ class FreshnessStore:
             self._reader = _connect(path, read_only=read_only)
             self._writer = self._reader if read_only else _connect(path, read_only=False)
             row = self._reader.execute("SELECT value FROM facts WHERE name = 'facts'").fetchone()
+            doubt = self._reader.execute("SELECT value FROM facts WHERE name = 'doubt'").fetchone()
             rows = self._reader.execute("SELECT file_id, sealed FROM files LIMIT ?", (_HELD_ROWS + 1,)).fetchall()
         self._held: dict[bytes, bytes] | None = dict(rows) if len(rows) <= _HELD_ROWS else None
         if row is None:
             raise CorruptVolume("the freshness records have no beginning", hint=_HINT)
         self.facts = parse_facts(self._open(row[0], FACTS_AAD, b""))
+        self.doubtful = self._doubt_stored = doubt is not None and self._open(doubt[0], DOUBT_AAD, b"") == DOUBT
+        """Whether there may be records of files that were removed: after a crash, and of damaged files."""
 
     @classmethod
     def make(cls, key: SivKey, path: Path, session: int, base: bytes) -> "FreshnessStore":
@@ -163,6 +175,30 @@ class FreshnessStore:
             for file_id in file_ids:
                 self._changed[file_id] = None
 
+    def doubt(self) -> None:
+        """See FreshnessRecords."""
+        self.doubtful = True
+
+    def file_ids(self) -> Iterator[bytes]:
+        """Yield the ids of all files that have a record in the file on disk.
+
+        Raises:
+            StorageError: if they cannot be read.
+        """
+        with self._guarded():
+            for (file_id,) in self._reader.execute("SELECT file_id FROM files"):
+                yield file_id
+
+    def forget(self, file_ids: list[bytes]) -> None:
+        """Forget files that are not there any more, and with them every doubt.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        self.removed(file_ids)
+        self.doubtful = False
+        self.flush()
+
     # --- storing ------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -177,7 +213,8 @@ class FreshnessStore:
     def _flush(self) -> None:
         with self._lock:
             batch = dict(self._changed)
-        if not batch:
+            doubtful = self.doubtful
+        if not batch and doubtful == self._doubt_stored:
             return
         rows = [
             (file_id, self._key.seal(pack_row(*known), (ROW_AAD, file_id)))
@@ -188,6 +225,10 @@ class FreshnessStore:
             self._writer.executemany("INSERT OR REPLACE INTO files VALUES (?, ?)", rows)
             dead = [(file_id,) for file_id, known in batch.items() if known is None]
             self._writer.executemany("DELETE FROM files WHERE file_id = ?", dead)
+            self._writer.execute("DELETE FROM facts WHERE name = 'doubt'")
+            if doubtful:
+                self._writer.execute("INSERT INTO facts VALUES ('doubt', ?)", (self._key.seal(DOUBT, (DOUBT_AAD, b"")),))
+        self._doubt_stored = doubtful
         with self._lock:
             self._hold(rows, dead)
             for file_id, known in batch.items():

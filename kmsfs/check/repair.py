@@ -6,13 +6,15 @@ directory, where `kmsfs rescue` of a copy may still look at it.
 """
 
 import os
+import stat
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kmsfs.backing.freshness import FreshnessStore
 from kmsfs.backing.posix import PosixFile, sync_file_system
-from kmsfs.check.verify import DAMAGE, LEFTOVER, NEW_HEADER, REMOVE, SET_ASIDE, Finding, Report
+from kmsfs.check.verify import DAMAGE, FORGET, LEFTOVER, NEW_HEADER, REMOVE, SET_ASIDE, Finding, Report
 from kmsfs.envelope.kf1file import FileTools, Kf1File
 from kmsfs.envelope.slots import read_slots
 from kmsfs.errors import CorruptFile, IntegrityReason, KmsfsError
@@ -38,8 +40,9 @@ class RepairReport:
 class Repairer:
     """Acts on what a check of a volume found. The caller holds the volume's writer lease; the volume is clean."""
 
-    def __init__(self, tools: FileTools, cipher_dir: Path, *, set_aside: bool) -> None:
+    def __init__(self, tools: FileTools, records: FreshnessStore | None, cipher_dir: Path, *, set_aside: bool) -> None:
         self._tools = tools
+        self._records = records
         self._cipher_dir = cipher_dir
         self._set_aside = set_aside
         self.report = RepairReport()
@@ -51,13 +54,23 @@ class Repairer:
             StorageError: if the last barrier fails.
         """
         often = Counter(finding.stored_as for finding in found.findings if finding.kind == DAMAGE)
+        self._forget(found)
         for finding in found.findings:
+            if finding.remedy == FORGET:
+                continue
             try:
                 self._one(finding, alone=often[finding.stored_as] == 1)
             except (KmsfsError, OSError) as error:
                 self.report.left.append((finding.stored_as, str(error)))
         sync_file_system(descriptor)
         return self.report
+
+    def _forget(self, found: Report) -> None:
+        gone = [finding.stored_as for finding in found.findings if finding.remedy == FORGET]
+        if gone and self._records is not None:
+            # Where these were told, everything that is there was recognized.
+            self._records.forget(found.unseen)
+            self.report.done += [(stored_as, "its record is forgotten") for stored_as in gone]
 
     def _one(self, finding: Finding, *, alone: bool) -> None:
         place = self._cipher_dir / finding.stored_as
@@ -91,12 +104,31 @@ class Repairer:
         finally:
             backing.close()
 
+    def _id_of(self, place: Path) -> bytes:
+        """Return the id of a file that has this name alone; nothing if that cannot be told."""
+        facts = place.lstat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+            return b""
+        backing = PosixFile(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        try:
+            valid = read_slots(self._tools.keys, backing).valid
+        except KmsfsError:
+            return b""
+        finally:
+            backing.close()
+        return valid[0].clear.file_id if valid else b""
+
     def _move(self, place: Path, stored_as: str) -> None:
         aside = self._cipher_dir / ASIDE
         aside.mkdir(mode=0o700, exist_ok=True)
         number = sum(1 for _ in aside.iterdir())
         target = aside / f"{number:06d}"
+        gone = self._id_of(place)
         place.rename(target)
+        if self._records is not None and gone:
+            self._records.removed([gone])
+        elif self._records is not None:
+            self._records.doubt()
         if place.name[0] == "l":
             (place.parent / f"s{place.name[1:]}").unlink(missing_ok=True)
         self.report.done.append((stored_as, f"set aside as {ASIDE}/{target.name}"))

@@ -2,9 +2,9 @@
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from kmsfs.backing.extras import ExtrasStore
 from kmsfs.backing.posix import PosixFile
@@ -23,6 +23,7 @@ from kmsfs.errors import (
     KmsfsError,
     UnsupportedFormat,
 )
+from kmsfs.formats.listing import ListedFile
 from kmsfs.formats.volume import CONFIG_NAME
 
 DAMAGE, UNCLEAN, UNREAD, LEFTOVER = "damage", "unclean", "unread", "leftover"
@@ -30,9 +31,9 @@ DAMAGE, UNCLEAN, UNREAD, LEFTOVER = "damage", "unclean", "unread", "leftover"
 service refused or the disk did not read; of no use and harmless."""
 
 
-NEW_HEADER, REMOVE, SET_ASIDE = "new header", "remove", "set aside"
+NEW_HEADER, REMOVE, SET_ASIDE, FORGET = "new header", "remove", "set aside", "forget"
 """What a repair can do: write the damaged header anew from the good one; remove what is of no use; move what cannot be read
-out of the way."""
+out of the way; forget the record of a file that is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Report:
     plain_bytes: int = 0
     chunks: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unseen: list[bytes] = field(default_factory=list)
+    """Ids of files that have a freshness record and were not come across."""
 
     @property
     def damaged(self) -> bool:
@@ -88,10 +91,35 @@ class _Place:
         return f"{self.plain}/{name}", f"{self.stored}/{disk_name}".lstrip("/")
 
 
+class Recorded(Protocol):
+    """What is known of the files that should be there."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether some of them may have been removed rightly."""
+        ...
+
+    def file_ids(self) -> Iterator[bytes]:
+        """Yield the ids of all files that were there when the volume was used last."""
+        ...
+
+
+NamesOf = Callable[[bytes], Iterable[ListedFile]]
+"""Returns what is remembered of the files of a directory."""
+
+
 class VolumeChecker:
     """Checks one volume; `on_bytes` hears of each stored byte gone through, for a progress bar."""
 
-    def __init__(self, tools: FileTools, on_bytes: Callable[[int], None]) -> None:
+    def __init__(self, tools: FileTools, on_bytes: Callable[[int], None], recorded: Recorded | None = None, names_of: NamesOf | None = None) -> None:
+        """`recorded` tells which files should be there, `names_of` what some of them were called."""
+        self._recorded = recorded
+        self._names_of = names_of or (lambda _dir_id: ())
+        self._seen: set[bytes] = set()
+        self._unknown = False
+        """Whether there are files of which it is not known which ones they are."""
+        self._called: dict[bytes, tuple[str, str]] = {}
+        """What files were called that may be missing."""
         self._tools = tools
         self._keys = tools.keys
         self._on_bytes = on_bytes
@@ -114,7 +142,22 @@ class VolumeChecker:
                 self._found(where, LEFTOVER, "extended attributes of an entry that is gone", REMOVE)
         finally:
             self._extras.close()
+        self._missing()
         return self.report
+
+    def _missing(self) -> None:
+        """Tell which files have a record and are not there; not while there are some that may be these."""
+        if self._recorded is None:
+            return
+        self.report.unseen = [file_id for file_id in self._recorded.file_ids() if file_id not in self._seen]
+        if self._unknown:
+            return
+        doubtful = self._recorded.doubtful
+        kind = LEFTOVER if doubtful else self._suspicion()
+        why = "it may have been removed before a crash, or as a damaged one" if doubtful else "it was removed behind the mount, or its directory was put back from the past"
+        for file_id in self.report.unseen:
+            where = self._called.get(file_id, ("?", f"file {file_id.hex()}"))
+            self._found(where, kind, f"a file that was here is gone: {why}", FORGET)
 
     def _record(self, owner: bytes, expected: int | None, where: tuple[str, str]) -> Extras:
         """Open the extras record of a file or directory."""
@@ -142,6 +185,9 @@ class VolumeChecker:
         with os.scandir(place.descriptor) as entries:
             found = sorted((entry.name, entry) for entry in entries)
         names = {name for name, _ in found}
+        for listed in self._names_of(place.dir_id):
+            if listed.disk_name not in names:
+                self._called[listed.file_id] = place.below(os.fsdecode(listed.name), listed.disk_name)
         for disk_name, entry in found:
             if disk_name == CONFIG_NAME or disk_name[0] == ".":
                 continue
@@ -154,6 +200,7 @@ class VolumeChecker:
             try:
                 self._entry(place, disk_name, entry)
             except OSError as error:
+                self._unknown = True
                 problem = f"cannot be read: {error.strerror}"
                 self._found(place.below("?", disk_name), DAMAGE, problem)
 
@@ -164,10 +211,11 @@ class VolumeChecker:
                 sidecar = os.readlink("s" + disk_name[1:], dir_fd=place.descriptor)
             name = self._keys.open_name(place.dir_id, disk_name, sidecar)
         except (InvalidName, FileNotFoundError) as error:
+            self._unknown = True
             self._found(place.below("?", disk_name), DAMAGE, f"not a name made here: {error}", SET_ASIDE)
             return
         where = place.below(os.fsdecode(name), disk_name)
-        facts = entry.stat(follow_symlinks=False)
+        facts, seen = entry.stat(follow_symlinks=False), len(self._seen)
         try:
             if stat.S_ISDIR(facts.st_mode):
                 self._subdirectory(place, name, disk_name, where)
@@ -180,15 +228,10 @@ class VolumeChecker:
                 self._keys.open_link(os.readlink(disk_name, dir_fd=place.descriptor))
             else:
                 self.report.others += 1
-        except AccessDenied as error:
-            self._found(where, UNREAD, f"the key service refused its data key: {error}")
-        except UnsupportedFormat as error:
-            self._found(where, UNREAD, str(error))
-        except IntegrityError as error:
-            self._found(where, DAMAGE, str(error), SET_ASIDE)
         except KmsfsError as error:
-            # A disabled key, a daemon that is away, a disk that does not read: nothing is known of the file, so nothing is done to it.
-            self._found(where, UNREAD, f"it could not be looked into: {error}")
+            if stat.S_ISDIR(facts.st_mode) or len(self._seen) == seen:
+                self._unknown = True
+            self._found(where, *_judged(error))
 
     def _subdirectory(self, place: _Place, name: bytes, disk_name: str, where: tuple[str, str]) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -198,6 +241,7 @@ class VolumeChecker:
                 target = os.readlink(DIR_ID_NAME, dir_fd=descriptor)
             except OSError:
                 empty = not os.listdir(descriptor)
+                self._unknown = self._unknown or not empty
                 kind = self._suspicion() if empty else DAMAGE
                 self._found(where, kind, "the directory has lost its id", SET_ASIDE)
                 return
@@ -215,6 +259,10 @@ class VolumeChecker:
         backing = PosixFile(os.open(disk_name, flags, dir_fd=place.descriptor))
         try:
             pair = read_slots(self._keys, backing)
+            if not pair.valid:
+                self._unknown = True
+            else:
+                self._seen.add(pair.valid[0].clear.file_id)
             if not pair.valid and pair.damaged is None and not backing.size():
                 self._found(where, self._suspicion(), "the file is empty: it has no header", SET_ASIDE)
                 return
@@ -261,3 +309,15 @@ class VolumeChecker:
         keys = self._tools.provider.open(slot.clear.file_id, slot.clear.wrapped_key)
         self.report.chunks += verify(slot, None, keys, backing)
         self.report.plain_bytes += slot.attributes.size
+
+
+def _judged(error: KmsfsError) -> tuple[str, str, str]:
+    """Return what a failure to read an entry means: its kind, the problem in words, and the remedy."""
+    if isinstance(error, AccessDenied):
+        return UNREAD, f"the key service refused its data key: {error}", ""
+    if isinstance(error, UnsupportedFormat):
+        return UNREAD, str(error), ""
+    if isinstance(error, IntegrityError):
+        return DAMAGE, str(error), SET_ASIDE
+    # A disabled key, a daemon that is away, a disk that does not read: nothing is known of the file, so nothing is done to it.
+    return UNREAD, f"it could not be looked into: {error}", ""

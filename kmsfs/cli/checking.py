@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from kmsfs.backing.freshness import FreshnessStore
+from kmsfs.backing.listings import ListingStore
 from kmsfs.check.repair import Repairer, RepairReport
 from kmsfs.check.rescue import Rescuer, RescueReport
 from kmsfs.check.verify import DAMAGE, Finding, Report, VolumeChecker
@@ -16,6 +17,7 @@ from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
 from kmsfs.errors import CorruptVolume, StorageError, UsageError
 from kmsfs.mount.freshness import open_records
+from kmsfs.mount.listed import listings_path
 from kmsfs.mount.volume import OpenVolume, VolumeLease, open_volume
 
 
@@ -60,7 +62,7 @@ def repair_volume(cipher_dir: Path, talk: ClientSession, found: Report, *, set_a
         records = open_records(volume.keys, lease, cipher_dir, read_only=False)
         tools = volume_tools(volume, talk, SessionRules(lease.number, set(), tolerate_other_slot=True))
         tools.freshness = records
-        return Repairer(tools, cipher_dir, set_aside=set_aside).run(found, volume.descriptor)
+        return Repairer(tools, records, cipher_dir, set_aside=set_aside).run(found, volume.descriptor)
     finally:
         if not lease.unclean:
             lease.end(records.finish() if records is not None else None)
@@ -85,13 +87,18 @@ def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
     lease = VolumeLease(volume.config, read_only=True)
     lease.claim(talk.open_transport())
     tools = volume_tools(volume, talk, SessionRules(lease.number, set(lease.unclean)))
-    of_the_volume = []
+    of_the_volume, records = [], None
     try:
-        tools.freshness = open_records(volume.keys, lease, cipher_dir, read_only=True)
+        tools.freshness = records = open_records(volume.keys, lease, cipher_dir, read_only=True)
     except CorruptVolume as error:
         of_the_volume.append(Finding("/", ".", DAMAGE, str(error)))
+    listings = listings_path(volume.config.volume_id)
+    store = ListingStore(volume.keys.listing, listings) if listings.exists() else None
+    names_of = (lambda dir_id: store.load(dir_id).values()) if store is not None else None
     with byte_progress("checking", stored_bytes(cipher_dir)) as advance:
-        report = VolumeChecker(tools, advance).run(volume.descriptor, volume.config.root_id)
+        report = VolumeChecker(tools, advance, records, names_of).run(volume.descriptor, volume.config.root_id)
     report.findings[:0] = of_the_volume
+    if store is not None:
+        store.close()
     os.close(volume.descriptor)
     return report

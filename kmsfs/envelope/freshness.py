@@ -50,6 +50,10 @@ class FreshnessRecords(Protocol):
         """Forget files whose removal is beyond a power cut."""
         ...
 
+    def doubt(self) -> None:
+        """Note that a file may have been removed whose record is not known: a file that is missing may be that one from here on."""
+        ...
+
     def flush(self) -> None:
         """Store what changed.
 

@@ -8,6 +8,8 @@ from kmsfs.errors import UnsupportedFormat
 FRESHNESS_VERSION = 1
 ROW_AAD = b"kmsfs/freshness/file"
 FACTS_AAD = b"kmsfs/freshness/facts"
+DOUBT_AAD = b"kmsfs/freshness/doubt"
+DOUBT = b"\1"
 RECORDS_DIR = ".kr"
 """Folder of the cipher directory in which the records of a volume lie that several hosts mount."""
 HEAD_BYTES = 32

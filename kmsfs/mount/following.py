@@ -54,6 +54,9 @@ class _SeenFile(PosixFile):
 class FollowingVfs(Vfs):
     """The file system of who only reads, and follows."""
 
+    shows_damaged = False
+    """Its writer may be at what does not verify, and nothing is removed here."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.keep_attributes = False

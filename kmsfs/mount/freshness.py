@@ -52,6 +52,9 @@ def open_records(keys: VolumeKeys, lease: VolumeLease, cipher_dir: Path, *, read
         store = found
     if not read_only:
         store.begin(lease.number, lease.head)
+        if lease.unclean:
+            # What was removed in its last seconds may still have a record.
+            store.doubt()
     return store
 
 

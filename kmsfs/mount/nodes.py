@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kmsfs.envelope.kf1file import Kf1File
+from kmsfs.errors import CorruptFile, IntegrityReason, KmsfsError
 from kmsfs.formats.fileheader import Attributes
 from kmsfs.formats.handover import NodeFacts
 
@@ -43,6 +44,8 @@ class Node:
     """Which file it was when it was looked up, for who follows a writer: the store gives numbers of inodes again."""
     attributes: Attributes | None = None
     """What the header of a closed file said, until somebody else may have changed it."""
+    damage: KmsfsError | None = None
+    """Why the entry cannot be used but for removing it. Such a node stands for a name alone: the backing inode, mended or under another name, is another node."""
 
     @property
     def is_dir(self) -> bool:
@@ -120,10 +123,21 @@ class NodeTable:
 
     def adopt_nameless(self, facts: os.stat_result) -> Node:
         """Return a new node of a backing inode that no known name leads to."""
+        node = self._new(facts)
+        self._by_key[node.key] = node
+        return node
+
+    def adopt_damaged(self, parent: Node, name: bytes, disk_name: str, facts: os.stat_result, before: Node | None) -> Node:
+        """Return a node that stands for a name alone; `before`, if it is one of the same."""
+        same = before is not None and before.damage is not None and before.key == (facts.st_dev, facts.st_ino)
+        node = before if same and before is not None else self._new(facts)
+        self.link(node, parent, name, disk_name)
+        return node
+
+    def _new(self, facts: os.stat_result) -> Node:
         node = Node(self._next_id, stat.S_IFMT(facts.st_mode), (facts.st_dev, facts.st_ino))
         self._next_id += 1
         self._by_id[node.node_id] = node
-        self._by_key[node.key] = node
         if len(self._by_id) > self._many:
             self._on_many()
         return node
@@ -206,6 +220,8 @@ class NodeTable:
                 self._by_id[node.node_id] = node
                 if facts.has_key:
                     self._by_key[node.key] = node
+                elif facts.names:
+                    node.damage = CorruptFile("the entry was damaged when it was looked up", IntegrityReason.OTHER_SLOT)
                 if node.is_dir and facts.descriptor >= 0:
                     node.descriptor = facts.descriptor
                     self._open_dirs[node.node_id] = node

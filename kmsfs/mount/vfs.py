@@ -184,6 +184,8 @@ class VfsBase:
 
     def dir_id(self, node: Node) -> bytes:
         """Return a directory's id, checked against its place."""
+        if node.damage is not None:
+            raise node.damage
         if not node.dir_id:
             place = node.place()
             if place is None:

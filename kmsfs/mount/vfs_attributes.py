@@ -9,7 +9,7 @@ from kmsfs.backing.posix import PosixFile
 from kmsfs.envelope.content import truncate
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.envelope.slots import peek_attributes, read_slots
-from kmsfs.errors import AccessDenied
+from kmsfs.errors import AccessDenied, IntegrityError
 from kmsfs.formats.fileheader import Attributes
 from kmsfs.formats.listing import ListedFile
 from kmsfs.mount.attributes import Changes, Requester, Stat, from_backing, gone
@@ -21,14 +21,18 @@ from kmsfs.mount.vfs_open import OpenFiles
 class AttributeOperations(OpenFiles):
     """What happens to attributes."""
 
+    shows_damaged = True
+    """Whether what is damaged can be looked up, to be removed."""
+
     # --- lookup --------------------------------------------------------------------------------
 
     def lookup(self, parent: Node, name: bytes) -> tuple[Node, Stat]:
         """Return the node of an entry and its attributes; the caller counts the lookup.
 
+        One that is damaged, or not where it was written, has the attributes of its backing inode: it can be removed, and whatever needs its header or its id is refused.
+
         Raises:
             OSError: ENOENT and the like.
-            CorruptFile: if the file's header is damaged or it is not where it was written.
         """
         self.require_unlocked()
         disk_name, _ = self.disk_name(parent, name)
@@ -41,7 +45,7 @@ class AttributeOperations(OpenFiles):
         """As `lookup`, for an entry of a listing just made; `listed` is what is remembered of it, true or not any more.
 
         Raises:
-            OSError, CorruptFile: as `lookup`.
+            OSError: as `lookup`.
         """
         facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
         if listed is not None and still_as(listed, facts):
@@ -60,6 +64,7 @@ class AttributeOperations(OpenFiles):
 
         A file that is looked up by itself will likely be opened, so its header is kept; not so one of a listing.
         """
+        before = parent.kids.get(name)
         node = self.nodes.adopt(parent, name, disk_name, facts)
         try:
             if node.is_dir:
@@ -67,11 +72,28 @@ class AttributeOperations(OpenFiles):
             if node.is_file and node.file is None and node.attributes is None and not listed:
                 self.keep_open(node, parent, disk_name, facts)
             return node, self._stat(node, facts, parent, name)
-        except BaseException:
+        except BaseException as error:
             if node in self.resting:
                 self.close_file(node)
+            node.attributes = None
+            if isinstance(error, IntegrityError) and self.shows_damaged:
+                damaged = self._enter_damaged(parent, name, disk_name, facts, before, error)
+                self.nodes.drop_if_unused(node)
+                return damaged, from_backing(facts)
             self.nodes.drop_if_unused(node)
             raise
+
+    def _enter_damaged(
+        self, parent: Node, name: bytes, disk_name: str, facts: os.stat_result, before: Node | None, error: IntegrityError
+    ) -> Node:
+        """Return a node for an entry that can be removed and nothing else.
+
+        Its size is what lies on the backing store, so that nobody takes it for empty.
+        """
+        self.complain("an entry is damaged, and can only be removed: %s", error)
+        node = self.nodes.adopt_damaged(parent, name, disk_name, facts, before)
+        node.damage = error
+        return node
 
     def _check_dir_place(self, node: Node, parent: Node, name: bytes, disk_name: str) -> None:
         if not node.dir_id:
@@ -83,7 +105,8 @@ class AttributeOperations(OpenFiles):
         """Return a node's attributes.
 
         Raises:
-            OSError, CorruptFile: as `lookup`.
+            OSError: ESTALE if the name is gone.
+            CorruptFile: if it was damaged since it was looked up.
         """
         self.require_unlocked()
         if node.is_file and node.file is not None and node.descriptor >= 0:
@@ -104,6 +127,8 @@ class AttributeOperations(OpenFiles):
 
     def _stat(self, node: Node, facts: os.stat_result, parent: Node | None, name: bytes) -> Stat:
         answer = from_backing(facts)
+        if node.damage is not None:
+            return answer
         if node.is_file:
             attributes = node.file.attributes if node.file is not None else node.attributes
             if attributes is None:

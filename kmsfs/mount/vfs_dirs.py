@@ -191,6 +191,11 @@ class DirectoryOperations(FileOperations):
             node.lone = os.stat(disk_name, dir_fd=directory, follow_symlinks=False).st_nlink == 1
 
     def _name_gone(self, node: Node, parent: Node, name: bytes) -> None:
+        if node.damage is not None:
+            if node.is_file and self.tools.freshness is not None:
+                self.tools.freshness.doubt()
+            self.nodes.drop_if_unused(node)
+            return
         if node.names or (node.is_file and node.descriptor >= 0 and os.fstat(node.descriptor).st_nlink):
             if node.is_file and (node.names or node.file is not None):
                 self._drop_home(node, parent, name)
@@ -199,6 +204,8 @@ class DirectoryOperations(FileOperations):
             self.close_file(node)
         elif node.lone and node.file is None and node.attributes is not None:
             self.file_gone(node.attributes)
+        elif node.is_file and node.file is None and node.attributes is None and self.tools.freshness is not None:
+            self.tools.freshness.doubt()
         self.recent.pop(node.key, None)
         self.nodes.disown_key(node)
         self.nodes.drop_if_unused(node)
@@ -237,11 +244,15 @@ class DirectoryOperations(FileOperations):
         node = self.nodes.unlink(parent, name)
         if node is not None:
             self.fresh_directories.discard(node.key)
-            self.directory_dropped(node.dir_id)
-            self.extras.remove(node.dir_id)
+            self._id_gone(node)
             self.nodes.disown_key(node)
             self.forget_directory(node)
             self.nodes.drop_if_unused(node)
+
+    def _id_gone(self, node: Node) -> None:
+        if node.damage is None:
+            self.directory_dropped(node.dir_id)
+            self.extras.remove(node.dir_id)
 
     def _remove_empty(self, directory: int, disk_name: str) -> None:
         """Remove a directory that holds nothing but its id; put the id back if something appears meanwhile."""
@@ -324,11 +335,7 @@ class DirectoryOperations(FileOperations):
             disk_name, os.F_OK, dir_fd=directory, follow_symlinks=False
         ):
             return None
-        try:
-            target, _ = self.lookup(parent, name)
-        except KmsfsError:
-            # Replacing a damaged file is a way to be rid of it.
-            return parent.kids.get(name)
+        target, _ = self.lookup(parent, name)
         if flags & _NOREPLACE:
             raise OSError(errno.EEXIST, "name exists")
         return target
@@ -402,8 +409,7 @@ class DirectoryOperations(FileOperations):
             self.nodes.link(target, old_parent, old_name, old_disk)
             self._rehome(target, new, old)
         elif target.is_dir:
-            self.directory_dropped(target.dir_id)
-            self.extras.remove(target.dir_id)
+            self._id_gone(target)
             self.nodes.disown_key(target)
             self.forget_directory(target)
             self.nodes.drop_if_unused(target)

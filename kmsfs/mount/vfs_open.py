@@ -83,6 +83,8 @@ class OpenFiles(VfsBase):
         Raises:
             CorruptFile, KmsfsError, OSError: if it cannot be opened.
         """
+        if node.damage is not None:
+            raise node.damage
         if node.file is None:
             place = node.place()
             if place is None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -231,6 +232,113 @@ def test_flipped_truncated_zeroed_and_emptied_files(mounted):
     mounted.start()
     (mounted.plain / "f").unlink()
     assert os.listdir(mounted.plain) == ["good"]
+
+
+def rm(path, *options):
+    return subprocess.run(["rm", *options, path], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("harm", ["header", "emptied", "zeroed", "short", "swapped", "hard linked", "symlink", "directory"])
+def test_what_is_damaged_is_shown_refused_and_can_be_removed(mounted, harm):
+    root = mounted.plain
+    files = {name: make(mounted, name, os.urandom(20_000)) for name in ("f", "g")}
+    (root / "link").symlink_to("f")
+    (root / "d").mkdir()
+    (root / "d" / "inside").write_text("x")
+    number = {name: (root / name).lstat().st_ino for name in ("link", "d")}
+    mounted.stop()
+    stored = {name: path for name, inode in number.items() for path in mounted.cipher.iterdir() if path.lstat().st_ino == inode}
+    name, disk = "f", files["f"]
+    content = disk.read_bytes()
+    if harm == "header":
+        disk.write_bytes(bytes(100) + content[100:4096] + bytes(100) + content[4196:])
+    elif harm == "emptied":
+        disk.write_bytes(b"")
+    elif harm == "zeroed":
+        disk.write_bytes(bytes(len(content)))
+    elif harm == "short":
+        disk.write_bytes(content[:3000])
+    elif harm == "swapped":
+        os.rename(files["g"], disk)
+    elif harm == "hard linked":
+        disk.unlink()
+        os.link(files["g"], disk)
+    elif harm == "symlink":
+        name, disk = "link", stored["link"]
+        target = os.readlink(disk)
+        disk.unlink()
+        disk.symlink_to(target[:-2] + ("AA" if target[-2:] != "AA" else "BB"))
+    else:
+        name, disk = "d", stored["d"]
+        target = os.readlink(disk / ".kd")
+        (disk / ".kd").unlink()
+        (disk / ".kd").symlink_to(target[:-2] + ("AA" if target[-2:] != "AA" else "BB"))
+    mounted.start()
+    for _ in range(2):
+        facts = (root / name).lstat()
+        assert facts.st_ino == disk.lstat().st_ino and name in os.listdir(root)
+    if stat.S_ISREG(facts.st_mode):
+        # Nobody takes it for empty who would remove empty files.
+        assert facts.st_size == disk.stat().st_size
+        if harm == "hard linked":
+            assert (root / "g").read_bytes()
+    for refused in (
+        lambda: os.listdir(root / name) if name == "d" else os.readlink(root / name) if name == "link" else (root / name).read_bytes(),
+        lambda: os.rename(root / name, root / "moved") if name != "link" else os.readlink(root / name),
+        lambda: os.setxattr(root / name, b"user.a", b"1", follow_symlinks=False) if name != "link" else os.readlink(root / name),
+        lambda: os.link(root / name, root / "more") if name == "f" else os.readlink(root / "link") if name == "link" else (root / name / "new").touch(),
+    ):
+        with pytest.raises(OSError) as caught:
+            refused()
+        assert caught.value.errno == errno.EIO
+    if harm == "hard linked":
+        assert (root / "g").read_bytes()
+    if name == "d":
+        assert rm(root / name, "-r").returncode
+        for path in disk.iterdir():
+            if path.name != ".kd":
+                path.unlink()
+        os.rmdir(root / name)
+    else:
+        done = rm(root / name)
+        assert done.returncode == 0, done.stderr
+    assert not os.path.lexists(root / name) and not os.path.lexists(disk)
+    (root / name).write_text("new")
+    mounted.again()
+    assert (root / name).read_text() == "new"
+    if harm != "swapped":
+        assert len((root / "g").read_bytes()) == 20_000
+
+
+def test_what_was_damaged_and_is_mended_is_as_it_was(mounted):
+    """The kernel keeps the size that it was told of an inode: a mended file must be another one to it."""
+    content = os.urandom(20_001)
+    disk = make(mounted, "f", content)
+    mounted.stop()
+    good = disk.read_bytes()
+    disk.write_bytes(bytes(100) + good[100:4096] + bytes(100) + good[4196:])
+    mounted.start()
+    assert (mounted.plain / "f").stat().st_size == len(good)
+    assert_refused(mounted.plain / "f")
+    with disk.open("r+b") as stream:
+        stream.write(good)
+    time.sleep(1)
+    assert (mounted.plain / "f").stat().st_size == 20_001 and (mounted.plain / "f").read_bytes() == content
+    os.rename(mounted.plain / "f", mounted.plain / "g")
+    mounted.again()
+    assert (mounted.plain / "g").read_bytes() == content
+
+
+def test_something_whole_takes_the_place_of_what_is_damaged(mounted):
+    disk = make(mounted, "f", b"x" * 20_000)
+    mounted.stop()
+    disk.write_bytes(bytes(disk.stat().st_size))
+    mounted.start()
+    (mounted.plain / "new").write_text("new")
+    os.rename(mounted.plain / "new", mounted.plain / "f")
+    assert (mounted.plain / "f").read_text() == "new" and os.listdir(mounted.plain) == ["f"]
+    mounted.again()
+    assert (mounted.plain / "f").read_text() == "new"
 
 
 def test_swapped_and_moved_files_and_directories(mounted):

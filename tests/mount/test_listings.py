@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from kmsfs.backing.listings import ListingStore
+from kmsfs.errors import CorruptFile
 from kmsfs.formats import listing as shapes
 from kmsfs.mount import listed
 from kmsfs.mount.attributes import Requester
@@ -144,8 +145,9 @@ def test_two_files_that_changed_places_are_noticed(volume):
     root = vfs.nodes.root
     for entry in vfs.list_directory(root):
         if entry.name in (b"f1", b"f2"):
-            with pytest.raises(Exception, match="is not where it was written"):
-                vfs.list_entry(root, entry.name, entry.disk_name, entry.listed)
+            node, _ = vfs.list_entry(root, entry.name, entry.disk_name, entry.listed)
+            with pytest.raises(CorruptFile, match="is not where it was written"):
+                vfs.open(node)
 
 
 def test_changes_of_the_next_session_are_remembered_too(volume, headers_read):

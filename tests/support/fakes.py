@@ -65,6 +65,9 @@ class MemoryRecords:
     def removed(self, file_ids):
         self.changed.update(dict.fromkeys(file_ids))
 
+    def doubt(self):
+        pass
+
     def flush(self):
         self.stored = {**self.stored, **self.changed}
         self.changed = {}

@@ -160,9 +160,9 @@ class OpenDirectories:
         try:
             node, stat = self._vfs.list_entry(listing.node, entry.name, entry.disk_name, entry.listed)
         except (OSError, KmsfsError):
-            # Damaged or gone: the name is listed, a later lookup says what is wrong.
+            # Gone, or not to be read: the name is listed, a later lookup says what is wrong.
             return None, bytes(wire.ENTRY_OUT.size) + dirent
-        return node, wire.entry_out(node.node_id, stat, valid_seconds) + dirent
+        return node, wire.entry_out(node.node_id, stat, valid_seconds if node.damage is None else 0) + dirent
 
     # --- looking ahead ----------------------------------------------------------------------------------------
 

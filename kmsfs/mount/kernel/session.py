@@ -262,7 +262,7 @@ class KernelSession:
 
     def _entry(self, node: Node, stat: Stat) -> bytes:
         self._known(node)
-        return wire.entry_out(node.node_id, stat, self.lifetimes.positive)
+        return wire.entry_out(node.node_id, stat, self.lifetimes.positive if node.damage is None else 0)
 
     def _known(self, node: Node) -> None:
         """Count that the kernel is told of a node."""
