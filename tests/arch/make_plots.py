@@ -91,6 +91,14 @@ def plots():
         columns, rows = by_first[first]
         series.append((label, [float(row[0].split()[0].replace(",", "")) for row in rows], column(columns, rows, name)))
     made["growth.svg"] = lines(series, "µs", *powers(series))
+    for first, name, shown, unit in (
+        ("MiB", "size.svg", (("fsync of one 4 KiB write us", "fsync of one 4 KiB write, µs"), ("mount MiB", "memory of the mount, MiB")), "by MiB of a file"),
+        ("writers", "writers.svg", (("records /s", "records a second"),), "by writers at once"),
+        ("files", "files.svg", (("create /s", "creates a second"), ("list and stat cold /s", "entries listed a second"), ("lookup and stat /s", "lookups a second")), "by files of a directory"),
+    ):  # fmt: skip
+        columns, rows = by_first[first]
+        found = [(label, column(columns, rows, first), column(columns, rows, at)) for at, label in shown]
+        made[name] = lines(found, unit, *powers(found))
     columns, rows = by_first["minute"]
     minutes = column(columns, rows, "minute")
     held = [(name, minutes, column(columns, rows, f"{name} MiB")) for name in ("kmsd", "first mount", "second mount")]
