@@ -1,5 +1,6 @@
 """Verify a whole volume that is not mounted: every name, header, map node and chunk is opened; nothing is written."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,8 @@ DAMAGE, UNCLEAN, UNREAD, LEFTOVER = "damage", "unclean", "unread", "leftover"
 service refused or the disk did not read; of no use and harmless."""
 
 
+_AT_ONCE = 64
+"""Files whose keys are fetched in one call."""
 NEW_HEADER, REMOVE, SET_ASIDE, FORGET = "new header", "remove", "set aside", "forget"
 """What a repair can do: write the damaged header anew from the good one; remove what is of no use; move what cannot be read
 out of the way; forget the record of a file that is gone."""
@@ -108,11 +111,35 @@ NamesOf = Callable[[bytes], Iterable[ListedFile]]
 """Returns what is remembered of the files of a directory."""
 
 
+Fetch = Callable[[list[tuple[bytes, bytes]]], None]
+"""Has data keys, by (file id, wrapped key), fetched while something else is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A file whose headers were read and whose key is under way."""
+
+    place: _Place
+    name: bytes
+    where: tuple[str, str]
+    backing: PosixFile
+    pair: SlotPair
+    stored_bytes: int
+
+
 class VolumeChecker:
     """Checks one volume; `on_bytes` hears of each stored byte gone through, for a progress bar."""
 
-    def __init__(self, tools: FileTools, on_bytes: Callable[[int], None], recorded: Recorded | None = None, names_of: NamesOf | None = None) -> None:
-        """`recorded` tells which files should be there, `names_of` what some of them were called."""
+    def __init__(
+        self, tools: FileTools, on_bytes: Callable[[int], None], recorded: Recorded | None = None,
+        names_of: NamesOf | None = None, fetch: Fetch | None = None,
+    ) -> None:  # fmt: skip
+        """`recorded` tells which files should be there, `names_of` what some of them were called, `fetch` gets keys ahead."""
+        self._fetch = fetch
+        self._coming: list[_Opened] = []
+        """Files whose keys were asked for."""
+        self._next: list[_Opened] = []
+        """Files whose keys are asked for next."""
         self._recorded = recorded
         self._names_of = names_of or (lambda _dir_id: ())
         self._seen: set[bytes] = set()
@@ -137,10 +164,14 @@ class VolumeChecker:
         self._extras = ExtrasStore(self._tools, descriptor)
         try:
             self._directory(_Place(descriptor, root_id, "", ""))
+            for _ in range(2):
+                self._turn()
             for name in sorted(set(self._extras.names()) - self._records):
                 where = ("?", f"{EXTRAS_DIR}/{name}")
                 self._found(where, LEFTOVER, "extended attributes of an entry that is gone", REMOVE)
         finally:
+            for file in (*self._coming, *self._next):
+                file.backing.close()
             self._extras.close()
         self._missing()
         return self.report
@@ -221,8 +252,7 @@ class VolumeChecker:
                 self._subdirectory(place, name, disk_name, where)
             elif stat.S_ISREG(facts.st_mode):
                 self.report.files += 1
-                self._file(place, name, disk_name, where)
-                self._on_bytes(facts.st_size)
+                self._open(place, name, disk_name, where, facts.st_size)
             elif stat.S_ISLNK(facts.st_mode):
                 self.report.links += 1
                 self._keys.open_link(os.readlink(disk_name, dir_fd=place.descriptor))
@@ -254,26 +284,49 @@ class VolumeChecker:
 
     # --- files ------------------------------------------------------------------------------------------------
 
-    def _file(self, place: _Place, name: bytes, disk_name: str, where: tuple[str, str]) -> None:
+    def _open(self, place: _Place, name: bytes, disk_name: str, where: tuple[str, str], stored_bytes: int) -> None:
+        """Read a file's headers; the rest follows when its key has come."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         backing = PosixFile(os.open(disk_name, flags, dir_fd=place.descriptor))
         try:
             pair = read_slots(self._keys, backing)
             if not pair.valid:
                 self._unknown = True
-            else:
-                self._seen.add(pair.valid[0].clear.file_id)
-            if not pair.valid and pair.damaged is None and not backing.size():
-                self._found(where, self._suspicion(), "the file is empty: it has no header", SET_ASIDE)
-                return
-            self._headers(pair, place, name, where)
-            self._content(pair, backing, where)
-        finally:
+                self._on_bytes(stored_bytes)
+                if pair.damaged is None and not backing.size():
+                    self._found(where, self._suspicion(), "the file is empty: it has no header", SET_ASIDE)
+                    backing.close()
+                    return
+                raise pair.damaged or CorruptFile("the file has no header", IntegrityReason.EMPTY)
+        except BaseException:
             backing.close()
+            raise
+        self._seen.add(pair.valid[0].clear.file_id)
+        self._next.append(_Opened(place, name, where, backing, pair, stored_bytes))
+        if len(self._next) >= _AT_ONCE:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Ask for the keys of the files opened last, and meanwhile verify those before them."""
+        ready, self._coming, self._next = self._coming, self._next, []
+        if self._coming and self._fetch is not None:
+            heads = [file.pair.valid[0].clear for file in self._coming]
+            with contextlib.suppress(KmsfsError):
+                # Whoever opens one of them asks again, and learns why.
+                self._fetch([(clear.file_id, clear.wrapped_key) for clear in heads])
+        for file in ready:
+            try:
+                self._headers(file.pair, file.place, file.name, file.where)
+                self._content(file.pair, file.backing, file.where)
+            except KmsfsError as error:
+                self._found(file.where, *_judged(error))
+            except OSError as error:
+                self._found(file.where, DAMAGE, f"cannot be read: {error.strerror}")
+            finally:
+                file.backing.close()
+            self._on_bytes(file.stored_bytes)
 
     def _headers(self, pair: SlotPair, place: _Place, name: bytes, where: tuple[str, str]) -> None:
-        if not pair.valid:
-            raise pair.damaged or CorruptFile("the file has no header", IntegrityReason.EMPTY)
         if pair.damaged is not None:
             problem = f"one of the two headers is damaged: {pair.damaged}"
             self._found(where, self._suspicion(), problem, NEW_HEADER)

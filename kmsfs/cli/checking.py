@@ -1,7 +1,6 @@
 """The steps of `kmsfs check` and `kmsfs rescue` around the files: lease, freshness records, progress."""
 
 import os
-import time
 from pathlib import Path
 
 from kmsfs.backing.freshness import FreshnessStore
@@ -12,6 +11,7 @@ from kmsfs.check.verify import DAMAGE, Finding, Report, VolumeChecker
 from kmsfs.cli.output import byte_progress, stored_bytes
 from kmsfs.client.provider import SocketKeySource
 from kmsfs.client.session import ClientSession
+from kmsfs.clock import passed
 from kmsfs.envelope.caching import CachingProvider, NoGuard
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
@@ -69,12 +69,15 @@ def repair_volume(cipher_dir: Path, talk: ClientSession, found: Report, *, set_a
         os.close(volume.descriptor)
 
 
-def volume_tools(volume: OpenVolume, talk: ClientSession, rules: SessionRules) -> FileTools:
+def key_provider(volume: OpenVolume, talk: ClientSession) -> CachingProvider:
+    """Return what gets the data keys of a volume that is not mounted."""
+    source = SocketKeySource(talk, volume.config.key_arn)
+    return CachingProvider(volume.config.volume_id, source, passed, os.urandom, lambda: True, NoGuard())
+
+
+def volume_tools(volume: OpenVolume, talk: ClientSession, rules: SessionRules, provider: CachingProvider | None = None) -> FileTools:
     """Return what works on the files of a volume that is not mounted; freshness records are the caller's to add."""
-    config = volume.config
-    source = SocketKeySource(talk, config.key_arn)
-    provider = CachingProvider(config.volume_id, source, time.monotonic, os.urandom, lambda: True, NoGuard())
-    return FileTools(volume.keys, provider, rules, os.urandom, config.chunk_log2, bytearray())
+    return FileTools(volume.keys, provider or key_provider(volume, talk), rules, os.urandom, volume.config.chunk_log2, bytearray())
 
 
 def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
@@ -86,7 +89,8 @@ def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
     volume = open_volume(cipher_dir, talk, read_only=True)
     lease = VolumeLease(volume.config, read_only=True)
     lease.claim(talk.open_transport())
-    tools = volume_tools(volume, talk, SessionRules(lease.number, set(lease.unclean)))
+    provider = key_provider(volume, talk)
+    tools = volume_tools(volume, talk, SessionRules(lease.number, set(lease.unclean)), provider)
     of_the_volume, records = [], None
     try:
         tools.freshness = records = open_records(volume.keys, lease, cipher_dir, read_only=True)
@@ -96,7 +100,7 @@ def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
     store = ListingStore(volume.keys.listing, listings) if listings.exists() else None
     names_of = (lambda dir_id: store.load(dir_id).values()) if store is not None else None
     with byte_progress("checking", stored_bytes(cipher_dir)) as advance:
-        report = VolumeChecker(tools, advance, records, names_of).run(volume.descriptor, volume.config.root_id)
+        report = VolumeChecker(tools, advance, records, names_of, provider.fetch_soon).run(volume.descriptor, volume.config.root_id)
     report.findings[:0] = of_the_volume
     if store is not None:
         store.close()
