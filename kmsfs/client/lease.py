@@ -11,7 +11,7 @@ class Lease:
     """Counts from when the daemon spoke, not from when that was read.
 
     A machine that slept, or a process that was stopped, finds old heartbeats in its socket. Each says when it was sent, by the daemon's clock, which may be
-    another one in a container: what took longer than the fastest one was on its way, or lay there, for the difference.
+    another one in a container: how far they are apart is taken from the fastest message, and from the first answer, which was not sent before it was asked for.
     """
 
     def __init__(self) -> None:
@@ -29,21 +29,16 @@ class Lease:
         return self.silent < LEASE_SECONDS
 
     def asked(self, at: float, answer: dict[str, Any]) -> None:
-        """Note the answer to what the daemon was asked at a time of `passed`."""
-        self._late(answer.get("SentAt"))
+        """Note the answer to what the daemon was asked at a time of `passed`: of a connection's first call, which may be to another daemon."""
+        self._least = at - answer.get("SentAt", -math.inf)
         self._heard = max(self._heard, at)
 
     def heartbeat(self, event: dict[str, Any]) -> None:
         """Note a heartbeat; one of an older daemon does not say when it was sent."""
-        self._heard = max(self._heard, passed() - self._late(event.get("at")))
-
-    def _late(self, sent: float | None) -> float:
-        """Return for how long something was on its way, or lay there, beside the fastest message so far."""
-        if sent is None:
-            return 0.0
-        lag = passed() - sent
+        now = passed()
+        lag = now - event.get("at", now)
         self._least = min(self._least, lag)
-        return lag - self._least
+        self._heard = max(self._heard, now - (lag - self._least))
 
     def lost(self) -> None:
         """Note that the connection is gone, and with it whatever would have been told."""

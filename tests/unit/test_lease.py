@@ -63,6 +63,16 @@ def test_so_is_the_first_heartbeat_of_all(clock, other_clock):
     assert not held.holds and 21 < held.silent < 23
 
 
+def test_another_daemon_has_another_clock(clock):
+    held = Lease()
+    for offset in (0.0, 5000.0, -5000.0):
+        clock.now += 100
+        held.asked(clock.now, {"SentAt": clock.now + offset})
+        clock.now += 9
+        held.heartbeat({"at": clock.now + offset})
+        assert held.holds and held.silent == 0
+
+
 def test_what_was_asked_before_the_sleep_and_answered_after_it_is_old(clock):
     held = Lease()
     asked = clock.now

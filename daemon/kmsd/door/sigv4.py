@@ -121,7 +121,7 @@ def _parts_of_url(fields: Mapping[str, str]) -> tuple[str, str, str]:
         raise IncompleteSignature(f"X-Amz-Algorithm must be {ALGORITHM}.")
     # STS, for which such URLs are made, takes them for 15 minutes whatever they say (aws-iam-authenticator, token.go).
     expires = fields.get("X-Amz-Expires", "")
-    if not (expires.isascii() and expires.isdigit() and 1 <= int(expires[:9]) <= _EXPIRES_MAX):
+    if not (expires.isascii() and expires.isdigit() and len(expires) <= 6 and 1 <= int(expires) <= _EXPIRES_MAX):
         raise IncompleteSignature(f"X-Amz-Expires must be 1 to {_EXPIRES_MAX} seconds.")
     return fields.get("X-Amz-Credential", ""), fields.get("X-Amz-SignedHeaders", ""), fields.get("X-Amz-Signature", "")
 
