@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kmsd.authz.identity import compile_identity_policy
 from kmsd.authz.policy import compile_policy
 from kmsd.door.arns import ArnTranslation
-from kmsd.door.protocol import answer_bytes, read_request
+from kmsd.door.protocol import XML, answer_bytes, read_request
 from kmsd.door.sigv4 import HttpRequest, check_signature, parse_signature, read_url
 from kmsd.parameters.policies import read_policies
 from kmsfs.alarms.rules import parse_rules
@@ -131,7 +131,7 @@ def test_answers_in_xml_are_well_formed(value):
             return {f"K{position}": printable(part) for position, part in enumerate(item.values())}
         return 1.0 if isinstance(item, float) else item
 
-    ElementTree.fromstring(answer_bytes(request, {"Arn": printable(plain)}, "id"))
+    ElementTree.fromstring(answer_bytes(request, {"Arn": printable(plain)}, "id", XML))
 
 
 @given(st.sampled_from([style for style in FORMATS if style != "sops"]), st.text("abc:{}[]\"'\n\t -#&*!|>%@,=\0\u2028", max_size=60) | json_values.map(json.dumps))

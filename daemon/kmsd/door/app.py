@@ -15,7 +15,7 @@ from typing import Any
 from kmsd.authz.principal import Caller, make_caller
 from kmsd.door.arns import ArnTranslation
 from kmsd.door.peers import groups_of, may_connect, uid_of_peer
-from kmsd.door.protocol import JSON, XML, DoorRequest, answer_bytes, error_bytes, is_query, read_request
+from kmsd.door.protocol import JSON, DoorRequest, answer_bytes, answer_type, error_bytes, read_request
 from kmsd.door.references import refuse_alias
 from kmsd.door.sigv4 import HttpRequest, check_signature, parse_signature, read_url
 from kmsd.server.session import ServerState
@@ -75,7 +75,7 @@ class Door:
         except Exception:
             _LOG.exception("request %s failed", request_id)
             status, answer = self._failure(InvariantBroken("internal error"), asked, request_id)
-        await _send(send, status, answer, request_id, XML if is_query(asked) else JSON)
+        await _send(send, status, answer, request_id, answer_type(asked))
 
     async def _have_keys(self, asked: HttpRequest) -> None:
         """Have a key made in a thread, if the request may need one that is slow to make."""
@@ -105,7 +105,7 @@ class Door:
             )
         finally:
             state.settlement.now()
-        return answer_bytes(request, translation.outward(result), request_id)
+        return answer_bytes(request, translation.outward(result), request_id, answer_type(asked))
 
     def _authenticate(self, request: DoorRequest, asked: HttpRequest) -> tuple[Caller, str]:
         """Return who signed the request, and for which region.
@@ -174,7 +174,7 @@ class Door:
         if held is not None:
             message = held.outward_text(message)
         status = 500 if bug else error.http_status
-        return status, error_bytes(error, message, request_id, query=is_query(asked))
+        return status, error_bytes(error, message, request_id, answer_type(asked))
 
 
 async def _body(receive: Receive) -> bytes:

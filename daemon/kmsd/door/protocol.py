@@ -17,6 +17,7 @@ from kmsfs.errors import KmsfsError, SerializationFailed, UnknownOperation
 
 JSON = "application/x-amz-json-1.1"
 XML = "text/xml"
+PLAIN_JSON = "application/json"
 _FORM = "application/x-www-form-urlencoded"
 _TARGETS = {"TrentService": "kms", "AmazonSSM": "ssm", "secretsmanager": "secretsmanager",
             "AWSOrganizationsV20161128": "organizations"}  # fmt: skip
@@ -45,8 +46,16 @@ class DoorRequest:
 
 def is_query(asked: HttpRequest) -> bool:
     """Tell whether a request is of the query protocol: a form, in the body or in the URL."""
-    form = asked.method == "GET" or asked.headers.get("content-type", "").startswith(_FORM)
+    in_url = asked.method == "GET" and any(name == "Action" for name, _ in asked.fields)
+    form = in_url or asked.headers.get("content-type", "").startswith(_FORM)
     return form and "x-amz-target" not in asked.headers
+
+
+def answer_type(asked: HttpRequest) -> str:
+    """Return the content type of an answer: of the query protocol XML, or JSON for who accepts that (as aws-iam-authenticator does of STS)."""
+    if not is_query(asked):
+        return JSON
+    return PLAIN_JSON if asked.headers.get("accept", "").startswith(PLAIN_JSON) else XML
 
 
 def read_request(asked: HttpRequest) -> DoorRequest:
@@ -133,11 +142,13 @@ def _lists(value: Any) -> Any:
     return {name: _lists(item) for name, item in value.items()}
 
 
-def answer_bytes(request: DoorRequest, result: dict[str, Any], request_id: str) -> bytes:
-    """Return the body of a successful answer."""
+def answer_bytes(request: DoorRequest, result: dict[str, Any], request_id: str, kind: str) -> bytes:
+    """Return the body of a successful answer, in a content type of `answer_type`."""
     if not request.query:
         return msgspec.json.encode(result)
     name = request.operation.name
+    if kind == PLAIN_JSON:
+        return msgspec.json.encode({f"{name}Response": {f"{name}Result": result, "ResponseMetadata": {"RequestId": request_id}}})
     inner = "".join(_xml(key, value) for key, value in result.items())
     space = _SPACES[request.service]
     return (
@@ -162,13 +173,15 @@ def _xml(name: str, value: Any) -> str:
     return f"<{name}>{escape(text)}</{name}>"
 
 
-def error_bytes(error: KmsfsError, message: str, request_id: str, *, query: bool) -> bytes:
-    """Return the body of a failure."""
-    if not query:
+def error_bytes(error: KmsfsError, message: str, request_id: str, kind: str) -> bytes:
+    """Return the body of a failure, in a content type of `answer_type`."""
+    if kind == JSON:
         return json.dumps({"__type": error.code, "message": message}).encode()
-    kind = "Receiver" if error.http_status >= 500 else "Sender"
+    fault = "Receiver" if error.http_status >= 500 else "Sender"
     code = _QUERY_CODES.get(error.code, error.code)
+    if kind == PLAIN_JSON:
+        return json.dumps({"Error": {"Type": fault, "Code": code, "Message": message}, "RequestId": request_id}).encode()
     return (
-        f'<ErrorResponse xmlns="{_SPACES["sts"]}"><Error><Type>{kind}</Type><Code>{escape(code)}</Code>'
+        f'<ErrorResponse xmlns="{_SPACES["sts"]}"><Error><Type>{fault}</Type><Code>{escape(code)}</Code>'
         f"<Message>{escape(message)}</Message></Error><RequestId>{request_id}</RequestId></ErrorResponse>"
     ).encode()
