@@ -180,7 +180,11 @@ class VolumeChecker:
         """Tell which files have a record and are not there; not while there are some that may be these."""
         if self._recorded is None:
             return
-        self.report.unseen = [file_id for file_id in self._recorded.file_ids() if file_id not in self._seen]
+        try:
+            self.report.unseen = [file_id for file_id in self._recorded.file_ids() if file_id not in self._seen]
+        except KmsfsError as error:
+            self._found(("/", "."), UNREAD, f"which files should be there is not known: {error}")
+            return
         if self._unknown:
             return
         doubtful = self._recorded.doubtful
