@@ -245,7 +245,8 @@ def _print_report(report: "Report", limit: int) -> None:
     counts = f"{report.files} files, {report.directories} directories, {report.plain_bytes} bytes"
     bad = sum(finding.kind == "damage" for finding in report.findings)
     unread = sum(finding.kind == "unread" for finding in report.findings)
-    told = [f"{bad} damaged"] * bool(bad) + [f"{unread} could not be looked into"] * bool(unread)
+    left = sum(finding.kind == "leftover" for finding in report.findings)
+    told = [f"{bad} damaged"] * bool(bad) + [f"{unread} could not be looked into"] * bool(unread) + [f"{left} left over"] * bool(left)
     say(f"checked {counts}: {', '.join(told) or 'all as written'}")
 
 
