@@ -294,14 +294,15 @@ class ExtrasOperations(KeyOperations):
         """Write a renamed link's new home in the place of the old one."""
         attributes = file.attributes
         old_dir, new_dir = self.dir_id(old[0]), self.dir_id(new[0])
-        tag, new_tag = self.keys.home_tag(old_dir, old[1]), self.keys.home_tag(new_dir, new[1])
         alone = not attributes.extra_homes and not attributes.extras
         if (attributes.primary_dir == old_dir and attributes.name == old[1]) or alone:
             attributes.primary_dir, attributes.name = new_dir, new[1]
-        elif tag in attributes.extra_homes:
-            attributes.extra_homes[attributes.extra_homes.index(tag)] = new_tag
         else:
-            extras = self._load_extras(node)
-            extras.homes = [new_tag, *(home for home in extras.homes if home not in (tag, new_tag))]
-            self._store_extras(node, extras)
+            tag, new_tag = self.keys.home_tag(old_dir, old[1]), self.keys.home_tag(new_dir, new[1])
+            if tag in attributes.extra_homes:
+                attributes.extra_homes[attributes.extra_homes.index(tag)] = new_tag
+            else:
+                extras = self._load_extras(node)
+                extras.homes = [new_tag, *(home for home in extras.homes if home not in (tag, new_tag))]
+                self._store_extras(node, extras)
         file.attributes_dirty = True
