@@ -228,7 +228,7 @@ def make_mount(daemon, tmp_path):
 def no_leftovers(tmp_path_factory):
     yield
     here = str(tmp_path_factory.getbasetemp())
-    with open("/proc/self/mountinfo") as table:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as table:
         left = [line.split()[4] for line in table if "fuse.kmsfs" in line and here in line]
     assert not left, f"tests left mounts behind: {left}"
     assert mounted_source(Path("/nonexistent")) is None

@@ -23,7 +23,8 @@ _COUNTING = threading.Lock()
 class KeyWatcher:
     """Watches keys. `on_event` runs in the watcher's thread for each change, and with the kinds `LOST` and `RESUMED`.
 
-    Whoever holds something that a key allowed has to give it up at `RESUMED`: a change in between is told to nobody.
+    Whoever holds something that a key allowed has to give it up at `RESUMED`: a change in between is told to nobody. `on_connect` is called when the
+    stream has begun, and with each heartbeat, before that counts: what it raises ends the stream, which begins again.
     """
 
     def __init__(
@@ -108,12 +109,12 @@ class KeyWatcher:
         transport = self._session.open_transport()
         self._transport = transport
         try:
-            if self._on_connect is not None:
-                self._on_connect(transport)
             asked = passed()
             answer = transport.call("Watch", {"KeyIds": self._key_ids})
             if "e" in answer:
                 raise to_exception(answer["e"])
+            # After the answer: a daemon that knows by now that somebody else has what is held here has said so before it.
+            self._require_held(transport)
             self._lease.asked(asked, answer["r"])
             if self._ready.is_set():
                 self._on_event({"kind": RESUMED})
@@ -123,9 +124,14 @@ class KeyWatcher:
                 message = transport.receive(timeout=HEARTBEAT_SECONDS * 3)
                 event = message.get("ev")
                 if event and event["kind"] == "heartbeat":
+                    self._require_held(transport)
                     self._lease.heartbeat(event)
                 elif event:
                     self._on_event(event)
         finally:
             with contextlib.suppress(OSError):
                 transport.close()
+
+    def _require_held(self, transport: Transport) -> None:
+        if self._on_connect is not None:
+            self._on_connect(transport)
