@@ -22,8 +22,8 @@ from kmsfs.ids import check_principal, parse_key_reference
 FORM = "application/x-www-form-urlencoded"
 
 
-def asked(target, kind, body, fields=()):
-    return HttpRequest("POST", fields, {"x-amz-target": target, "content-type": kind} if target else {"content-type": kind}, body)
+def asked(target, kind, body):
+    return HttpRequest("POST", {"x-amz-target": target, "content-type": kind} if target else {"content-type": kind}, body=body)
 
 
 json_values = st.recursive(
@@ -62,7 +62,7 @@ def test_any_url_and_any_authorization(query, authorization):
     for text in (query, b"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Expires=60&" + query):
         for headers in ({}, {"authorization": authorization}, {"authorization": f"AWS4-HMAC-SHA256 Credential={authorization}"}):
             try:
-                request = HttpRequest("GET", read_url(text), headers, b"")
+                request = HttpRequest("GET", headers, read_url(text))
                 check_signature(parse_signature(request), request, lambda _id: "", 0.0)
                 raise AssertionError("a signature that nobody made")
             except KmsfsError as error:

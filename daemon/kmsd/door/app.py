@@ -63,19 +63,20 @@ class Door:
         if scope["method"] == "GET" and scope["path"] == CREDENTIALS_PATH:
             await _send(send, *self._credentials(scope, headers, request_id), request_id, JSON)
             return
-        asked = HttpRequest(scope["method"], (), headers, b"")
+        asked, kind = HttpRequest(scope["method"], headers), JSON
         try:
             if scope["method"] not in ("GET", "POST") or scope["path"] != "/":
                 raise UnknownOperation("This door answers GET / and POST / only.")
-            asked = HttpRequest(scope["method"], read_url(scope["query_string"]), headers, await _body(receive))
+            asked.fields, asked.body = read_url(scope["query_string"]), await _body(receive)
+            kind = answer_type(asked)
             await self._have_keys(asked)
-            status, answer = 200, self._serve(asked, request_id)
+            status, answer = 200, self._serve(asked, request_id, kind)
         except KmsfsError as error:
-            status, answer = self._failure(error, asked, request_id)
+            status, answer = self._failure(error, asked, request_id, kind)
         except Exception:
             _LOG.exception("request %s failed", request_id)
-            status, answer = self._failure(InvariantBroken("internal error"), asked, request_id)
-        await _send(send, status, answer, request_id, answer_type(asked))
+            status, answer = self._failure(InvariantBroken("internal error"), asked, request_id, kind)
+        await _send(send, status, answer, request_id, kind)
 
     async def _have_keys(self, asked: HttpRequest) -> None:
         """Have a key made in a thread, if the request may need one that is slow to make."""
@@ -89,7 +90,7 @@ class Door:
             if spec is not None:
                 await asyncio.get_running_loop().run_in_executor(self._state.makers, spares.make, spec)
 
-    def _serve(self, asked: HttpRequest, request_id: str) -> bytes:
+    def _serve(self, asked: HttpRequest, request_id: str, kind: str) -> bytes:
         state = self._state
         request = read_request(asked)
         caller, region = self._authenticate(request, asked)
@@ -105,7 +106,7 @@ class Door:
             )
         finally:
             state.settlement.now()
-        return answer_bytes(request, translation.outward(result), request_id, answer_type(asked))
+        return answer_bytes(request, translation.outward(result), request_id, kind)
 
     def _authenticate(self, request: DoorRequest, asked: HttpRequest) -> tuple[Caller, str]:
         """Return who signed the request, and for which region.
@@ -166,7 +167,7 @@ class Door:
             held = self._translations[region] = ArnTranslation(region, self._home_region)
         return held
 
-    def _failure(self, error: KmsfsError, asked: HttpRequest, request_id: str) -> tuple[int, bytes]:
+    def _failure(self, error: KmsfsError, asked: HttpRequest, request_id: str, kind: str) -> tuple[int, bytes]:
         bug = error.audience == "bug"
         message = "internal error; the daemon's log has the details" if bug else error.detail
         region = (asked.said("X-Amz-Credential") or asked.headers.get("authorization", "")).split("/")
@@ -174,7 +175,7 @@ class Door:
         if held is not None:
             message = held.outward_text(message)
         status = 500 if bug else error.http_status
-        return status, error_bytes(error, message, request_id, answer_type(asked))
+        return status, error_bytes(error, message, request_id, kind)
 
 
 async def _body(receive: Receive) -> bytes:

@@ -41,12 +41,11 @@ class DoorRequest:
     operation: Operation
     service: str
     parameters: dict[str, Any]
-    query: bool
 
 
 def is_query(asked: HttpRequest) -> bool:
     """Tell whether a request is of the query protocol: a form, in the body or in the URL."""
-    in_url = asked.method == "GET" and any(name == "Action" for name, _ in asked.fields)
+    in_url = asked.method == "GET" and "Action" in asked.fields
     form = in_url or asked.headers.get("content-type", "").startswith(_FORM)
     return form and "x-amz-target" not in asked.headers
 
@@ -66,14 +65,14 @@ def read_request(asked: HttpRequest) -> DoorRequest:
         SerializationFailed: if the body is not what the protocol says.
     """
     if is_query(asked):
-        fields = {**dict(asked.own_fields), **(_form(asked.body) if asked.method == "POST" else {})}
+        fields = {**asked.own_fields, **(_form(asked.body) if asked.method == "POST" else {})}
         service = _QUERY_VERSIONS.get(fields.pop("Version", ""), "")
         operation = _operation(service, fields.pop("Action", ""))
-        return DoorRequest(operation, service, _typed(operation, fields), query=True)
+        return DoorRequest(operation, service, _typed(operation, fields))
     prefix, _, name = asked.headers.get("x-amz-target", "").partition(".")
     if not prefix or asked.method != "POST" or asked.own_fields:
         raise UnknownOperation("The request names no operation.")
-    return DoorRequest(_operation(_TARGETS.get(prefix, ""), name), _TARGETS[prefix], _json(asked.body), query=False)
+    return DoorRequest(_operation(_TARGETS.get(prefix, ""), name), _TARGETS[prefix], _json(asked.body))
 
 
 def _operation(service: str, name: str) -> Operation:
@@ -144,7 +143,7 @@ def _lists(value: Any) -> Any:
 
 def answer_bytes(request: DoorRequest, result: dict[str, Any], request_id: str, kind: str) -> bytes:
     """Return the body of a successful answer, in a content type of `answer_type`."""
-    if not request.query:
+    if kind == JSON:
         return msgspec.json.encode(result)
     name = request.operation.name
     if kind == PLAIN_JSON:

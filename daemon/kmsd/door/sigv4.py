@@ -9,7 +9,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote
 
 from kmsfs.aead.kdf import equal, hmac_sha256
@@ -17,58 +17,57 @@ from kmsfs.errors import IncompleteSignature, InvalidSignature, MissingAuthentic
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 SKEW_SECONDS = 900
-_HEADER = re.compile(
-    ALGORITHM + r" +Credential=(?P<credential>[^ ,]{1,512}) *, *SignedHeaders=(?P<headers>[^ ,]{1,4096}) *, *Signature=(?P<signature>[^ ,]{1,128})\Z"
+_SIGNATURE = re.compile(
+    ALGORITHM + r" +Credential=(?P<id>[A-Za-z0-9]{4,128})/(?P<date>\d{8})/(?P<region>[a-z0-9-]{1,64})/"
+    r"(?P<service>[a-z0-9-]{1,64})/aws4_request *, *SignedHeaders=(?P<headers>[a-z0-9;-]{1,4096}) *, *"
+    r"Signature=(?P<signature>[0-9a-f]{64})\Z"
 )
-_CREDENTIAL = re.compile(
-    r"(?P<id>[A-Za-z0-9]{4,128})/(?P<date>\d{8})/(?P<region>[a-z0-9-]{1,64})/(?P<service>[a-z0-9-]{1,64})/aws4_request"
-)
-_SIGNED_HEADERS = re.compile(r"[a-z0-9;-]{1,4096}")
-_SIGNATURE = re.compile(r"[0-9a-f]{64}")
 _TIMESTAMP = re.compile(r"\d{8}T\d{6}Z")
 _IN_QUERY = "X-Amz-"
 _EXPIRES_MAX = 604_800
 _FIELDS_MAX = 500
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HttpRequest:
     """What a client sent. Names of headers are in lower case; `fields` are those of the URL, decoded."""
 
     method: str
-    fields: tuple[tuple[str, str], ...]
     headers: Mapping[str, str]
-    body: bytes
+    fields: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
 
     @property
     def signed_in_url(self) -> bool:
         """Whether the signature is in the URL."""
-        return any(name == "X-Amz-Algorithm" for name, _ in self.fields)
+        return "X-Amz-Algorithm" in self.fields
 
     @property
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
+    def own_fields(self) -> dict[str, str]:
         """The URL's fields that are not of the signature."""
-        return tuple(field for field in self.fields if not field[0].startswith(_IN_QUERY))
+        return {name: value for name, value in self.fields.items() if not name.startswith(_IN_QUERY)}
 
     def said(self, name: str) -> str:
         """Return what a request says of its signature beside it, such as X-Amz-Date: in the URL or in a header. Empty if nothing."""
-        return dict(self.fields).get(name, "") if self.signed_in_url else self.headers.get(name.lower(), "")
+        return self.fields.get(name, "") if self.signed_in_url else self.headers.get(name.lower(), "")
 
 
-def read_url(query: bytes) -> tuple[tuple[str, str], ...]:
+def read_url(query: bytes) -> dict[str, str]:
     """Return the fields of a URL's query.
 
     Raises:
         SerializationFailed: if it is none, or has two fields of the same name.
     """
+    if not query:
+        return {}
     try:
-        fields = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=bool(query), max_num_fields=_FIELDS_MAX)
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=True, max_num_fields=_FIELDS_MAX)
     except ValueError as error:
         raise SerializationFailed("The URL's query is malformed.") from error
-    if len({name for name, _ in fields}) != len(fields):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         raise SerializationFailed("The URL's query has a field twice.")
-    return tuple(fields)
-
+    return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,35 +94,33 @@ def parse_signature(asked: HttpRequest) -> SignedScope:
     if asked.signed_in_url:
         if text:
             raise IncompleteSignature("The request has a signature in its URL and another one in its header.")
-        parts = _parts_of_url(dict(asked.fields))
-    elif text:
-        found = _HEADER.match(text)
-        if found is None:
-            raise IncompleteSignature("Authorization header is not a complete AWS4-HMAC-SHA256 signature.")
-        parts = found["credential"], found["headers"], found["signature"]
-    else:
+        text = _of_url(asked.fields)
+    if not text:
         raise MissingAuthentication("Missing Authentication Token")
-    credential, names, signature = parts
-    scope = _CREDENTIAL.fullmatch(credential)
-    if scope is None or not _SIGNED_HEADERS.fullmatch(names) or not _SIGNATURE.fullmatch(signature):
+    found = _SIGNATURE.match(text)
+    if found is None:
         raise IncompleteSignature("The request has no complete AWS4-HMAC-SHA256 signature.")
-    signed, timestamp = tuple(names.split(";")), asked.said("X-Amz-Date")
+    signed, timestamp = tuple(found["headers"].split(";")), asked.said("X-Amz-Date")
     required = {"host"} if asked.signed_in_url else {"host", "x-amz-date"}
     if not set(signed) >= required or list(signed) != sorted(set(signed)):
         raise IncompleteSignature(f"SignedHeaders must hold {' and '.join(sorted(required))}, sorted, each once.")
-    if not _TIMESTAMP.fullmatch(timestamp) or timestamp[:8] != scope["date"]:
+    if not _TIMESTAMP.fullmatch(timestamp) or timestamp[:8] != found["date"]:
         raise IncompleteSignature("X-Amz-Date is missing or does not fit the credential's date.")
-    return SignedScope(scope["id"], scope["date"], scope["region"], scope["service"], signed, signature, timestamp)
+    return SignedScope(
+        found["id"], found["date"], found["region"], found["service"], signed, found["signature"], timestamp
+    )
 
 
-def _parts_of_url(fields: Mapping[str, str]) -> tuple[str, str, str]:
+def _of_url(fields: Mapping[str, str]) -> str:
+    """Return what the Authorization header would say."""
     if fields["X-Amz-Algorithm"] != ALGORITHM:
         raise IncompleteSignature(f"X-Amz-Algorithm must be {ALGORITHM}.")
     # STS, for which such URLs are made, takes them for 15 minutes whatever they say (aws-iam-authenticator, token.go).
     expires = fields.get("X-Amz-Expires", "")
     if not (expires.isascii() and expires.isdigit() and len(expires) <= 6 and 1 <= int(expires) <= _EXPIRES_MAX):
         raise IncompleteSignature(f"X-Amz-Expires must be 1 to {_EXPIRES_MAX} seconds.")
-    return fields.get("X-Amz-Credential", ""), fields.get("X-Amz-SignedHeaders", ""), fields.get("X-Amz-Signature", "")
+    credential, headers, signature = (fields.get(f"X-Amz-{name}", "") for name in ("Credential", "SignedHeaders", "Signature"))
+    return f"{ALGORITHM} Credential={credential}, SignedHeaders={headers}, Signature={signature}"
 
 
 def check_signature(scope: SignedScope, asked: HttpRequest, secret: Callable[[str], str], now: float) -> None:
@@ -136,7 +133,7 @@ def check_signature(scope: SignedScope, asked: HttpRequest, secret: Callable[[st
     digest = hashlib.sha256(asked.body).hexdigest()
     if asked.headers.get("x-amz-content-sha256", digest) != digest:
         raise InvalidSignature("The payload does not match X-Amz-Content-Sha256.")
-    query = _canonical_query(asked.fields) if asked.fields else ""
+    query = _canonical_query(asked.fields)
     lines = "".join(f"{name}:{' '.join(asked.headers.get(name, '').split())}\n" for name in scope.headers)
     canonical = f"{asked.method}\n/\n{query}\n{lines}\n{';'.join(scope.headers)}\n{digest}"
     place = f"{scope.date}/{scope.region}/{scope.service}/aws4_request"
@@ -151,9 +148,9 @@ def check_signature(scope: SignedScope, asked: HttpRequest, secret: Callable[[st
         )
 
 
-def _canonical_query(fields: tuple[tuple[str, str], ...]) -> str:
+def _canonical_query(fields: Mapping[str, str]) -> str:
     """All fields but the signature, encoded as RFC 3986 says, in the order of their encoded names."""
-    encoded = [(quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in fields if name != "X-Amz-Signature"]
+    encoded = [(quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in fields.items() if name != "X-Amz-Signature"]
     return "&".join(f"{name}={value}" for name, value in sorted(encoded))
 
 
