@@ -13,7 +13,7 @@ from nacl.exceptions import BadSignatureError
 
 from kmsfs.errors import AuthenticationFailed
 
-SIGNATURE_BYTES = 64
+_SIGNATURE_BYTES = 64
 
 
 def sign_prehashed(seed: bytes, public: bytes, message: bytes) -> bytes:
@@ -28,7 +28,7 @@ def verify_prehashed(public: bytes, message: bytes, signature: bytes) -> None:
     Raises:
         AuthenticationFailed: if it is not one of this message.
     """
-    if len(signature) != SIGNATURE_BYTES:
+    if len(signature) != _SIGNATURE_BYTES:
         raise AuthenticationFailed("signature does not fit")
     try:
         crypto_sign_ed25519ph_final_verify(_hashed(message), signature, public)

@@ -77,8 +77,7 @@ class FreshnessStore:
         if row is None:
             raise CorruptVolume("the freshness records have no beginning", hint=_HINT)
         self.facts = parse_facts(self._open(row[0], FACTS_AAD, b""))
-        self.doubtful = self._doubt_stored = doubt is not None and self._open(doubt[0], DOUBT_AAD, b"") == DOUBT
-        """Whether there may be records of files that were removed: after a crash, and of damaged files."""
+        self._doubtful = self._doubt_stored = doubt is not None and self._open(doubt[0], DOUBT_AAD, b"") == DOUBT
 
     @classmethod
     def make(cls, key: SivKey, path: Path, session: int, base: bytes) -> "FreshnessStore":
@@ -125,6 +124,11 @@ class FreshnessStore:
     def since(self) -> int:
         """See FreshnessRecords."""
         return self.facts.since
+
+    @property
+    def doubtful(self) -> bool:
+        """See FreshnessRecords."""
+        return self._doubtful
 
     def __len__(self) -> int:
         with self._lock, self._guarded():
@@ -177,26 +181,26 @@ class FreshnessStore:
 
     def doubt(self) -> None:
         """See FreshnessRecords."""
-        self.doubtful = True
+        self._doubtful = True
 
     def file_ids(self) -> Iterator[bytes]:
-        """Yield the ids of all files that have a record in the file on disk.
+        """See FreshnessRecords.
 
         Raises:
-            StorageError: if they cannot be read.
+            StorageError: as there.
         """
         with self._guarded():
             for (file_id,) in self._reader.execute("SELECT file_id FROM files"):
                 yield file_id
 
     def forget(self, file_ids: list[bytes]) -> None:
-        """Forget files that are not there any more, and with them every doubt.
+        """See FreshnessRecords.
 
         Raises:
-            StorageError: if it cannot be written.
+            StorageError: as there.
         """
         self.removed(file_ids)
-        self.doubtful = False
+        self._doubtful = False
         self.flush()
 
     # --- storing ------------------------------------------------------------------------------------------------
@@ -213,7 +217,7 @@ class FreshnessStore:
     def _flush(self) -> None:
         with self._lock:
             batch = dict(self._changed)
-            doubtful = self.doubtful
+            doubtful = self._doubtful
         if not batch and doubtful == self._doubt_stored:
             return
         rows = [
@@ -225,15 +229,19 @@ class FreshnessStore:
             self._writer.executemany("INSERT OR REPLACE INTO files VALUES (?, ?)", rows)
             dead = [(file_id,) for file_id, known in batch.items() if known is None]
             self._writer.executemany("DELETE FROM files WHERE file_id = ?", dead)
-            self._writer.execute("DELETE FROM facts WHERE name = 'doubt'")
-            if doubtful:
-                self._writer.execute("INSERT INTO facts VALUES ('doubt', ?)", (self._key.seal(DOUBT, (DOUBT_AAD, b"")),))
+            if doubtful != self._doubt_stored:
+                self._write_doubt(doubtful)
         self._doubt_stored = doubtful
         with self._lock:
             self._hold(rows, dead)
             for file_id, known in batch.items():
                 if self._changed.get(file_id, b"") == known:
                     del self._changed[file_id]
+
+    def _write_doubt(self, doubtful: bool) -> None:
+        self._writer.execute("DELETE FROM facts WHERE name = 'doubt'")
+        if doubtful:
+            self._writer.execute("INSERT INTO facts VALUES ('doubt', ?)", (self._key.seal(DOUBT, (DOUBT_AAD, b"")),))
 
     def _hold(self, rows: list[tuple[bytes, bytes]], dead: list[tuple[bytes]]) -> None:
         if self._held is None:

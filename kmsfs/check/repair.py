@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kmsfs.backing.freshness import FreshnessStore
 from kmsfs.backing.posix import PosixFile, sync_file_system
 from kmsfs.check.verify import DAMAGE, FORGET, LEFTOVER, NEW_HEADER, REMOVE, SET_ASIDE, Finding, Report
 from kmsfs.envelope.kf1file import FileTools, Kf1File
@@ -40,9 +39,8 @@ class RepairReport:
 class Repairer:
     """Acts on what a check of a volume found. The caller holds the volume's writer lease; the volume is clean."""
 
-    def __init__(self, tools: FileTools, records: FreshnessStore | None, cipher_dir: Path, *, set_aside: bool) -> None:
+    def __init__(self, tools: FileTools, cipher_dir: Path, *, set_aside: bool) -> None:
         self._tools = tools
-        self._records = records
         self._cipher_dir = cipher_dir
         self._set_aside = set_aside
         self.report = RepairReport()
@@ -67,9 +65,9 @@ class Repairer:
 
     def _forget(self, found: Report) -> None:
         gone = [finding.stored_as for finding in found.findings if finding.remedy == FORGET]
-        if gone and self._records is not None:
+        if gone and self._tools.freshness is not None:
             # Where these were told, everything that is there was recognized.
-            self._records.forget(found.unseen)
+            self._tools.freshness.forget(found.unseen)
             self.report.done += [(stored_as, "its record is forgotten") for stored_as in gone]
 
     def _one(self, finding: Finding, *, alone: bool) -> None:
@@ -125,10 +123,10 @@ class Repairer:
         target = aside / f"{number:06d}"
         gone = self._id_of(place)
         place.rename(target)
-        if self._records is not None and gone:
-            self._records.removed([gone])
-        elif self._records is not None:
-            self._records.doubt()
+        if self._tools.freshness is not None and gone:
+            self._tools.freshness.removed([gone])
+        elif self._tools.freshness is not None:
+            self._tools.freshness.doubt()
         if place.name[0] == "l":
             (place.parent / f"s{place.name[1:]}").unlink(missing_ok=True)
         self.report.done.append((stored_as, f"set aside as {ASIDE}/{target.name}"))

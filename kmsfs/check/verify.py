@@ -3,9 +3,9 @@
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from kmsfs.backing.extras import ExtrasStore
 from kmsfs.backing.posix import PosixFile
@@ -31,12 +31,11 @@ DAMAGE, UNCLEAN, UNREAD, LEFTOVER = "damage", "unclean", "unread", "leftover"
 """Damaged or tampered with; explained by the crash before, the next mount heals it; not looked into, as the key
 service refused or the disk did not read; of no use and harmless."""
 
-
-_AT_ONCE = 64
-"""Files whose keys are fetched in one call."""
 NEW_HEADER, REMOVE, SET_ASIDE, FORGET = "new header", "remove", "set aside", "forget"
 """What a repair can do: write the damaged header anew from the good one; remove what is of no use; move what cannot be read
 out of the way; forget the record of a file that is gone."""
+_AT_ONCE = 64
+"""Files whose keys are fetched in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +93,8 @@ class _Place:
         return f"{self.plain}/{name}", f"{self.stored}/{disk_name}".lstrip("/")
 
 
-class Recorded(Protocol):
-    """What is known of the files that should be there."""
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether some of them may have been removed rightly."""
-        ...
-
-    def file_ids(self) -> Iterator[bytes]:
-        """Yield the ids of all files that were there when the volume was used last."""
-        ...
-
-
 NamesOf = Callable[[bytes], Iterable[ListedFile]]
 """Returns what is remembered of the files of a directory."""
-
-
 Fetch = Callable[[list[tuple[bytes, bytes]]], None]
 """Has data keys, by (file id, wrapped key), fetched while something else is done."""
 
@@ -131,16 +115,14 @@ class VolumeChecker:
     """Checks one volume; `on_bytes` hears of each stored byte gone through, for a progress bar."""
 
     def __init__(
-        self, tools: FileTools, on_bytes: Callable[[int], None], recorded: Recorded | None = None,
-        names_of: NamesOf | None = None, fetch: Fetch | None = None,
-    ) -> None:  # fmt: skip
-        """`recorded` tells which files should be there, `names_of` what some of them were called, `fetch` gets keys ahead."""
+        self, tools: FileTools, on_bytes: Callable[[int], None], names_of: NamesOf | None = None, fetch: Fetch | None = None
+    ) -> None:
+        """`names_of` tells what files were called that may be missing, `fetch` gets keys ahead."""
         self._fetch = fetch
         self._coming: list[_Opened] = []
         """Files whose keys were asked for."""
         self._next: list[_Opened] = []
         """Files whose keys are asked for next."""
-        self._recorded = recorded
         self._names_of = names_of or (lambda _dir_id: ())
         self._seen: set[bytes] = set()
         self._unknown = False
@@ -178,16 +160,17 @@ class VolumeChecker:
 
     def _missing(self) -> None:
         """Tell which files have a record and are not there; not while there are some that may be these."""
-        if self._recorded is None:
+        recorded = self._tools.freshness
+        if recorded is None:
             return
         try:
-            self.report.unseen = [file_id for file_id in self._recorded.file_ids() if file_id not in self._seen]
+            self.report.unseen = [file_id for file_id in recorded.file_ids() if file_id not in self._seen]
         except KmsfsError as error:
             self._found(("/", "."), UNREAD, f"which files should be there is not known: {error}")
             return
         if self._unknown:
             return
-        doubtful = self._recorded.doubtful
+        doubtful = recorded.doubtful
         kind = LEFTOVER if doubtful else self._suspicion()
         why = "it may have been removed before a crash, or as a damaged one" if doubtful else "it was removed behind the mount, or its directory was put back from the past"
         for file_id in self.report.unseen:

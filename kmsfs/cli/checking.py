@@ -62,7 +62,7 @@ def repair_volume(cipher_dir: Path, talk: ClientSession, found: Report, *, set_a
         records = open_records(volume.keys, lease, cipher_dir, read_only=False)
         tools = volume_tools(volume, talk, SessionRules(lease.number, set(), tolerate_other_slot=True))
         tools.freshness = records
-        return Repairer(tools, records, cipher_dir, set_aside=set_aside).run(found, volume.descriptor)
+        return Repairer(tools, cipher_dir, set_aside=set_aside).run(found, volume.descriptor)
     finally:
         if not lease.unclean:
             lease.end(records.finish() if records is not None else None)
@@ -91,16 +91,16 @@ def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
     lease.claim(talk.open_transport())
     provider = key_provider(volume, talk)
     tools = volume_tools(volume, talk, SessionRules(lease.number, set(lease.unclean)), provider)
-    of_the_volume, records = [], None
+    of_the_volume = []
     try:
-        tools.freshness = records = open_records(volume.keys, lease, cipher_dir, read_only=True)
+        tools.freshness = open_records(volume.keys, lease, cipher_dir, read_only=True)
     except CorruptVolume as error:
         of_the_volume.append(Finding("/", ".", DAMAGE, str(error)))
     listings = listings_path(volume.config.volume_id)
     store = ListingStore(volume.keys.listing, listings) if listings.exists() else None
     names_of = (lambda dir_id: store.load(dir_id).values()) if store is not None else None
     with byte_progress("checking", stored_bytes(cipher_dir)) as advance:
-        report = VolumeChecker(tools, advance, records, names_of, provider.fetch_soon).run(volume.descriptor, volume.config.root_id)
+        report = VolumeChecker(tools, advance, names_of, provider.fetch_soon).run(volume.descriptor, volume.config.root_id)
     report.findings[:0] = of_the_volume
     if store is not None:
         store.close()

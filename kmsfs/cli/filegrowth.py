@@ -37,13 +37,8 @@ def grow_directory(realm: BenchRealm, steps: list[int], folder: Path, tell: Tell
     Raises:
         StorageError: if the volume cannot be mounted, or does not pass its check.
     """
-    rows = []
-    with _place(folder) as (cipher, plain):
-        for step in steps:
-            tell(f"{step} files in a directory")
-            rows.append(_directory(realm, cipher, plain, step))
     columns = ["files", "create /s", "list and stat cold /s", "lookup and stat /s", "read /s", "unlink /s", "mount s", "mount MiB", "check s"]
-    return {"columns": columns, "rows": rows}
+    return _grown(columns, steps, folder, tell, lambda cipher, plain, count: _directory(realm, cipher, plain, count))
 
 
 def _directory(realm: BenchRealm, cipher: Path, plain: Path, count: int) -> list[Any]:
@@ -89,16 +84,11 @@ def grow_file(realm: BenchRealm, sizes: list[int], folder: Path, tell: Tell) -> 
     Raises:
         StorageError: if the volume cannot be mounted.
     """
-    rows = []
-    with _place(folder) as (cipher, plain):
-        for size in sizes:
-            tell(f"a file of {size} MiB")
-            rows.append(_file(realm, cipher, plain, size))
     columns = [
         "MiB", "append MB/s", "random 4 KiB writes, fsync each 32 /s", "fsync of one 4 KiB write us", "open and first read us",
         "random 4 KiB reads cold /s", "mount MiB",
     ]  # fmt: skip
-    return {"columns": columns, "rows": rows}
+    return _grown(columns, sizes, folder, tell, lambda cipher, plain, size: _file(realm, cipher, plain, size))
 
 
 def _file(realm: BenchRealm, cipher: Path, plain: Path, size: int) -> list[Any]:
@@ -156,16 +146,11 @@ def grow_writers(realm: BenchRealm, steps: list[int], folder: Path, tell: Tell) 
     Raises:
         StorageError: if the volume cannot be mounted.
     """
-    rows = []
-    with _place(folder) as (cipher, plain):
-        for writers in steps:
-            tell(f"{writers} writers")
-            with _mounted(realm, cipher, plain) as process:
-                rows.append([writers, *_writers(plain, writers), resident_mb(process)])
-    return {"columns": ["writers", "records /s", "fsync p50 us", "fsync p99 us", "mount MiB"], "rows": rows}
+    columns = ["writers", "records /s", "fsync p50 us", "fsync p99 us", "mount MiB"]
+    return _grown(columns, steps, folder, tell, lambda cipher, plain, writers: _writers(realm, cipher, plain, writers))
 
 
-def _writers(plain: Path, writers: int) -> tuple[int, int, int]:
+def _writers(realm: BenchRealm, cipher: Path, plain: Path, writers: int) -> list[Any]:
     block = os.urandom(_BLOCK)
 
     def work(number: int) -> list[float]:
@@ -180,22 +165,26 @@ def _writers(plain: Path, writers: int) -> tuple[int, int, int]:
         os.close(file)
         return times
 
-    with ThreadPoolExecutor(writers) as pool:
+    with _mounted(realm, cipher, plain) as process, ThreadPoolExecutor(writers) as pool:
         began = time.perf_counter()
         times = sorted(took for each in pool.map(work, range(writers)) for took in each)
         spent = time.perf_counter() - began
+        used = resident_mb(process)
     written = _RECORDS // writers * writers
-    return round(written / spent), round(times[len(times) // 2] * 1e6), round(times[len(times) * 99 // 100] * 1e6)
+    return [writers, round(written / spent), round(times[len(times) // 2] * 1e6), round(times[len(times) * 99 // 100] * 1e6), used]
 
 
 # --- what they have in common -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def _place(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the paths of a cipher directory and of its mountpoint, in a folder that is gone afterwards."""
+def _grown(columns: list[str], steps: list[int], folder: Path, tell: Tell, measure: Callable[[Path, Path, int], list[Any]]) -> Table:
+    """Return a row of each step, measured in the same cipher directory and mountpoint, which are gone afterwards."""
+    rows = []
     with tempfile.TemporaryDirectory(prefix="kmsfs-growth-", dir=folder) as place:
-        yield Path(place) / "cipher", Path(place) / "plain"
+        for step in steps:
+            tell(f"{columns[0]}: {step}")
+            rows.append(measure(Path(place) / "cipher", Path(place) / "plain", step))
+    return {"columns": columns, "rows": rows}
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def bench_growth(up_to: int, only: str, folder: Path, tell: Tell) -> dict[str, T
         "parameters": ("parameters", lambda realm: _parameters(realm, steps, tell)),
         "keys": ("keys", lambda realm: _keys(realm, steps, tell)),
         "files": ("files in a directory", lambda realm: grow_directory(realm, [step for step in steps if step >= 1000], folder, tell)),
-        "size": ("size of a file", lambda realm: grow_file(realm, [size for size in _FILE_MIB if size <= max(up_to, 1)], folder, tell)),
+        "size": ("size of a file", lambda realm: grow_file(realm, [size for size in _FILE_MIB if size <= up_to], folder, tell)),
         "writers": ("concurrent writers", lambda realm: grow_writers(realm, [many for many in _WRITERS if many <= up_to], folder, tell)),
     }
     if only and only not in parts:

@@ -23,7 +23,7 @@ _COUNTING = threading.Lock()
 class KeyWatcher:
     """Watches keys. `on_event` runs in the watcher's thread for each change, and with the kinds `LOST` and `RESUMED`.
 
-    Whoever holds something that a key allowed has to give it up at `RESUMED`: a change in between is told to nobody. `on_connect` is called when the
+    Whoever holds something that a key allowed has to give it up at `RESUMED`: a change in between is told to nobody. `guard` is called when the
     stream has begun, and with each heartbeat, before that counts: what it raises ends the stream, which begins again.
     """
 
@@ -32,12 +32,12 @@ class KeyWatcher:
         session: ClientSession,
         key_ids: list[str],
         on_event: EventListener,
-        on_connect: Callable[[Transport], None] | None = None,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         self._session = session
         self._key_ids = key_ids
         self._on_event = on_event
-        self._on_connect = on_connect
+        self._guard = guard
         self._lease = Lease()
         self._closed = threading.Event()
         self._ready = threading.Event()
@@ -114,7 +114,7 @@ class KeyWatcher:
             if "e" in answer:
                 raise to_exception(answer["e"])
             # After the answer: a daemon that knows by now that somebody else has what is held here has said so before it.
-            self._require_held(transport)
+            self._guard()
             self._lease.asked(asked, answer["r"])
             if self._ready.is_set():
                 self._on_event({"kind": RESUMED})
@@ -124,14 +124,10 @@ class KeyWatcher:
                 message = transport.receive(timeout=HEARTBEAT_SECONDS * 3)
                 event = message.get("ev")
                 if event and event["kind"] == "heartbeat":
-                    self._require_held(transport)
+                    self._guard()
                     self._lease.heartbeat(event)
                 elif event:
                     self._on_event(event)
         finally:
             with contextlib.suppress(OSError):
                 transport.close()
-
-    def _require_held(self, transport: Transport) -> None:
-        if self._on_connect is not None:
-            self._on_connect(transport)

@@ -5,6 +5,7 @@ and tag of each file's last *durable* commit are kept outside the cipher directo
 durable commits are recorded: whatever a crash leaves is then at least as new as the record.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +31,11 @@ class FreshnessRecords(Protocol):
         """The session from which on every file's commits are recorded."""
         ...
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether there may be records of files that were removed rightly: after a crash, and of damaged files."""
+        ...
+
     def find(self, file_id: bytes) -> tuple[int, bytes] | None:
         """Return (generation, tag) of a file's last durable commit."""
         ...
@@ -52,6 +58,22 @@ class FreshnessRecords(Protocol):
 
     def doubt(self) -> None:
         """Note that a file may have been removed whose record is not known: a file that is missing may be that one from here on."""
+        ...
+
+    def file_ids(self) -> Iterator[bytes]:
+        """Yield the ids of all files that have a stored record.
+
+        Raises:
+            StorageError: if they cannot be read.
+        """
+        ...
+
+    def forget(self, file_ids: list[bytes]) -> None:
+        """Forget files that are not there any more, and with them every doubt.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
         ...
 
     def flush(self) -> None:

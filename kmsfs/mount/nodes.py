@@ -127,12 +127,15 @@ class NodeTable:
         self._by_key[node.key] = node
         return node
 
-    def adopt_damaged(self, parent: Node, name: bytes, disk_name: str, facts: os.stat_result, before: Node | None) -> Node:
+    def adopt_damaged(
+        self, parent: Node, name: bytes, disk_name: str, facts: os.stat_result, before: Node | None, damage: KmsfsError
+    ) -> Node:
         """Return a node that stands for a name alone; `before`, if it is one of the same."""
-        same = before is not None and before.damage is not None and before.key == (facts.st_dev, facts.st_ino)
-        node = before if same and before is not None else self._new(facts)
-        self.link(node, parent, name, disk_name)
-        return node
+        if before is None or before.damage is None or before.key != (facts.st_dev, facts.st_ino):
+            before = self._new(facts)
+        before.damage = damage
+        self.link(before, parent, name, disk_name)
+        return before
 
     def _new(self, facts: os.stat_result) -> Node:
         node = Node(self._next_id, stat.S_IFMT(facts.st_mode), (facts.st_dev, facts.st_ino))

@@ -183,7 +183,7 @@ class RunningMount:
         self._lease_transport: Transport | None = None
         _patiently(lambda: self._claim(patiently=True), forever=inherited is not None)
         self._records = self._open_records() if inherited is None else self._resume_records(inherited)
-        self._watcher = KeyWatcher(session, [config.key_arn], self._on_event, self._on_connect)
+        self._watcher = KeyWatcher(session, [config.key_arn], self._on_event, self._keep_lease)
         self._watcher.start()
         self._key_id = config.key_arn.rpartition("/")[2]
         self._other_keys = OtherKeys(session, self._key_id, self._on_event)
@@ -233,8 +233,8 @@ class RunningMount:
             return None
         return resume_records(self._volume.keys, self._lease, self._request.cipher_dir, read_only=self._request.read_only)
 
-    def _on_connect(self, _transport: Transport) -> None:
-        """The stream is (back) up: make sure that the lease is ours on a live connection."""
+    def _keep_lease(self) -> None:
+        """The daemon has spoken: make sure that the lease is ours on a live connection."""
         if self._lease_transport is not None and self._lease_transport.idle():
             return
         self._claim()

@@ -77,23 +77,13 @@ class AttributeOperations(OpenFiles):
                 self.close_file(node)
             node.attributes = None
             if isinstance(error, IntegrityError) and self.shows_damaged:
-                damaged = self._enter_damaged(parent, name, disk_name, facts, before, error)
+                # With the size that lies on the backing store, so that nobody takes it for empty.
+                self.complain("an entry is damaged, and can only be removed: %s", error)
+                damaged = self.nodes.adopt_damaged(parent, name, disk_name, facts, before, error)
                 self.nodes.drop_if_unused(node)
                 return damaged, from_backing(facts)
             self.nodes.drop_if_unused(node)
             raise
-
-    def _enter_damaged(
-        self, parent: Node, name: bytes, disk_name: str, facts: os.stat_result, before: Node | None, error: IntegrityError
-    ) -> Node:
-        """Return a node for an entry that can be removed and nothing else.
-
-        Its size is what lies on the backing store, so that nobody takes it for empty.
-        """
-        self.complain("an entry is damaged, and can only be removed: %s", error)
-        node = self.nodes.adopt_damaged(parent, name, disk_name, facts, before)
-        node.damage = error
-        return node
 
     def _check_dir_place(self, node: Node, parent: Node, name: bytes, disk_name: str) -> None:
         if not node.dir_id:

@@ -85,7 +85,7 @@ class Names:
                         self._announcements.tell(event["operation"], event["name"])
         except KmsfsError:
             # Then every look asks the daemon, which says why.
-            return
+            self._stream.lease.lost()
 
 
 def _names(session: ClientSession, path: str) -> list[str]:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from kmsfs import errors
+from kmsfs.mount.control import ask_restart
+from kmsfs.mount.mounttable import find_mounted
 from support.waiting import soon
 
 pytestmark = pytest.mark.fuse
@@ -320,9 +322,18 @@ def test_what_was_damaged_and_is_mended_is_as_it_was(mounted):
     mounted.start()
     assert (mounted.plain / "f").stat().st_size == len(good)
     assert_refused(mounted.plain / "f")
+    held = os.open(mounted.plain / "f", os.O_PATH)
+    number = mounted.process.pid
+    ask_restart(find_mounted(mounted.plain))
+    soon(True, lambda: os.stat(mounted.plain).st_ino > 0)
+    assert mounted.process.pid == number and os.fstat(held).st_size == len(good)
     with disk.open("r+b") as stream:
         stream.write(good)
-    time.sleep(1)
+    # At once, and in the mount's next image too; who holds what was damaged gets nothing of it, least of all with the wrong size.
+    with pytest.raises(OSError) as caught:
+        os.open(f"/proc/self/fd/{held}", os.O_RDONLY)
+    assert caught.value.errno == errno.EIO
+    os.close(held)
     assert (mounted.plain / "f").stat().st_size == 20_001 and (mounted.plain / "f").read_bytes() == content
     os.rename(mounted.plain / "f", mounted.plain / "g")
     mounted.again()

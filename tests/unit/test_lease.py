@@ -1,13 +1,19 @@
 """Leases are counted from when the daemon spoke, by a clock that goes on while the machine sleeps."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from kmsfs.client import lease as room
+from kmsfs.client import watch
 from kmsfs.client.lease import Lease
+from kmsfs.client.watch import KeyWatcher
 from kmsfs.clock import passed
+from kmsfs.errors import DeadlineExceeded, VolumeBusy
+from kmsfs.mount.volume import VolumeLease
 from kmsfs.quantity import LEASE_SECONDS, STORE_SECONDS, TAKEOVER_SECONDS
+from support.waiting import soon
 
 
 class Clock:
@@ -24,8 +30,9 @@ def clock(monkeypatch):
     return made
 
 
-def test_the_clock_goes_on_while_the_machine_sleeps():
-    assert abs(passed() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 1
+def test_the_clock_goes_on_while_the_machine_sleeps(monkeypatch):
+    monkeypatch.setattr(time, "clock_gettime", lambda which: {time.CLOCK_BOOTTIME: 7.0}[which])
+    assert passed() == 7.0
 
 
 def test_nothing_heard_is_no_lease(clock):
@@ -92,6 +99,85 @@ def test_a_lost_connection_ends_it_and_an_older_daemon_says_no_time(clock):
     clock.now += 100
     held.heartbeat({"kind": "heartbeat"})
     assert held.holds
+
+
+class Stream:
+    """A daemon that answers, and then has spoken at the times that are given."""
+
+    def __init__(self, clock, heartbeats):
+        self.clock, self.heartbeats, self.opened = clock, heartbeats, 0
+
+    def open_transport(self):
+        self.opened += 1
+        return self
+
+    def call(self, _operation, _request):
+        return {"r": {"SentAt": self.clock.now}}
+
+    def receive(self, timeout):
+        if not self.heartbeats:
+            time.sleep(0.02)
+            raise DeadlineExceeded("silence")
+        self.clock.now += self.heartbeats.pop(0)
+        return {"ev": {"kind": "heartbeat", "at": self.clock.now}}
+
+    def close(self):
+        pass
+
+
+def test_nothing_counts_before_it_is_known_that_the_lease_is_held(clock, monkeypatch):
+    monkeypatch.setattr(watch, "passed", clock)
+    stream, held = Stream(clock, []), []
+
+    def guard():
+        held.append(clock.now)
+        raise VolumeBusy("taken over")
+
+    watcher = KeyWatcher(stream, ["k"], lambda _event: None, guard)
+    with pytest.raises(VolumeBusy):
+        watcher.start(patient=False)
+    watcher.close()
+    assert held and not watcher.alive and watcher.silent > STORE_SECONDS
+
+
+def test_nor_does_a_heartbeat(clock, monkeypatch):
+    monkeypatch.setattr(watch, "passed", clock)
+    stream, asked = Stream(clock, [3, 3]), []
+
+    def guard():
+        asked.append(clock.now)
+        if len(asked) > 2:
+            raise VolumeBusy("taken over")
+
+    watcher = KeyWatcher(stream, ["k"], lambda _event: None, guard)
+    watcher.start()
+    soon(True, lambda: len(asked) >= 3)
+    watcher.close()
+    # The answer at 1000, the first heartbeat at 1003; the second, at 1006, came after the lease was lost.
+    assert asked[:3] == [1000, 1003, 1006] and watcher.silent == 3
+
+
+def test_who_was_refused_his_lease_stores_nothing():
+    class Answers:
+        def __init__(self, *answers):
+            self.answers = list(answers)
+
+        def call(self, _operation, _request):
+            return self.answers.pop(0)
+
+    opened = {"Session": 4, "UncleanSessions": [], "FreshnessHead": b"", "FreshnessMayBegin": True}
+    config = SimpleNamespace(key_arn="arn", volume_id=bytes(16))
+    alone, shared = VolumeLease(config, read_only=False), VolumeLease(config, read_only=False)
+    alone.claim(Answers({"r": opened}))
+    assert alone.may_store(1e9)
+    shared.claim(Answers({"r": {**opened, "StoreSeconds": STORE_SECONDS}}))
+    assert shared.may_store(STORE_SECONDS - 1) and not shared.may_store(STORE_SECONDS)
+    busy = {"e": {"code": VolumeBusy.code, "message": "taken over"}}
+    with pytest.raises(VolumeBusy):
+        shared.claim(Answers(busy))
+    assert not shared.may_store(0)
+    shared.claim(Answers({"r": {**opened, "StoreSeconds": STORE_SECONDS}}))
+    assert shared.may_store(0)
 
 
 def test_storing_ends_before_another_host_may_begin():
