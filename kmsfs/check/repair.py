@@ -64,10 +64,9 @@ class Repairer:
         return self.report
 
     def _forget(self, found: Report) -> None:
-        gone = [finding.stored_as for finding in found.findings if finding.remedy == FORGET]
-        if gone and self._tools.freshness is not None:
-            # Where these were told, everything that is there was recognized.
+        if found.recognized and self._tools.freshness is not None:
             self._tools.freshness.forget(found.unseen)
+            gone = [finding.stored_as for finding in found.findings if finding.remedy == FORGET]
             self.report.done += [(stored_as, "its record is forgotten") for stored_as in gone]
 
     def _one(self, finding: Finding, *, alone: bool) -> None:
@@ -103,9 +102,8 @@ class Repairer:
             backing.close()
 
     def _id_of(self, place: Path) -> bytes:
-        """Return the id of a file that has this name alone; nothing if that cannot be told."""
-        facts = place.lstat()
-        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+        """Return the id of a file; nothing if it is none, or that cannot be told."""
+        if not stat.S_ISREG(place.lstat().st_mode):
             return b""
         backing = PosixFile(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
         try:

@@ -61,7 +61,11 @@ class Report:
     chunks: int = 0
     findings: list[Finding] = field(default_factory=list)
     unseen: list[bytes] = field(default_factory=list)
-    """Ids of files that have a freshness record and were not come across."""
+    """Ids of files that have a freshness record and are not there."""
+    recognized: bool = False
+    """Whether of all that is there it is known which files they are, so that `unseen` is all that is missing."""
+    doubtful: bool = False
+    """Whether some of the unseen may have been removed rightly."""
 
     @property
     def damaged(self) -> bool:
@@ -161,18 +165,18 @@ class VolumeChecker:
     def _missing(self) -> None:
         """Tell which files have a record and are not there; not while there are some that may be these."""
         recorded = self._tools.freshness
-        if recorded is None:
+        if recorded is None or self._unknown:
             return
         try:
             self.report.unseen = [file_id for file_id in recorded.file_ids() if file_id not in self._seen]
         except KmsfsError as error:
             self._found(("/", "."), UNREAD, f"which files should be there is not known: {error}")
             return
-        if self._unknown:
-            return
-        doubtful = recorded.doubtful
-        kind = LEFTOVER if doubtful else self._suspicion()
-        why = "it may have been removed before a crash, or as a damaged one" if doubtful else "it was removed behind the mount, or its directory was put back from the past"
+        self.report.recognized, self.report.doubtful = True, recorded.doubtful
+        kind = LEFTOVER if recorded.doubtful else self._suspicion()
+        why = "it was removed behind the mount, or its directory was put back from the past"
+        if recorded.doubtful:
+            why = "it may have been removed before a crash, or as a damaged one"
         for file_id in self.report.unseen:
             where = self._called.get(file_id, ("?", f"file {file_id.hex()}"))
             self._found(where, kind, f"a file that was here is gone: {why}", FORGET)
@@ -278,9 +282,9 @@ class VolumeChecker:
         try:
             pair = read_slots(self._keys, backing)
             if not pair.valid:
-                self._unknown = True
                 self._on_bytes(stored_bytes)
                 if pair.damaged is None and not backing.size():
+                    self._unknown = True
                     self._found(where, self._suspicion(), "the file is empty: it has no header", SET_ASIDE)
                     backing.close()
                     return

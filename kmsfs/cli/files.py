@@ -226,7 +226,7 @@ def check(
     talk = session()
     report = check_volume(cipher_dir, talk)
     document = report.document()
-    if repair and report.findings:
+    if repair and (report.findings or report.doubtful):
         done = repair_volume(cipher_dir, talk, report, set_aside=quarantine)
         for where, what in done.done:
             say(f"{where}: {what}")

@@ -75,7 +75,6 @@ class AttributeOperations(OpenFiles):
         except BaseException as error:
             if node in self.resting:
                 self.close_file(node)
-            node.attributes = None
             if isinstance(error, IntegrityError) and self.shows_damaged:
                 # With the size that lies on the backing store, so that nobody takes it for empty.
                 self.complain("an entry is damaged, and can only be removed: %s", error)

@@ -244,15 +244,11 @@ class DirectoryOperations(FileOperations):
         node = self.nodes.unlink(parent, name)
         if node is not None:
             self.fresh_directories.discard(node.key)
-            self._id_gone(node)
+            self.directory_dropped(node.dir_id)
+            self.extras.remove(node.dir_id)
             self.nodes.disown_key(node)
             self.forget_directory(node)
             self.nodes.drop_if_unused(node)
-
-    def _id_gone(self, node: Node) -> None:
-        if node.damage is None:
-            self.directory_dropped(node.dir_id)
-            self.extras.remove(node.dir_id)
 
     def _remove_empty(self, directory: int, disk_name: str) -> None:
         """Remove a directory that holds nothing but its id; put the id back if something appears meanwhile."""
@@ -413,7 +409,8 @@ class DirectoryOperations(FileOperations):
             self.nodes.link(target, old_parent, old_name, old_disk)
             self._rehome(target, new, old)
         elif target.is_dir:
-            self._id_gone(target)
+            self.directory_dropped(target.dir_id)
+            self.extras.remove(target.dir_id)
             self.nodes.disown_key(target)
             self.forget_directory(target)
             self.nodes.drop_if_unused(target)

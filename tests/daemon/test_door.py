@@ -276,6 +276,10 @@ def test_rubbish_is_refused(door):
     ):
         status, answer = post(endpoint, body, signed(door, body, target))
         assert (status, answer["__type"]) == (400, expected), (body, target)
+    signer = SigV4Auth(Credentials(door[2]["AccessKeyId"], door[2]["SecretAccessKey"], door[2]["SessionToken"]), "kms", REGION)
+    asked = AWSRequest("POST", endpoint + "/?Limit=1", data=b"{}", headers={"X-Amz-Target": "TrentService.ListKeys", "Content-Type": "application/x-amz-json-1.1"})
+    signer.add_auth(asked)
+    assert post(asked.url, b"{}", dict(asked.headers.items()))[1]["__type"] == "UnknownOperationException"
     large = b'{"Description": "' + b"x" * (2 << 20) + b'"}'
     try:
         assert post(endpoint, large, signed(door, large, "TrentService.CreateKey"))[0] == 413

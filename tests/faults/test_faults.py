@@ -168,6 +168,19 @@ def test_what_is_in_memory_is_not_stored_once_another_host_may_write(disk):
     assert disk.backing(node).read_bytes() != before and disk.read() == b"new" * 300
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_removed_file_whose_record_is_not_known_leaves_a_doubt(disk, known):
+    """Where nothing is remembered of closed files, as on NFS."""
+    disk.forget(disk.make(b"x" * 3000))
+    disk.vfs.tick()
+    disk.mount().keep_attributes = known
+    disk.look()
+    disk.vfs.unlink(disk.vfs.nodes.root, b"f")
+    disk.vfs.tick()
+    assert disk.records.doubtful is not known
+    assert (set(disk.records.changed.values()) | set(disk.records.stored.values()) == {None}) is known
+
+
 @pytest.mark.parametrize("closed", [True, False])
 def test_what_a_failed_syncfs_lost_is_stored_by_the_next_one(disk, closed):
     node = disk.make(b"old" * 3000)

@@ -340,6 +340,43 @@ def test_what_was_damaged_and_is_mended_is_as_it_was(mounted):
     assert (mounted.plain / "g").read_bytes() == content
 
 
+@pytest.mark.parametrize("how", [os.stat, lambda path: [entry.stat() for entry in os.scandir(path.parent)]])
+def test_the_kernel_asks_again_what_was_damaged(mounted, tmp_path, how):
+    """Also where no event tells of the change: it is made by a name outside of the volume."""
+    content = os.urandom(20_001)
+    disk = make(mounted, "f", content)
+    mounted.stop()
+    good = disk.read_bytes()
+    os.link(disk, tmp_path / "elsewhere")
+    with open(tmp_path / "elsewhere", "r+b") as stream:
+        stream.write(bytes(100))
+    mounted.start()
+    time.sleep(1)
+    how(mounted.plain / "f")
+    with open(tmp_path / "elsewhere", "r+b") as stream:
+        stream.write(good)
+    assert (mounted.plain / "f").stat().st_size == 20_001 and (mounted.plain / "f").read_bytes() == content
+
+
+def test_who_holds_a_damaged_directory_does_not_get_the_mended_one(mounted):
+    (mounted.plain / "d").mkdir()
+    (mounted.plain / "d" / "x").write_text("x")
+    mounted.stop()
+    [folder] = [path for path in mounted.cipher.iterdir() if path.is_dir() and path.name[0] == "n"]
+    target = os.readlink(folder / ".kd")
+    (folder / ".kd").unlink()
+    (folder / ".kd").symlink_to(target[:-2] + ("AA" if target[-2:] != "AA" else "BB"))
+    mounted.start()
+    held = os.open(mounted.plain / "d", os.O_PATH)
+    (folder / ".kd").unlink()
+    (folder / ".kd").symlink_to(target)
+    assert os.listdir(mounted.plain / "d") == ["x"]
+    with pytest.raises(OSError) as caught:
+        os.listdir(f"/proc/self/fd/{held}")
+    assert caught.value.errno == errno.EIO
+    os.close(held)
+
+
 def test_something_whole_takes_the_place_of_what_is_damaged(mounted):
     disk = make(mounted, "f", b"x" * 20_000)
     mounted.stop()

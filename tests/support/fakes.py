@@ -46,6 +46,7 @@ class MemoryRecords:
         self.stored = {}
         self.changed = {}
         self.waiting = []
+        self.doubtful = False
 
     def find(self, file_id):
         return self.changed[file_id] if file_id in self.changed else self.stored.get(file_id)
@@ -66,7 +67,7 @@ class MemoryRecords:
         self.changed.update(dict.fromkeys(file_ids))
 
     def doubt(self):
-        pass
+        self.doubtful = True
 
     def flush(self):
         self.stored = {**self.stored, **self.changed}
