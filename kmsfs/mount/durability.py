@@ -153,6 +153,7 @@ class Vfs(DirectoryOperations):
             return True
         self.tools.rules.require_ours()
         with self.lock:
+            self.close_parted()
             self._commit_open_files()
             stored = True
             for node in list(self.open_files):

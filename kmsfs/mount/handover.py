@@ -147,7 +147,7 @@ def execute_next(state: Inheritance, command: Sequence[str]) -> None:
 def tell_taken_over(state: Inheritance) -> None:
     """Say that requests are served again, to the log and to who asked."""
     waited = (time.monotonic_ns() - state.since_ns) / 1e9
-    opened = sum(facts.descriptor >= 0 and stat.S_ISREG(facts.kind) for facts in state.nodes)
+    opened = sum(facts.descriptor >= 0 and facts.handles > 0 and stat.S_ISREG(facts.kind) for facts in state.nodes)
     _LOG.info("kmsfs %s took over from %s; requests waited %.2f s", __version__, state.kmsfs_version, waited)
     if state.answer >= 0:
         told = {"ok": True, "version": __version__, "waited_seconds": round(waited, 3), "open_files": opened}

@@ -205,7 +205,10 @@ class NodeTable:
         return [self._facts(node) for node in self._by_id.values()], self._next_id
 
     def _facts(self, node: Node) -> NodeFacts:
-        kept = node.handles and node.file is not None if node.is_file else node is not self.root and not node.names
+        if node.is_file:
+            kept = node.file is not None and bool(node.handles or not node.names)
+        else:
+            kept = node is not self.root and not node.names
         return NodeFacts(
             node.node_id, node.kind, node.key, self._by_key.get(node.key) is node,
             [(parent, name, disk_name) for (parent, name), disk_name in node.names.items()],

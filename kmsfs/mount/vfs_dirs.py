@@ -200,11 +200,11 @@ class DirectoryOperations(FileOperations):
             if node.is_file and (node.names or node.file is not None):
                 self._drop_home(node, parent, name)
             return
-        if node.file is not None and not node.handles:
-            self.close_file(node)
-        elif node.lone and node.file is None and node.attributes is not None:
+        if node.file is not None:
+            self.part(node)
+        elif node.lone and node.attributes is not None:
             self.file_gone(node.attributes)
-        elif node.is_file and node.file is None and node.attributes is None and self.tools.freshness is not None:
+        elif node.is_file and node.attributes is None and self.tools.freshness is not None:
             self.tools.freshness.doubt()
         self.recent.pop(node.key, None)
         self.nodes.disown_key(node)

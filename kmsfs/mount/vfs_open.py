@@ -109,7 +109,7 @@ class OpenFiles(VfsBase):
         return node.file
 
     def reopen(self, node: Node, descriptor: int) -> None:
-        """Take over a file that another image of this process had open and stored.
+        """Take over a file that another image of this process had open and stored, or had parted from.
 
         Raises:
             KmsfsError: if its header cannot be read; operations on it are refused then, until it is closed.
@@ -118,6 +118,8 @@ class OpenFiles(VfsBase):
         node.file = Kf1File.open_pair(self.tools, backing, read_slots(self.keys, backing), None, known=False)
         node.descriptor = descriptor
         self.open_files[node] = None
+        if not node.handles:
+            self._rest(node, node.file)
 
     def _open_file(self, node: Node, backing: PosixFile, facts: os.stat_result) -> Kf1File:
         if not facts.st_size and not self.tools.rules.clean:
@@ -208,14 +210,44 @@ class OpenFiles(VfsBase):
         if file is None or node.handles:
             return
         try:
-            if file.failed or self.options.read_only or not self.linked(node):
+            if file.failed or self.options.read_only:
                 self.close_file(node)
+                return
+            if not self.linked(node):
+                self.part(node)
                 return
             file.commit()
         except (KmsfsError, OSError) as error:
             self.complain("a file could not be stored yet: %s; it is kept in memory and tried again", error)
             return
         self._rest(node, file)
+
+    def part(self, node: Node) -> None:
+        """Close a file whose last name is gone and that nobody has open, but not before the kernel lets go of it.
+
+        Whoever found it while it had its name may still open it, as on any file system; there is no second look to take.
+        """
+        file = node.file
+        if file is None or node.handles:
+            return
+        if node.lookups <= 0 or file.failed:
+            self.close_file(node)
+            return
+        self.settling.pop(node, None)
+        self.restless.pop(node, None)
+        self._rest(node, file)
+
+    def forget(self, node: Node, lookups: int) -> None:
+        """Take back lookups of the kernel's."""
+        self.nodes.forget(node, lookups)
+        if node.lookups <= 0 and node in self.resting and not node.names:
+            self.settle(node)
+
+    def close_parted(self) -> None:
+        """Close what `part` keeps: the kernel will not be heard any more."""
+        for node in list(self.resting):
+            if not node.names and not self.linked(node):
+                self.close_file(node)
 
     def complain(self, text: str, error: Exception) -> None:
         """Log what may happen to every file of a full disk at once: at most one line a second.
@@ -283,6 +315,7 @@ class OpenFiles(VfsBase):
         """Let the next barrier take a file out of the freshness records."""
         if self.tools.freshness is not None:
             self.tools.freshness.gone(file_id)
+            self.names_changed = True
 
     # --- putting off ------------------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ class Disk:
         """The kernel forgets an inode, and the file does not rest open any more."""
         if node.file is not None:
             self.vfs.close_file(node)
-        self.vfs.nodes.forget(node, node.lookups)
+        self.vfs.forget(node, node.lookups)
 
     def backing(self, node):
         return self.folder / next(iter(node.names.values()))
@@ -174,8 +174,9 @@ def test_a_removed_file_whose_record_is_not_known_leaves_a_doubt(disk, known):
     disk.forget(disk.make(b"x" * 3000))
     disk.vfs.tick()
     disk.mount().keep_attributes = known
-    disk.look()
+    node = disk.look()
     disk.vfs.unlink(disk.vfs.nodes.root, b"f")
+    disk.vfs.forget(node, 1)
     disk.vfs.tick()
     assert disk.records.doubtful is not known
     assert (set(disk.records.changed.values()) | set(disk.records.stored.values()) == {None}) is known

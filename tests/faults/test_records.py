@@ -69,6 +69,46 @@ def test_a_commit_is_recorded_by_the_barrier_that_covers_it(volume, monkeypatch)
     assert len(rewritten) == 1 and volume.records.find(file_id) is not None
 
 
+@pytest.mark.parametrize("ends", ["forget", "finish", "evicted", "failed"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_what_the_kernel_knows_without_a_name_is_recorded_until_it_lets_go(volume, ends, stored):
+    vfs = volume.vfs
+    node, _ = vfs.create(vfs.nodes.root, b"a", 0o644, WHO)
+    node.lookups += 1
+    vfs.write(node, b"x" * 9000, 0, cached=False)
+    file_id = node.file.attributes.file_id
+    vfs.release(node)
+    if stored:
+        vfs.tick()
+        assert volume.records.find(file_id) is not None
+    vfs.unlink(vfs.nodes.root, b"a")
+    vfs.tick()
+    assert node.file is not None and vfs.nodes.holds(node)
+    vfs.open(node)
+    assert bytes(vfs.read(node, 9000, 0)) == b"x" * 9000
+    vfs.release(node)
+    assert node.file is not None and node.file.file_keys is None and volume.records.find(file_id) is not None
+    if ends == "forget":
+        vfs.forget(node, 1)
+        vfs.tick()
+    elif ends == "evicted":
+        vfs.resting_max = 1
+        make(volume, b"b")
+        vfs.open(vfs.lookup(vfs.nodes.root, b"b")[0])
+        vfs.release(vfs.lookup(vfs.nodes.root, b"b")[0])
+        make(volume, b"c")
+        vfs.tick()
+    elif ends == "failed":
+        vfs.open(node)
+        node.file.failed = True
+        vfs.release(node)
+        vfs.tick()
+    else:
+        assert vfs.finish()
+    assert node.file is None and volume.records.find(file_id) is None
+    assert vfs.nodes.holds(node) == (ends != "forget")
+
+
 def test_an_open_file_is_asked_by_itself_after_a_failed_barrier(volume, monkeypatch):
     vfs = volume.vfs
     node, _ = vfs.create(vfs.nodes.root, b"a", 0o644, WHO)

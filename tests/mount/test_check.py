@@ -253,6 +253,12 @@ def test_what_was_removed_rightly_is_not_missed(volume):
     os.unlink(plain / "held")
     os.sync()
     held.close()
+    (plain / "found").write_bytes(b"x" * 5000)
+    os.sync()
+    found = os.open(plain / "found", os.O_PATH)
+    os.unlink(plain / "found")
+    subprocess.run(["umount", "-l", plain], check=True)
+    os.close(found)
     volume.again()
     # Never looked up in this session.
     os.unlink(plain / "empty")
@@ -294,6 +300,22 @@ def test_what_a_crash_or_a_damaged_file_leaves_is_no_alarm(volume):
         volume.start()
         volume.stop()
         assert mended(volume)[1]["findings"] == []
+
+
+def test_what_was_closed_long_after_its_removal_is_forgotten_soon(volume):
+    """Its record goes with the next barrier, though nothing else is to be stored then."""
+    volume.start()
+    with open(volume.plain / "held", "wb") as held:
+        held.write(b"x" * 5000)
+        held.flush()
+        os.fsync(held.fileno())
+        os.unlink(volume.plain / "held")
+        time.sleep(TICK_SECONDS + 1)
+    time.sleep(TICK_SECONDS + 1)
+    volume.kill()
+    volume.start()
+    volume.stop()
+    assert check(volume)[1]["findings"] == []
 
 
 @pytest.mark.parametrize("harm", ["header", "content", "hard link"])

@@ -1,5 +1,6 @@
 """The live mount, on both transports: POSIX behaviour that this release promises."""
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -14,6 +15,7 @@ import pytest
 
 from kmsfs.backing.posix import rename_with_flags
 from support.peers import let_others_in
+from support.waiting import soon
 
 pytestmark = pytest.mark.fuse
 
@@ -405,6 +407,49 @@ def test_opening_while_it_is_replaced_never_fails(kernel):
     stop.set()
     thread.join()
     assert not missing
+
+
+def deleted_but_open(mounted) -> list[str]:
+    """The backing files without a name that a mount's process holds."""
+    folder = f"/proc/{mounted.process.pid}/fd"
+    found = []
+    for entry in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(f"{folder}/{entry}")
+            if target.startswith(str(mounted.cipher)) and target.endswith("(deleted)"):
+                found.append(target)
+    return found
+
+
+@pytest.mark.parametrize("rested", [False, True])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_was_found_can_be_opened_after_its_name_is_gone(kernel, replaced, rested):
+    """Between finding a file and opening it another may take its place: whoever found it has it, as on any file system."""
+    path = kernel.plain / "config"
+    path.write_text("old")
+    if rested:
+        os.sync()
+        time.sleep(0.5)
+    found = os.open(path, os.O_PATH)
+    again = f"/proc/self/fd/{found}"
+    if replaced:
+        (kernel.plain / "new").write_text("new")
+        os.replace(kernel.plain / "new", path)
+    else:
+        path.unlink()
+    for _ in range(2):
+        with open(again, "r+") as file:
+            assert file.read() == "old" and os.fstat(file.fileno()).st_nlink == 0
+    with open(again, "w") as file:
+        file.write("x" * 10_000)
+    assert Path(again).read_text() == "x" * 10_000 and os.stat(again).st_size == 10_000
+    os.utime(again, (1, 1))
+    os.chmod(again, 0o640)
+    assert os.stat(again).st_mtime == 1 and stat.S_IMODE(os.stat(again).st_mode) == 0o640
+    assert len(deleted_but_open(kernel)) == 1
+    os.close(found)
+    soon([], lambda: deleted_but_open(kernel))
+    assert path.exists() == replaced and (not replaced or path.read_text() == "new")
 
 
 def test_changes_behind_the_mount_are_seen(kernel):

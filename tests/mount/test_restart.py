@@ -50,6 +50,10 @@ def test_everything_that_is_open_stays_open(make_mount):
         left = os.open(root / "left", os.O_RDONLY)
         stack.callback(os.close, left)
         os.rmdir(root / "left")
+        (root / "found").write_bytes(b"f" * 100_000)
+        found = os.open(root / "found", os.O_PATH)
+        stack.callback(os.close, found)
+        os.unlink(root / "found")
         shared = mmap.mmap(big.fileno(), 1 << 20)
         shared[:5] = b"first"
         listing = stack.enter_context(os.scandir(root / "dir"))
@@ -75,6 +79,7 @@ def test_everything_that_is_open_stays_open(make_mount):
         os.fsync(big.fileno())
         assert os.pread(gone.fileno(), 100_001, 0) == b"g" * 100_000
         gone.write(b"more")
+        assert Path(f"/proc/self/fd/{found}").read_bytes() == b"f" * 100_000
         assert os.fstat(gone.fileno()).st_size == 100_004 and os.fstat(gone.fileno()).st_nlink == 0
         os.link(f"/proc/self/fd/{never.fileno()}", root / "named", src_dir_fd=left)
         appended.write(b"two\n")

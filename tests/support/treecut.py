@@ -627,7 +627,9 @@ class TreeHistory:
         if target is not None:
             # Either of the two may be there, each at a content that it may have.
             target.others.append(item)
+        replaced = parent.kids.get(new[-1])
         self.vfs.rename(source_parent, old[-1], parent, new[-1])
+        self.lost_its_name(replaced)
         del self.tree[old]
         moved = Item("f", None)
         moved.group, moved.promised = item.group, target is not None and target.promised
@@ -658,7 +660,20 @@ class TreeHistory:
         path = self.rng.choice(self.files())
         parent = self.node(path[:-1])
         del self.tree[path]
+        node = parent.kids.get(path[-1])
         self.vfs.unlink(parent, path[-1])
+        self.lost_its_name(node)
+
+    def lost_its_name(self, node):
+        """The kernel forgets an inode without a name, now or much later; whoever had found it may open it until then."""
+        if node is None or node.names or not node.lookups:
+            return
+        if node.file is not None and self.rng.random() < 0.3:
+            self.vfs.open(node)
+            self.vfs.read(node, 100, 0)
+            self.vfs.release(node)
+        if self.rng.random() < 0.8:
+            self.vfs.forget(node, node.lookups)
 
     def fsync(self):
         if not self.files():

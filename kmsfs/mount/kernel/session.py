@@ -254,7 +254,7 @@ class KernelSession:
         with self.vfs.lock:
             self.directories.forget_ahead()
             try:
-                self.vfs.nodes.forget(self.vfs.nodes.get(node_id), lookups)
+                self.vfs.forget(self.vfs.nodes.get(node_id), lookups)
             except OSError:
                 return
 
