@@ -11,6 +11,7 @@ from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import CorruptFile, IntegrityReason, KmsfsError
 from kmsfs.formats.fileheader import Attributes
 from kmsfs.formats.handover import NodeFacts
+from kmsfs.mount.attributes import Stat
 
 ROOT_ID = 1
 _OPEN_DIRECTORIES_MAX = 512
@@ -33,8 +34,10 @@ class Node:
     file: Kf1File | None = None
     descriptor: int = -1
     synced_entry: bool = True
+    leaving: Attributes | None = None
+    """What the header of a closed file says, one of whose names is being removed; None: it cannot be read."""
     lone: bool = False
-    """Whether the name that is being removed is a closed file's last."""
+    """Whether that name is its last."""
     keep_cache: bool = False
     unread: bool = True
     """Whether nobody has opened it since the kernel came to know it: no page of it is cached."""
@@ -44,6 +47,8 @@ class Node:
     """Which file it was when it was looked up, for who follows a writer: the store gives numbers of inodes again."""
     attributes: Attributes | None = None
     """What the header of a closed file said, until somebody else may have changed it."""
+    parted: tuple[Stat, bytes] | None = None
+    """Of what is neither file nor directory, once its last name is gone: its attributes, and a symlink's target."""
     damage: KmsfsError | None = None
     """Why the entry cannot be used but for removing it. Such a node stands for a name alone: the backing inode, mended or under another name, is another node."""
 
@@ -252,13 +257,23 @@ class NodeTable:
                 raise OSError(2, "directory was removed")
             parent, _, disk_name = place
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            node.descriptor = os.open(disk_name, flags, dir_fd=self.descriptor(parent))
-            while len(self._open_dirs) >= _OPEN_DIRECTORIES_MAX:
-                self._close_dir(next(iter(self._open_dirs.values())))
-            self._open_dirs[node.node_id] = node
+            self._keep_open(node, os.open(disk_name, flags, dir_fd=self.descriptor(parent)))
         elif node is not self.root:
             self._open_dirs.move_to_end(node.node_id)
         return node.descriptor
+
+    def take_descriptor(self, node: Node, descriptor: int) -> bool:
+        """Let a directory that the kernel knows have an open descriptor of itself; return whether it wants it."""
+        if node.descriptor >= 0 or node.lookups <= 0:
+            return False
+        self._keep_open(node, descriptor)
+        return True
+
+    def _keep_open(self, node: Node, descriptor: int) -> None:
+        node.descriptor = descriptor
+        while len(self._open_dirs) >= _OPEN_DIRECTORIES_MAX:
+            self._close_dir(next(iter(self._open_dirs.values())))
+        self._open_dirs[node.node_id] = node
 
     def _close_dir(self, node: Node) -> None:
         if node.is_dir and node.descriptor >= 0 and node is not self.root:

@@ -216,6 +216,10 @@ class VfsBase:
         os.symlink(self.keys.seal_dir_id(node.dir_id, node.dir_tags), ".kd", dir_fd=descriptor)
         self.fresh_directories.add(node.key)
 
+    def removed(self, directory: Node) -> bool:
+        """Whether a directory is gone, and only known still to who has it open or found it before."""
+        return directory is not self.nodes.root and not directory.names
+
     def misplaced(self, what: str) -> None:
         """Something is not where it was put: EIO on a clean volume, a warning after a crash.
 

@@ -94,7 +94,7 @@ class AttributeOperations(OpenFiles):
         """Return a node's attributes.
 
         Raises:
-            OSError: ESTALE if the name is gone.
+            OSError: ESTALE if the name is gone, and nobody kept what it was.
             CorruptFile: if it was damaged since it was looked up.
         """
         self.require_unlocked()
@@ -103,6 +103,8 @@ class AttributeOperations(OpenFiles):
         if node.is_dir:
             return from_backing(os.fstat(self.nodes.descriptor(node)))
         place = node.place()
+        if place is None and node.parted is not None:
+            return node.parted[0]
         if place is None:
             raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         parent, name, disk_name = place
@@ -170,6 +172,8 @@ class AttributeOperations(OpenFiles):
             CorruptFile: if it is damaged.
         """
         place = node.place()
+        if place is None and node.parted is not None:
+            return node.parted[1]
         if place is None:
             raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         return self.keys.open_link(os.readlink(place[2], dir_fd=self.nodes.descriptor(place[0])))
@@ -184,6 +188,8 @@ class AttributeOperations(OpenFiles):
         """
         self.require_unlocked()
         self.require_writable()
+        if node.parted is not None and not node.names:
+            return _changed(node.parted[0], changes)
         if not node.is_dir and node.descriptor < 0 and not node.names and changes.only_times:
             # The kernel writes back the times of an inode whose last name is gone: an error would stick to the mount.
             return gone(node.key[1], node.kind)
@@ -277,3 +283,16 @@ class AttributeOperations(OpenFiles):
         """Return the backing store's space."""
         self.empty_trash()
         return os.fstatvfs(self.nodes.root.descriptor)
+
+
+def _changed(facts: Stat, changes: Changes) -> Stat:
+    """Change what is remembered of a symlink or the like that has no name any more."""
+    if changes.size is not None:
+        raise OSError(errno.EINVAL, "not a file")
+    if changes.mode is not None:
+        facts.mode = stat.S_IFMT(facts.mode) | stat.S_IMODE(changes.mode)
+    facts.uid = facts.uid if changes.uid is None else changes.uid
+    facts.gid = facts.gid if changes.gid is None else changes.gid
+    facts.atime_ns = facts.atime_ns if changes.atime_ns is None else changes.atime_ns
+    facts.mtime_ns = facts.mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+    return facts

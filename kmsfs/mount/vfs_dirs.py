@@ -12,7 +12,7 @@ from kmsfs.envelope.volumekeys import DIR_ID_NAME
 from kmsfs.errors import InvalidName, KmsfsError
 from kmsfs.formats.listing import ListedFile
 from kmsfs.formats.volume import CONFIG_NAME
-from kmsfs.mount.attributes import Requester, Stat
+from kmsfs.mount.attributes import Requester, Stat, from_backing
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs_files import FileOperations
 
@@ -172,7 +172,7 @@ class DirectoryOperations(FileOperations):
         known = parent.kids.get(name)
         directory = self.nodes.descriptor(parent)
         if known is not None:
-            self._before_name_goes(known, directory, disk_name)
+            self._before_name_goes(known, parent, disk_name)
         os.unlink(disk_name, dir_fd=directory)
         self._drop_sidecar(directory, disk_name, sidecar)
         node = self.nodes.unlink(parent, name)
@@ -180,15 +180,47 @@ class DirectoryOperations(FileOperations):
             self._name_gone(node, parent, name)
         return node
 
-    def _before_name_goes(self, node: Node, directory: int, disk_name: str) -> None:
-        """Learn whether a file's records go with this name: links that are not known here may be left."""
-        if node.file is not None or node.attributes is None:
+    def _before_name_goes(self, node: Node, parent: Node, disk_name: str) -> None:
+        """Keep what may still be asked of a symlink; learn whether a file's records go with this name.
+
+        Links that are not known here may be left.
+        """
+        directory = self.nodes.descriptor(parent)
+        if not node.is_file and not node.is_dir and node.lookups > 0 and len(node.names) == 1:
+            with contextlib.suppress(KmsfsError, OSError):
+                self._remember(node, directory, disk_name)
+        if not node.is_file or node.file is not None or node.damage is not None:
             return
-        if self.has_extras(node):
-            self.acquire(node)
-            self.give_back(node)
-        elif self.tools.freshness is not None:
-            node.lone = os.stat(disk_name, dir_fd=directory, follow_symlinks=False).st_nlink == 1
+        node.leaving, facts = node.attributes, None
+        if node.leaving is None:
+            # Nothing is remembered of it: on a backing store without events, or since this process started anew.
+            with contextlib.suppress(KmsfsError, OSError):
+                facts = os.stat(disk_name, dir_fd=directory, follow_symlinks=False)
+                self.keep_open(node, parent, disk_name, facts)
+                if node.file is not None:
+                    return
+                node.leaving = self._peek(node, facts)
+        if node.leaving is not None and node.leaving.extras:
+            # An open file's record is removed with it; rm(1) works on one that cannot be opened too.
+            try:
+                self.acquire(node)
+            except (KmsfsError, OSError):
+                node.leaving = None
+            else:
+                self.give_back(node)
+        elif node.leaving is not None and self.tools.freshness is not None:
+            facts = facts or os.stat(disk_name, dir_fd=directory, follow_symlinks=False)
+            node.lone = facts.st_nlink == 1
+
+    def _remember(self, node: Node, directory: int, disk_name: str) -> None:
+        """Whoever found a symlink may read it after another took its place, as whoever found a file may open it."""
+        answer = from_backing(os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
+        answer.nlink -= 1
+        target = b""
+        if stat.S_ISLNK(answer.mode):
+            target = self.readlink(node)
+            answer.size = len(target)
+        node.parted = answer, target
 
     def _name_gone(self, node: Node, parent: Node, name: bytes) -> None:
         if node.damage is not None:
@@ -202,10 +234,10 @@ class DirectoryOperations(FileOperations):
             return
         if node.file is not None:
             self.part(node)
-        elif node.lone and node.attributes is not None:
-            self.file_gone(node.attributes)
-        elif node.is_file and node.attributes is None and self.tools.freshness is not None:
+        elif node.is_file and node.leaving is None and self.tools.freshness is not None:
             self.tools.freshness.doubt()
+        elif node.lone and node.leaving is not None:
+            self.file_gone(node.leaving)
         self.recent.pop(node.key, None)
         self.nodes.disown_key(node)
         self.nodes.drop_if_unused(node)
@@ -236,22 +268,29 @@ class DirectoryOperations(FileOperations):
         disk_name, sidecar = self.disk_name(parent, name)
         self.changed_here(disk_name)
         directory = self.nodes.descriptor(parent)
-        self._remove_empty(directory, disk_name)
+        self._remove_empty(directory, disk_name, parent.kids.get(name))
         self._drop_sidecar(directory, disk_name, sidecar)
         self._directory_gone(parent, name)
 
     def _directory_gone(self, parent: Node, name: bytes) -> None:
         node = self.nodes.unlink(parent, name)
         if node is not None:
-            self.fresh_directories.discard(node.key)
-            self.directory_dropped(node.dir_id)
-            self.extras.remove(node.dir_id)
-            self.nodes.disown_key(node)
-            self.forget_directory(node)
-            self.nodes.drop_if_unused(node)
+            self._forget_removed(node)
 
-    def _remove_empty(self, directory: int, disk_name: str) -> None:
-        """Remove a directory that holds nothing but its id; put the id back if something appears meanwhile."""
+    def _forget_removed(self, node: Node) -> None:
+        self.fresh_directories.discard(node.key)
+        self.directory_dropped(node.dir_id)
+        self.extras.remove(node.dir_id)
+        self.nodes.disown_key(node)
+        self.forget_directory(node)
+        self.nodes.drop_if_unused(node)
+
+    def _remove_empty(self, directory: int, disk_name: str, node: Node | None) -> None:
+        """Remove a directory that holds nothing but its id; put the id back if something appears meanwhile.
+
+        Who found it before can ask of it still: its node, if there is one, keeps it open.
+        """
+        removed = False
         inner = os.open(
             disk_name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
         )
@@ -269,6 +308,7 @@ class DirectoryOperations(FileOperations):
                 os.unlink(DIR_ID_NAME, dir_fd=inner)
             try:
                 os.rmdir(disk_name, dir_fd=directory)
+                removed = True
             except OSError:
                 if target is not None:
                     os.symlink(target, DIR_ID_NAME, dir_fd=inner)
@@ -277,7 +317,8 @@ class DirectoryOperations(FileOperations):
                     self.fresh_directories.add((facts.st_dev, facts.st_ino))
                 raise
         finally:
-            os.close(inner)
+            if not (removed and node is not None and self.nodes.take_descriptor(node, inner)):
+                os.close(inner)
 
     # --- renaming ---------------------------------------------------------------------------------------------
 
@@ -306,7 +347,7 @@ class DirectoryOperations(FileOperations):
         if flags & _EXCHANGE and target is not None:
             self.require_same_key(target, parent, old_parent)
         if target is not None:
-            self._before_name_goes(target, self.nodes.descriptor(parent), new_disk)
+            self._before_name_goes(target, parent, new_disk)
         with contextlib.ExitStack() as held:
             # Open before anything has moved: what cannot be read is not renamed, and afterwards nothing has to be read.
             moves = [(source, (old_parent, old_name), (parent, name))]
@@ -338,6 +379,9 @@ class DirectoryOperations(FileOperations):
             return parent.kids.get(name)
         if flags & _NOREPLACE:
             raise OSError(errno.EEXIST, "name exists")
+        if target.is_file and target.file is None and not flags:
+            # Whoever has found it may open it still when it has no name any more.
+            self.keep_open(target, parent, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
         return target
 
     def _before_rename(self, node: Node, parent: Node, name: bytes, *, replaces: bool) -> None:
@@ -384,7 +428,7 @@ class DirectoryOperations(FileOperations):
             moved = os.stat(old_disk, dir_fd=self.nodes.descriptor(old_parent), follow_symlinks=False)
             if not stat.S_ISDIR(moved.st_mode):
                 raise OSError(errno.EISDIR, "target is a directory")
-            self._remove_empty(self.nodes.descriptor(parent), new_disk)
+            self._remove_empty(self.nodes.descriptor(parent), new_disk, target)
         old_descriptor = self.nodes.descriptor(old_parent)
         new_descriptor = self.nodes.descriptor(parent)
         if flags:
@@ -409,11 +453,7 @@ class DirectoryOperations(FileOperations):
             self.nodes.link(target, old_parent, old_name, old_disk)
             self._rehome(target, new, old)
         elif target.is_dir:
-            self.directory_dropped(target.dir_id)
-            self.extras.remove(target.dir_id)
-            self.nodes.disown_key(target)
-            self.forget_directory(target)
-            self.nodes.drop_if_unused(target)
+            self._forget_removed(target)
         else:
             self._name_gone(target, parent, name)
 
@@ -474,6 +514,8 @@ class DirectoryOperations(FileOperations):
         if self.options.read_only:
             return
         self._sync_every_fresh_directory()
+        if self.removed(node):
+            return
         if self.extras.waits(self.dir_id(node)):
             self.extras.sync(self.dir_id(node))
         self.sync_directory(node)

@@ -69,7 +69,7 @@ class KeyOperations(AttributeOperations):
         """Give a directory a KMS key, or take its own away (None). Files that are there keep theirs.
 
         Raises:
-            OSError: EPERM for others than who mounted and root, ENODATA, EINVAL, ENOTDIR.
+            OSError: EPERM for others than who mounted and root, ENODATA, EINVAL, ENOTDIR, ENOENT.
             KmsfsError: if the key cannot make data keys for this mount, or kmsd refuses.
         """
         if who.uid not in (0, os.geteuid()):
@@ -78,6 +78,8 @@ class KeyOperations(AttributeOperations):
             raise OSError(errno.EOPNOTSUPP, "this attribute only tells")
         if not stat.S_ISDIR(node.kind):
             raise OSError(errno.ENOTDIR, "KMS keys are given to directories")
+        if self.removed(node):
+            raise OSError(errno.ENOENT, "the directory was removed")
         dir_id = self.dir_id(node)
         if value is None:
             if dir_id not in self.directory_keys:

@@ -155,6 +155,9 @@ class ExtrasOperations(KeyOperations):
     def _store_extras(self, node: Node, extras: Extras) -> None:
         """Write a record and, for a file, the header that names it; an empty one is removed."""
         number = max(extras.number + 1, time.time_ns())
+        if node.is_dir and self.removed(node):
+            # Whoever found it before is as if he had come before its removal. A record would stay for ever.
+            return
         if node.is_dir:
             self._replace_record(self.dir_id(node), extras, number, had_one=extras.number > 0)
             descriptor = self.nodes.descriptor(node)

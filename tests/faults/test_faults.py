@@ -168,18 +168,26 @@ def test_what_is_in_memory_is_not_stored_once_another_host_may_write(disk):
     assert disk.backing(node).read_bytes() != before and disk.read() == b"new" * 300
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_removed_file_whose_record_is_not_known_leaves_a_doubt(disk, known):
-    """Where nothing is remembered of closed files, as on NFS."""
-    disk.forget(disk.make(b"x" * 3000))
+@pytest.mark.parametrize("remembered", [True, False])
+@pytest.mark.parametrize("damaged", [True, False])
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_removed_file_leaves_a_doubt_only_where_its_header_cannot_be_read(disk, remembered, damaged, linked):
+    """Also where nothing is remembered of closed files, as on NFS and after `volume restart`."""
+    made = disk.make(b"x" * 3000)
+    if linked:
+        disk.vfs.link(made, disk.vfs.nodes.root, b"second")
+    disk.forget(made)
     disk.vfs.tick()
-    disk.mount().keep_attributes = known
+    disk.mount().keep_attributes = remembered
     node = disk.look()
+    if not remembered and damaged:
+        disk.backing(node).write_bytes(bytes(disk.backing(node).stat().st_size))
     disk.vfs.unlink(disk.vfs.nodes.root, b"f")
     disk.vfs.forget(node, 1)
     disk.vfs.tick()
-    assert disk.records.doubtful is not known
-    assert (set(disk.records.changed.values()) | set(disk.records.stored.values()) == {None}) is known
+    lost = damaged and not remembered
+    assert disk.records.doubtful is lost
+    assert (set(disk.records.changed.values()) | set(disk.records.stored.values()) == {None}) is not (lost or linked)
 
 
 @pytest.mark.parametrize("closed", [True, False])

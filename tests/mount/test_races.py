@@ -1,0 +1,100 @@
+"""Everything at once on few names: no answer that a file system does not give, and nothing amiss afterwards."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kmsfs.errors import ExitCode
+from kmsfs.mount.control import ask_restart
+from kmsfs.mount.mounttable import find_mounted
+
+from support import races
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+
+# 3 lives of 4 seconds in CI; `KMSFS_RACES=200 pytest tests/mount/test_races.py` is the campaign.
+LIVES = int(os.environ.get("KMSFS_RACES", "3"))
+SECONDS = 4
+
+
+def started(mount, seed):
+    command = [sys.executable, races.__file__, str(mount.plain), str(SECONDS), str(seed)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(running):
+    said, errors = running.communicate(timeout=SECONDS + 60)
+    assert running.returncode == 0, errors
+    return json.loads(said)
+
+
+def check(mount):
+    environment = {**os.environ, "KMSFS_SOCKET": mount.socket}
+    command = [sys.executable, "-m", "kmsfs.cli", "--json", "check", str(mount.cipher)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == ExitCode.OK, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def read_all(root):
+    for parent, folders, files in os.walk(root):
+        for name in folders + files:
+            path = Path(parent, name)
+            facts = path.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                data = path.read_bytes()
+                races.check_content(data)
+                assert len(data) == facts.st_size
+                assert set(os.listxattr(path)) <= {"user.a"}
+            elif stat.S_ISLNK(facts.st_mode):
+                assert os.readlink(path) in races.NAMES
+
+
+@pytest.mark.parametrize("life", range(LIVES))
+def test_nobody_is_told_what_no_file_system_says(make_mount, life):
+    mount = make_mount().start()
+    running = started(mount, life)
+    if life % 3 == 1:
+        for _ in range(2):
+            time.sleep(SECONDS / 3)
+            assert ask_restart(find_mounted(mount.plain))["version"]
+    asked, answered, wrong = ended(running)
+    assert asked > 500 and answered > asked / 4 and wrong == []
+    read_all(mount.plain)
+    mount.again()
+    assert "ERROR" not in mount.log
+    read_all(mount.plain)
+    mount.stop()
+    assert check(mount)["findings"] == []
+    mount.start()
+    for entry in mount.plain.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    mount.stop()
+    report = check(mount)
+    assert report["findings"] == [] and report["files"] == 0
+
+
+@pytest.mark.parametrize("life", range(LIVES))
+def test_a_kill_amid_all_that_leaves_nothing_damaged(make_mount, life):
+    mount = make_mount().start()
+    running = started(mount, 1000 + life)
+    time.sleep(SECONDS * (0.3 + 0.6 * (life % 7) / 7))
+    mount.process.kill()
+    running.kill()
+    running.communicate(timeout=60)
+    mount.kill()
+    mount.start()
+    read_all(mount.plain)
+    mount.again()
+    read_all(mount.plain)
+    assert "ERROR" not in mount.log
+    mount.stop()
+    found = check(mount)["findings"]
+    assert {finding["kind"] for finding in found} <= {"leftover"}
