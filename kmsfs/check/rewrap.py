@@ -18,7 +18,7 @@ from kmsfs.backing.posix import PosixFile, sync_file_system
 from kmsfs.envelope.kf1file import FileTools, Kf1File
 from kmsfs.envelope.provider import file_context
 from kmsfs.envelope.slots import SlotPair, read_slots
-from kmsfs.envelope.volumekeys import DIR_ID_NAME
+from kmsfs.envelope.volumekeys import DIR_ID_NAME, VolumeKeys
 from kmsfs.errors import InvalidCiphertext, KmsfsError
 from kmsfs.formats.blob import parse_blob
 
@@ -106,7 +106,7 @@ class Rewrapper:
         """
         batch: list[_Open] = []
         try:
-            for folder, name, shown, target in self._files(descriptor):
+            for folder, name, shown, target in stored_files(self._tools.keys, self._targets, descriptor, self.report.failed):
                 self.report.files += 1
                 try:
                     opened = self._begin(folder, name, shown, target, dry_run=dry_run)
@@ -179,33 +179,39 @@ class Rewrapper:
         for opened in batch:
             self.report.headers[opened.target] += 2
 
-    def _files(self, descriptor: int) -> Iterator[tuple[int, str, str, Wrapping]]:
-        """Yield (folder descriptor, name, path on disk, target) of every stored file, without reading any name."""
-        inherited = {".": self._targets.own}
-        for path, folders, names, folder in os.fwalk(".", dir_fd=descriptor):
-            folders[:] = [name for name in folders if name[:1] != "."]
-            try:
-                target = self._target_below(path, folder, inherited.pop(path))
-            except (KmsfsError, OSError) as error:
-                # Which key belongs below is not known: a wrong one would let others in, or lock out.
-                self.report.failed.append((os.path.normpath(path), str(error)))
-                folders.clear()
-                continue
-            inherited |= {os.path.join(path, name): target for name in folders}
-            for name in names:
-                if name[:1] not in ("n", "l"):
-                    continue
-                if stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                    yield folder, name, os.path.normpath(os.path.join(path, name)), target
 
-    def _target_below(self, path: str, folder: int, above: Wrapping) -> Wrapping:
-        directories = self._targets.directories
-        if not directories:
-            return above
-        if path == ".":
-            return directories.get(self._targets.root_id, above)
-        dir_id, _ = self._tools.keys.open_dir_id(os.readlink(DIR_ID_NAME, dir_fd=folder))
-        return directories.get(dir_id, above)
+def stored_files(
+    keys: VolumeKeys, targets: Targets, descriptor: int, failed: list[tuple[str, str]]
+) -> Iterator[tuple[int, str, str, Wrapping]]:
+    """Yield (folder descriptor, name, path on disk, target) of every stored file, without reading any name.
+
+    Directories of which it cannot be said whose key belongs below are added to `failed`, and left out.
+    """
+    inherited = {".": targets.own}
+    for path, folders, names, folder in os.fwalk(".", dir_fd=descriptor):
+        folders[:] = [name for name in folders if name[:1] != "."]
+        try:
+            target = _target_below(keys, targets, path, folder, inherited.pop(path))
+        except (KmsfsError, OSError) as error:
+            # A wrong key would let others in, or lock out.
+            failed.append((os.path.normpath(path), str(error)))
+            folders.clear()
+            continue
+        inherited |= {os.path.join(path, name): target for name in folders}
+        for name in names:
+            if name[:1] not in ("n", "l"):
+                continue
+            if stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                yield folder, name, os.path.normpath(os.path.join(path, name)), target
+
+
+def _target_below(keys: VolumeKeys, targets: Targets, path: str, folder: int, above: Wrapping) -> Wrapping:
+    if not targets.directories:
+        return above
+    if path == ".":
+        return targets.directories.get(targets.root_id, above)
+    dir_id, _ = keys.open_dir_id(os.readlink(DIR_ID_NAME, dir_fd=folder))
+    return targets.directories.get(dir_id, above)
 
 
 def _wrapping(wrapped: bytes) -> Wrapping | None:

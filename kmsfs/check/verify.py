@@ -9,6 +9,7 @@ from typing import Any
 
 from kmsfs.backing.extras import ExtrasStore
 from kmsfs.backing.posix import PosixFile
+from kmsfs.check.progress import CheckProgress
 from kmsfs.envelope.extras import EXTRAS_DIR, Extras
 from kmsfs.envelope.freshness import Commit, require_fresh
 from kmsfs.envelope.kf1file import FileTools
@@ -113,15 +114,19 @@ class _Opened:
     backing: PosixFile
     pair: SlotPair
     stored_bytes: int
+    verified: int | None
+    """How many chunks a check that was cut off has verified of it, as it is; None: its content is to be read."""
 
 
 class VolumeChecker:
     """Checks one volume; `on_bytes` hears of each stored byte gone through, for a progress bar."""
 
     def __init__(
-        self, tools: FileTools, on_bytes: Callable[[int], None], names_of: NamesOf | None = None, fetch: Fetch | None = None
-    ) -> None:
-        """`names_of` tells what files were called that may be missing, `fetch` gets keys ahead."""
+        self, tools: FileTools, on_bytes: Callable[[int], None], names_of: NamesOf | None = None, fetch: Fetch | None = None,
+        progress: CheckProgress | None = None,
+    ) -> None:  # fmt: skip
+        """`names_of` tells what files were called that may be missing, `fetch` gets keys ahead, `progress` what was verified."""
+        self._progress = progress
         self._fetch = fetch
         self._coming: list[_Opened] = []
         """Files whose keys were asked for."""
@@ -293,22 +298,23 @@ class VolumeChecker:
             backing.close()
             raise
         self._seen.add(pair.valid[0].clear.file_id)
-        self._next.append(_Opened(place, name, where, backing, pair, stored_bytes))
+        verified = self._progress.chunks_of(backing.descriptor, pair.valid[0]) if self._progress is not None else None
+        self._next.append(_Opened(place, name, where, backing, pair, stored_bytes, verified))
         if len(self._next) >= _AT_ONCE:
             self._turn()
 
     def _turn(self) -> None:
         """Ask for the keys of the files opened last, and meanwhile verify those before them."""
         ready, self._coming, self._next = self._coming, self._next, []
-        if self._coming and self._fetch is not None:
-            heads = [file.pair.valid[0].clear for file in self._coming]
+        heads = [file.pair.valid[0].clear for file in self._coming if file.verified is None]
+        if heads and self._fetch is not None:
             with contextlib.suppress(KmsfsError):
                 # Whoever opens one of them asks again, and learns why.
                 self._fetch([(clear.file_id, clear.wrapped_key) for clear in heads])
         for file in ready:
             try:
                 self._headers(file.pair, file.place, file.name, file.where)
-                self._content(file.pair, file.backing, file.where)
+                self._content(file)
             except KmsfsError as error:
                 self._found(file.where, *_judged(error))
             except OSError as error:
@@ -316,6 +322,8 @@ class VolumeChecker:
             finally:
                 file.backing.close()
             self._on_bytes(file.stored_bytes)
+        if self._progress is not None:
+            self._progress.flush()
 
     def _headers(self, pair: SlotPair, place: _Place, name: bytes, where: tuple[str, str]) -> None:
         if pair.damaged is not None:
@@ -338,20 +346,31 @@ class VolumeChecker:
         except CorruptFile as error:
             self._found(where, DAMAGE, str(error))
 
-    def _content(self, pair: SlotPair, backing: PosixFile, where: tuple[str, str]) -> None:
-        newest = pair.valid[0]
+    def _content(self, file: _Opened) -> None:
+        newest, valid = file.pair.valid[0], file.pair.valid
+        if file.verified is not None:
+            self._count(newest, file.verified)
+            return
         try:
-            self._whole(newest, backing)
+            chunks = self._whole(newest, file.backing)
         except CorruptFile as error:
-            older = pair.valid[1] if len(pair.valid) > 1 else None
+            older = valid[1] if len(valid) > 1 else None
             if older is None or self._tools.rules.trusts(newest.clear.session):
                 raise
-            self._whole(older, backing)
-            self._found(where, UNCLEAN, f"the newest header does not verify, the one before does: {error}")
+            self._whole(older, file.backing)
+            self._found(file.where, UNCLEAN, f"the newest header does not verify, the one before does: {error}")
+        else:
+            if self._progress is not None:
+                self._progress.add(file.backing.descriptor, newest, chunks)
 
-    def _whole(self, slot: Slot, backing: PosixFile) -> None:
+    def _whole(self, slot: Slot, backing: PosixFile) -> int:
         keys = self._tools.provider.open(slot.clear.file_id, slot.clear.wrapped_key)
-        self.report.chunks += verify(slot, None, keys, backing)
+        chunks = verify(slot, None, keys, backing)
+        self._count(slot, chunks)
+        return chunks
+
+    def _count(self, slot: Slot, chunks: int) -> None:
+        self.report.chunks += chunks
         self.report.plain_bytes += slot.attributes.size
 
 

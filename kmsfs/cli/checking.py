@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kmsfs.backing.freshness import FreshnessStore
 from kmsfs.backing.listings import ListingStore
+from kmsfs.check.progress import CheckProgress
 from kmsfs.check.repair import Repairer, RepairReport
 from kmsfs.check.rescue import Rescuer, RescueReport
 from kmsfs.check.verify import DAMAGE, Finding, Report, VolumeChecker
@@ -16,7 +17,7 @@ from kmsfs.envelope.caching import CachingProvider, NoGuard
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.recovery import SessionRules
 from kmsfs.errors import CorruptVolume, StorageError, UsageError
-from kmsfs.mount.freshness import open_records
+from kmsfs.mount.freshness import open_records, state_folder
 from kmsfs.mount.listed import listings_path
 from kmsfs.mount.volume import OpenVolume, VolumeLease, open_volume
 
@@ -80,10 +81,16 @@ def volume_tools(volume: OpenVolume, talk: ClientSession, rules: SessionRules, p
     return FileTools(volume.keys, provider or key_provider(volume, talk), rules, os.urandom, volume.config.chunk_log2, bytearray())
 
 
-def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
-    """Verify a volume that is not mounted.
+def progress_path(volume_id: bytes) -> Path:
+    """Return where it is noted what a check of a volume has verified, until it is done."""
+    return state_folder() / "checks" / f"{volume_id.hex()}.txt"
+
+
+def check_volume(cipher_dir: Path, talk: ClientSession, *, go_on: bool = False) -> Report:
+    """Verify a volume that is not mounted; `go_on` with a check that was cut off.
 
     Raises:
+        StorageError: if it cannot go on, as what was verified cannot be read.
         VolumeBusy, KmsfsError: if it is mounted, or the key service refuses its key.
     """
     volume = open_volume(cipher_dir, talk, read_only=True)
@@ -99,8 +106,22 @@ def check_volume(cipher_dir: Path, talk: ClientSession) -> Report:
     listings = listings_path(volume.config.volume_id)
     store = ListingStore(volume.keys.listing, listings) if listings.exists() else None
     names_of = (lambda dir_id: store.load(dir_id).values()) if store is not None else None
-    with byte_progress("checking", stored_bytes(cipher_dir)) as advance:
-        report = VolumeChecker(tools, advance, names_of, provider.fetch_soon).run(volume.descriptor, volume.config.root_id)
+    progress: CheckProgress | None = None
+    try:
+        progress = CheckProgress(progress_path(volume.config.volume_id), go_on=go_on)
+    except OSError as error:
+        # A rescue system may have nothing to write to.
+        if go_on:
+            raise StorageError(f"what was verified cannot be read: {error.strerror}", hint="check without --continue") from error
+    done = False
+    try:
+        with byte_progress("checking", stored_bytes(cipher_dir)) as advance:
+            checker = VolumeChecker(tools, advance, names_of, provider.fetch_soon, progress)
+            report = checker.run(volume.descriptor, volume.config.root_id)
+        done = True
+    finally:
+        if progress is not None:
+            progress.close(done=done)
     report.findings[:0] = of_the_volume
     if store is not None:
         store.close()

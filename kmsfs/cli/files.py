@@ -12,6 +12,7 @@ from kmsfs.cli.output import SETTINGS, confirm, facts, say, session, show
 from kmsfs.errors import ExitCode, KmsfsError, UsageError
 
 if TYPE_CHECKING:
+    from kmsfs.check.rekey import RekeyReport
     from kmsfs.check.rescue import RescueReport
     from kmsfs.check.rewrap import RewrapReport
     from kmsfs.check.scrub import ScrubReport
@@ -56,16 +57,33 @@ def mount(
     memory: Annotated[
         int, typer.Option(min=128, metavar="MIB", help="About how much memory to use for what is remembered.")
     ] = 256,
+    cache: Annotated[
+        str, typer.Option(help="What the kernel keeps: full, metadata (names and attributes, no contents), or none.")
+    ] = "full",
+    chunk: Annotated[
+        int | None, typer.Option(metavar="KIB", help="Of a new volume: how much is encrypted at once, 4 to 1024 (default 16).")
+    ] = None,
+    idle: Annotated[str | None, typer.Option(metavar="TIME", help="Unmount when nobody used it for so long: 30m, 2h.")] = None,
+    uid: Annotated[int | None, typer.Option(min=0, help="Show everything as this user's.")] = None,
+    gid: Annotated[int | None, typer.Option(min=0, help="Show everything as this group's.")] = None,
 ) -> None:
     """Mount an encrypted directory; makes it on first use. Example: kmsfs mount ~/cipher ~/plain"""
+    from kmsfs.cli.grant import seconds_of
     from kmsfs.cli.successor import successor
-    from kmsfs.mount.run import MountRequest, check_places, run_mount
+    from kmsfs.mount.request import CACHES, CHUNKS, MountRequest, check_places
+    from kmsfs.mount.run import run_mount
 
-    if transport not in TRANSPORTS:
-        raise UsageError(f"no transport {transport!r}", hint=f"one of {', '.join(TRANSPORTS)}")
+    for what, chosen, known in (("transport", transport, TRANSPORTS), ("cache", cache, CACHES)):
+        if chosen not in known:
+            raise UsageError(f"no {what} {chosen!r}", hint=f"one of {', '.join(known)}")
+    if chunk is not None and chunk not in CHUNKS:
+        raise UsageError(f"no chunk of {chunk} KiB", hint=f"one of {', '.join(map(str, CHUNKS))}")
+    idle_seconds = seconds_of(idle) if idle else None
+    if transport != "kernel" and (idle_seconds or cache != "full"):
+        raise UsageError("--idle and --cache are for the kernel transport")
     request = MountRequest(
         cipher_dir.absolute(), mountpoint.absolute(), key, transport, allow_other, read_only or follow, recover,
-        low_latency, keys_ahead, memory << 20, follow,
+        low_latency, keys_ahead, memory << 20, follow, cache, CHUNKS[chunk] if chunk else None, idle_seconds, uid, gid,
     )  # fmt: skip
     check_places(request)
     talk = session()
@@ -153,6 +171,27 @@ def accept_restore(
 
 
 @volume_app.command()
+def rekey(cipher_dir: CipherDir) -> None:
+    """Give every file a new data key and encrypt its content anew, where an old one may have become known. Not while it is mounted. Example: kmsfs volume rekey ~/cipher
+
+    Needs room for what it has under way: the largest file once more, at least 64 MiB. Run again, it begins anew.
+    """
+    from kmsfs.cli.rewrapping import rekey_volume
+
+    report = rekey_volume(cipher_dir, session())
+    show(report.document(), lambda: _print_rekeyed(report))
+    if report.failed:
+        raise typer.Exit(ExitCode.DAMAGE_FOUND)
+
+
+def _print_rekeyed(report: "RekeyReport") -> None:
+    for name, problem in report.failed:
+        print(f"failed    {name}  ({problem})")
+    failed = f", {len(report.failed)} failed and are as they were" if report.failed else ""
+    say(f"{report.rekeyed} of {report.files} files, {report.content_bytes} bytes, have new data keys{failed}")
+
+
+@volume_app.command()
 def records(
     cipher_dir: CipherDir,
     in_volume: Annotated[bool, typer.Option("--in-volume", help="Beside the ciphertext, where other hosts find them too.")] = False,
@@ -217,6 +256,9 @@ def check(
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="With --repair: move what is damaged beyond that into CIPHERDIR/.damaged.")
     ] = False,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="After a check that was cut off: contents that it verified, and that did not change, are not read again.")
+    ] = False,
 ) -> None:
     """Verify every byte of a volume that is not mounted, changing nothing unless asked. Exit code 21: something is damaged."""
     from kmsfs.cli.checking import check_volume, repair_volume
@@ -224,7 +266,7 @@ def check(
     if quarantine and not repair:
         raise UsageError("--quarantine goes with --repair")
     talk = session()
-    report = check_volume(cipher_dir, talk)
+    report = check_volume(cipher_dir, talk, go_on=go_on)
     document = report.document()
     if repair and (report.findings or report.doubtful):
         done = repair_volume(cipher_dir, talk, report, set_aside=quarantine)

@@ -22,7 +22,7 @@ def create(
     context: Annotated[
         list[str] | None, typer.Option("--context", help="NAME=VALUE that calls must carry.")
     ] = None,
-    lasts: Annotated[str | None, typer.Option("--for", help="It ends by itself: 90m, 2h or 7d.")] = None,
+    lasts: Annotated[str | None, typer.Option("--for", help="It ends by itself: 30s, 90m, 2h or 7d.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why, for whoever looks at it later.")] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Calls must carry this context and nothing else.")
@@ -90,12 +90,12 @@ def principal_arn(text: str) -> str:
 
 
 def seconds_of(text: str) -> int:
-    """Return the seconds of 90m, 2h or 7d.
+    """Return the seconds of 30s, 90m, 2h or 7d.
 
     Raises:
         UsageError: if it is none of them.
     """
-    units = {"m": 60, "h": 3_600, "d": 86_400}
+    units = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
     if not text[:-1].isdigit() or text[-1:] not in units:
-        raise UsageError(f"{text!r} is no time", hint="90m, 2h or 7d")
+        raise UsageError(f"{text!r} is no time", hint="30s, 90m, 2h or 7d")
     return int(text[:-1]) * units[text[-1]]

@@ -10,7 +10,10 @@ _FLAGS = {
     "no_low_latency": "--no-low-latency", "no_keys_ahead": "--no-keys-ahead",
     "follow": "--follow",
 }  # fmt: skip
-_VALUES = {"key": "--key", "transport": "--transport", "memory": "--memory"}
+_VALUES = {
+    "key": "--key", "transport": "--transport", "memory": "--memory", "cache": "--cache", "chunk": "--chunk", "idle": "--idle",
+    "uid": "--uid", "gid": "--gid",
+}  # fmt: skip
 _IGNORED = frozenset(
     {
         "rw", "auto", "noauto", "defaults", "nofail", "_netdev", "user", "users", "nouser", "exec", "noexec", "suid",

@@ -49,7 +49,7 @@ def snapshot(
 def share(
     snapshot: Snapshot,
     to: Annotated[str, typer.Option("--to", metavar="PRINCIPAL", help="Whom: twelve digits of an account, or the ARN of a principal.")],
-    time_left: Annotated[str | None, typer.Option("--for", help="How long it may be received: 90m, 2h or 7d.")] = None,
+    time_left: Annotated[str | None, typer.Option("--for", help="How long it may be received: 30s, 90m, 2h or 7d.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Let somebody of another account receive a snapshot: grants on its KMS keys, for this volume alone. Hand him the file yourself."""

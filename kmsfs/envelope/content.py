@@ -21,6 +21,7 @@ from kmsfs.formats.filelayout import blocks_for, chunk_count, chunk_runs, max_fi
 from kmsfs.quantity import BLOCK_BYTES
 
 _TAG_SPARE = 16
+_MOVE_BYTES = 1 << 20
 _RECLAIM_BLOCKS = 256
 """1 MiB: fewer idle blocks than this are not worth a walk of the map."""
 
@@ -303,6 +304,54 @@ def _release(file: Kf1File, entries: bytes, generation: int) -> None:
         end += blocks_for(plain_bytes)
     if end > start:
         file.allocator.release(start, end - start, generation)
+
+
+def write_under(file: Kf1File, keys: FileKeys, wrapped: bytes) -> None:
+    """Write all content anew under another data key, which the next commit names; holes stay holes.
+
+    Until that one is durable the commit before stands, under the key that it names. If this fails, the file is to be closed without
+    a commit.
+
+    Raises:
+        StorageError: if there is no room beside what is there.
+        CorruptFile: if a chunk is damaged.
+        KmsfsError: as the provider's Decrypt.
+    """
+    file.require_sound()
+    old = file.unlock()
+    _reclaim(file, old)
+    if file.tree is not None:
+        file.tree = _tree_under(file, file.tree, old, keys)
+    file.file_keys = keys
+    file.clear.wrapped_key, file.clear.commitment = wrapped, keys.commitment()
+    file.content_dirty = True
+
+
+def _tree_under(file: Kf1File, before: MapTree, old: FileKeys, keys: FileKeys) -> MapTree:
+    log2 = file.clear.chunk_log2
+    most = max(1, _MOVE_BYTES >> log2)
+    plain, spare = memoryview(bytearray(most << log2)), memoryview(bytearray((most << log2) + _TAG_SPARE))
+    file.tree = after = MapTree(file.identity, before.height, bytes(ROOT_BODY_BYTES))
+    index, end = 0, chunk_count(file.size, log2)
+    while index < end:
+        entry = before.entry(index, file.file, old.map)
+        if entry == HOLE:
+            index = before.absent_until(index, file.file, old.map)
+            continue
+        run = _run_from(before, file, old, index, min(end, index + most), entry)
+        _open_run(file, old, index, run, plain[: len(run) << log2], spare)
+        _store(file, keys, index, plain[: (len(run) - 1 << log2) + run[-1][1]])
+        index += len(run)
+    generation = file.clear.generation + 1
+    for block, blocks in before.used_extents(file.file, old.map):
+        file.allocator.release(block, blocks, generation)
+    return after
+
+
+def give_back_free(file: Kf1File) -> None:
+    """Let the backing store have the space of blocks that nothing refers to."""
+    for start, blocks in file.allocator.free_extents():
+        file.file.punch(start * BLOCK_BYTES, blocks * BLOCK_BYTES)
 
 
 # --- sizes and holes ----------------------------------------------------------------------------------------

@@ -125,6 +125,9 @@ class Kf1File:
             newest = pair.valid[0].clear
             file_keys = tools.provider.open(newest.file_id, newest.wrapped_key)
         choice = choose(pair, tools.rules, file_keys, file)
+        if file_keys is not None and choice.fell_back:
+            # Which may be under another data key than the newest.
+            file_keys = tools.provider.open(choice.slot.clear.file_id, choice.slot.clear.wrapped_key)
         opened = cls(tools, file, choice.slot.clear, choice.slot.attributes)
         opened.map_box = choice.slot.map_box
         opened.last_slot = choice.slot.number

@@ -1,6 +1,7 @@
 """What stat answers, and names of attributes that are not stored, independent of any transport."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 KEY_ATTRIBUTE = b"user.kmsfs.key"
@@ -33,6 +34,20 @@ def from_backing(facts: os.stat_result) -> Stat:
         facts.st_ino, facts.st_size, facts.st_blocks, facts.st_atime_ns, facts.st_mtime_ns, facts.st_ctime_ns,
         facts.st_mode, facts.st_nlink, facts.st_uid, facts.st_gid, facts.st_rdev,
     )  # fmt: skip
+
+
+def owned_by(uid: int | None, gid: int | None) -> Callable[[os.stat_result], Stat]:
+    """Return what tells a backing inode's attributes with another owner, other group, or both."""
+
+    def told(facts: os.stat_result) -> Stat:
+        answer = from_backing(facts)
+        if uid is not None:
+            answer.uid = uid
+        if gid is not None:
+            answer.gid = gid
+        return answer
+
+    return from_backing if uid is None and gid is None else told
 
 
 def gone(ino: int, kind: int) -> Stat:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,6 +53,7 @@ from kmsfs.mount.handover import (
     unpack_nodes,
 )
 from kmsfs.mount.hardening import forbid_dumps
+from kmsfs.mount.idle import IdleWatch
 from kmsfs.mount.kernel.attach import MountOptions, attach, detach
 from kmsfs.mount.kernel.notify import KernelNotifier
 from kmsfs.mount.kernel.pruning import Pruner
@@ -63,6 +64,7 @@ from kmsfs.mount.keypool import PoolFiller
 from kmsfs.mount.listed import listings_path
 from kmsfs.mount.mounttable import VIEW, VOLUME, device_of, find_mounted, holds_mounts
 from kmsfs.mount.otherkeys import OtherKeys
+from kmsfs.mount.request import MountRequest, check_places
 from kmsfs.mount.vfs import VfsOptions
 from kmsfs.mount.volume import (
     OpenVolume,
@@ -72,15 +74,15 @@ from kmsfs.mount.volume import (
     inherit_volume,
     make_volume,
     open_volume,
+    require_chunk,
 )
+from kmsfs.quantity import DEFAULT_CHUNK_LOG2
 
 if TYPE_CHECKING:
     from kmsfs.mount.watch import CipherWatcher
 
 _Got = TypeVar("_Got")
 _LOG = logging.getLogger("kmsfs.mount")
-MEMORY_BYTES = 256 << 20
-"""About how big a mount process gets by what it remembers."""
 _RETRY_SECONDS = 1.0
 _REVALIDATE_SECONDS = 1.0
 _NOTIFY_SECONDS = 1.0
@@ -90,66 +92,6 @@ _COLLECT_EVERY = 10_000
 _REVOKING = frozenset(
     {"disabled", "pending-deletion", "deleted", "policy", "grant-ended", "material-destroyed", RESUMED}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class MountRequest:
-    """What the user asked for."""
-
-    cipher_dir: Path
-    mountpoint: Path
-    key: str | None = None
-    transport: str = "kernel"
-    allow_other: bool = False
-    read_only: bool = False
-    recover: bool = False
-    low_latency: bool = True
-    keys_ahead: bool = True
-    memory_bytes: int = MEMORY_BYTES
-    follow: bool = False
-    """Read what another mount writes; goes with `read_only`."""
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return {**asdict(self), "cipher_dir": os.fsencode(self.cipher_dir), "mountpoint": os.fsencode(self.mountpoint)}
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> "MountRequest":
-        """Return the request of plain values.
-
-        Raises:
-            UnsupportedFormat: if they are another version's.
-        """
-        try:
-            paths = {name: Path(os.fsdecode(plain[name])) for name in ("cipher_dir", "mountpoint")}
-            return cls(**{**plain, **paths})
-        except (KeyError, TypeError) as error:
-            raise UnsupportedFormat(f"the request of the mount cannot be taken over: {error}") from error
-
-
-def check_places(request: MountRequest) -> None:
-    """Refuse places where mounting would surprise.
-
-    Raises:
-        UsageError: a missing or non-empty mountpoint, one inside the other, a cipher directory that is none.
-    """
-    cipher, point = request.cipher_dir, request.mountpoint
-    real_cipher, real_point = cipher.resolve(), point.resolve()
-    if real_cipher == real_point or real_cipher in real_point.parents or real_point in real_cipher.parents:
-        raise UsageError(
-            "cipher directory and mountpoint lie inside each other", hint="keep them side by side"
-        )
-    if os.path.ismount(point):
-        raise UsageError(f"{point} is a mount point already", hint=f"kmsfs umount {point}")
-    for place in (cipher, point):
-        try:
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise UsageError(f"{place} is not a directory") from error
-        except OSError as error:
-            raise UsageError(f"cannot make {place}: {error.strerror}") from error
-    if any(point.iterdir()):
-        raise UsageError(f"{point} is not empty: its files would be hidden", hint="choose an empty directory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +142,9 @@ class RunningMount:
             if request.read_only:
                 raise UsageError(f"{request.cipher_dir} holds no kmsfs volume")
             key = request.key or default_key(self._session, os.getuid())
-            make_volume(request.cipher_dir, self._session, key)
+            make_volume(request.cipher_dir, self._session, key, request.chunk_log2 or DEFAULT_CHUNK_LOG2)
+        elif request.chunk_log2 is not None:
+            require_chunk(request.cipher_dir, request.chunk_log2)
         return open_volume(request.cipher_dir, self._session, read_only=request.read_only, follow=request.follow)
 
     def _open_again(self, inherited: Inheritance) -> OpenVolume:
@@ -252,8 +196,12 @@ class RunningMount:
         rules = kind(self._lease.number, set(self._lease.unclean), self._request.recover, lambda: self._lease.may_store(self._watcher.silent))
         scratch = bytearray(2 * MAX_WRITE + (1 << 18))
         tools = FileTools(keys, provider, rules, os.urandom, config.chunk_log2, scratch, self._records)
-        kernel_times = self._request.transport == "kernel"
-        options = VfsOptions(self._request.read_only, config.bind, kernel_times, put_off=kernel_times, keys_ahead=self._request.keys_ahead and not self._request.follow)
+        request = self._request
+        by_kernel = request.transport == "kernel"
+        options = VfsOptions(
+            request.read_only, config.bind, kernel_times=by_kernel and request.cache == "full", put_off=by_kernel,
+            keys_ahead=request.keys_ahead and not request.follow, uid=request.uid, gid=request.gid,
+        )  # fmt: skip
         vfs = (FollowingVfs if self._request.follow else Vfs)(tools, provider, self._volume.descriptor, config.root_id, options)
         vfs.volume_key_id = self._key_id
         vfs.directory_keys = self._lease.directory_keys
@@ -308,10 +256,13 @@ class RunningMount:
         notifier = self._notifier = KernelNotifier(descriptor)
         guarded = options.allow_other or os.geteuid() != 0
         wake_ups = WakeUps(DEVICE if self._request.low_latency else None)
-        kernel = KernelSession(self.vfs, descriptor, wake_ups, check_permissions=guarded, follows=self._request.follow)
+        kernel = KernelSession(
+            self.vfs, descriptor, wake_ups, check_permissions=guarded, follows=self._request.follow, cache=self._request.cache
+        )
         if inherited is not None:
             unpack_nodes(inherited, self.vfs, kernel.directories)
-        watcher = CipherWatcher(self.vfs, notifier, kernel.lifetimes, follows=self._request.follow)
+        nothing_kept = self._request.follow or self._request.cache == "none"
+        watcher = CipherWatcher(self.vfs, notifier, kernel.lifetimes, nothing_kept=nothing_kept)
         kernel.watch_directories(watcher.add)
         self.vfs.forget_directory = watcher.forget
         if inherited is not None:
@@ -321,6 +272,9 @@ class RunningMount:
         self._start_threads()
         pruner = Pruner(self.vfs, notifier, self._request.memory_bytes, lambda: holds_mounts(self._point))
         pruner.start()
+        idle = IdleWatch(self._request.idle_seconds or 0, lambda: kernel.requests, lambda: detach(self._request.mountpoint))
+        if self._request.idle_seconds:
+            idle.start()
         control = MountControl(device_of(self._point), lambda: require_startable(self._successor.command), kernel.leave)
         gc.collect()
         gc.freeze()
@@ -334,6 +288,7 @@ class RunningMount:
                 self._hand_over(kernel, descriptor, control, notifier)
         finally:
             control.close()
+            idle.close()
             pruner.close()
             wake_ups.close()
             watcher.close()

@@ -7,6 +7,7 @@ called with `lock` held by the transport; background work takes the lock itself.
 import errno
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from kmsfs.envelope.freshness import Commit
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.errors import CorruptFile, CorruptVolume, IntegrityReason, KeyLease, KmsfsError, StorageError
 from kmsfs.formats.fileheader import Attributes
+from kmsfs.mount.attributes import Requester, owned_by
 from kmsfs.mount.keysahead import KeysAhead
 from kmsfs.mount.nodes import Node, NodeTable
 
@@ -39,6 +41,10 @@ class VfsOptions:
     """The transport calls `idle_step` while it waits: work that no answer depends on is left for then."""
     keys_ahead: bool = False
     """Data keys of files that will likely be opened next are fetched with those that are needed."""
+    uid: int | None = None
+    """Whose everything seems to be; None: whose it is on the backing store."""
+    gid: int | None = None
+    """As `uid`, of the group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ class VfsBase:
         self.keys = tools.keys
         self.provider = provider
         self.options = options
+        self.told = owned_by(options.uid, options.gid)
         self.nodes = NodeTable(root_descriptor, root_dir_id)
         self.extras = ExtrasStore(tools, root_descriptor)
         self.ahead = KeysAhead(tools.keys, time.monotonic) if options.keys_ahead else None
@@ -253,6 +260,13 @@ class VfsBase:
         if tag in attributes.extra_homes:
             return True
         return bool(attributes.extras) and tag in self.extras.load(attributes.file_id, attributes.extras).homes
+
+    def new_owner(self, above: os.stat_result, who: Requester) -> tuple[int, int]:
+        """Return whose a new entry of a directory is on the backing store, where we may choose: a setgid directory hands down its group."""
+        uid = who.uid if self.options.uid is None else 0
+        if above.st_mode & stat.S_ISGID:
+            return uid, above.st_gid
+        return uid, who.gid if self.options.gid is None else 0
 
     # --- KMS keys ---------------------------------------------------------------------------------------------
 

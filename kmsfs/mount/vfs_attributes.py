@@ -12,7 +12,7 @@ from kmsfs.envelope.slots import peek_attributes, read_slots
 from kmsfs.errors import AccessDenied, IntegrityError
 from kmsfs.formats.fileheader import Attributes
 from kmsfs.formats.listing import ListedFile
-from kmsfs.mount.attributes import Changes, Requester, Stat, from_backing, gone
+from kmsfs.mount.attributes import Changes, Requester, Stat, gone
 from kmsfs.mount.listed import still_as
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs_open import OpenFiles
@@ -52,7 +52,7 @@ class AttributeOperations(OpenFiles):
             node = self.nodes.adopt(parent, name, disk_name, facts)
             if node.file is None and node.attributes is None:
                 node.attributes = listed.attributes(parent.dir_id)
-                answer = from_backing(facts)
+                answer = self.told(facts)
                 answer.size, answer.mtime_ns = listed.size, listed.mtime_ns
                 return node, answer
         return self.enter(parent, name, disk_name, facts, listed=True)
@@ -80,7 +80,7 @@ class AttributeOperations(OpenFiles):
                 self.complain("an entry is damaged, and can only be removed: %s", error)
                 damaged = self.nodes.adopt_damaged(parent, name, disk_name, facts, before, error)
                 self.nodes.drop_if_unused(node)
-                return damaged, from_backing(facts)
+                return damaged, self.told(facts)
             self.nodes.drop_if_unused(node)
             raise
 
@@ -101,7 +101,7 @@ class AttributeOperations(OpenFiles):
         if node.is_file and node.file is not None and node.descriptor >= 0:
             return self._stat(node, os.fstat(node.descriptor), None, b"")
         if node.is_dir:
-            return from_backing(os.fstat(self.nodes.descriptor(node)))
+            return self.told(os.fstat(self.nodes.descriptor(node)))
         place = node.place()
         if place is None and node.parted is not None:
             return node.parted[0]
@@ -117,7 +117,7 @@ class AttributeOperations(OpenFiles):
         return attributes.btime_ns if attributes is not None else None
 
     def _stat(self, node: Node, facts: os.stat_result, parent: Node | None, name: bytes) -> Stat:
-        answer = from_backing(facts)
+        answer = self.told(facts)
         if node.damage is not None:
             return answer
         if node.is_file:
@@ -188,6 +188,7 @@ class AttributeOperations(OpenFiles):
         """
         self.require_unlocked()
         self.require_writable()
+        self._require_own(changes)
         if node.parted is not None and not node.names:
             return _changed(node.parted[0], changes)
         if not node.is_dir and node.descriptor < 0 and not node.names and changes.only_times:
@@ -195,15 +196,20 @@ class AttributeOperations(OpenFiles):
             return gone(node.key[1], node.kind)
         if changes.size is not None:
             self._set_size(node, changes.size)
-        if changes.uid is not None or changes.gid is not None:
-            self._chown(
-                node, -1 if changes.uid is None else changes.uid, -1 if changes.gid is None else changes.gid
-            )
+        uid = -1 if changes.uid is None or self.options.uid is not None else changes.uid
+        gid = -1 if changes.gid is None or self.options.gid is not None else changes.gid
+        if (uid, gid) != (-1, -1):
+            self._chown(node, uid, gid)
         if changes.mode is not None:
             self._chmod(node, changes.mode)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             self._set_times(node, changes)
         return self.getattr(node)
+
+    def _require_own(self, changes: Changes) -> None:
+        for wanted, fixed in ((changes.uid, self.options.uid), (changes.gid, self.options.gid)):
+            if wanted is not None and fixed is not None and wanted != fixed:
+                raise OSError(errno.EPERM, "the mount's options say whose everything is")
 
     def _set_size(self, node: Node, size: int) -> None:
         if not node.is_file:
@@ -269,12 +275,12 @@ class AttributeOperations(OpenFiles):
         if not self.privileged:
             return
         above = os.fstat(self.nodes.descriptor(parent))
-        gid = above.st_gid if above.st_mode & stat.S_ISGID else who.gid
+        uid, gid = self.new_owner(above, who)
         if is_dir and above.st_mode & stat.S_ISGID:
             mode |= stat.S_ISGID
-        if (who.uid, gid) != (0, 0) or above.st_mode & stat.S_ISGID:
+        if (uid, gid) != (0, 0) or above.st_mode & stat.S_ISGID:
             directory = self.nodes.descriptor(parent)
-            os.chown(disk_name, who.uid, gid, dir_fd=directory, follow_symlinks=False)
+            os.chown(disk_name, uid, gid, dir_fd=directory, follow_symlinks=False)
             if mode & 0o7000 and not stat.S_ISLNK(mode):
                 made = os.stat(disk_name, dir_fd=directory, follow_symlinks=False).st_mode
                 os.chmod(disk_name, stat.S_IMODE(made) | mode & 0o7000, dir_fd=directory)

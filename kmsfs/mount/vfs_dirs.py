@@ -12,7 +12,7 @@ from kmsfs.envelope.volumekeys import DIR_ID_NAME
 from kmsfs.errors import InvalidName, KmsfsError
 from kmsfs.formats.listing import ListedFile
 from kmsfs.formats.volume import CONFIG_NAME
-from kmsfs.mount.attributes import Requester, Stat, from_backing
+from kmsfs.mount.attributes import Requester, Stat
 from kmsfs.mount.nodes import Node
 from kmsfs.mount.vfs_files import FileOperations
 
@@ -214,7 +214,7 @@ class DirectoryOperations(FileOperations):
 
     def _remember(self, node: Node, directory: int, disk_name: str) -> None:
         """Whoever found a symlink may read it after another took its place, as whoever found a file may open it."""
-        answer = from_backing(os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
+        answer = self.told(os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
         answer.nlink -= 1
         target = b""
         if stat.S_ISLNK(answer.mode):

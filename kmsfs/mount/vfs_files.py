@@ -79,9 +79,7 @@ class FileOperations(ExtrasOperations):
         backing = PosixFile(os.open(".", flags, mode, dir_fd=self.nodes.descriptor(parent)))
         try:
             if self.privileged:
-                above = os.fstat(self.nodes.descriptor(parent))
-                gid = above.st_gid if above.st_mode & stat.S_ISGID else who.gid
-                os.fchown(backing.descriptor, who.uid, gid)
+                os.fchown(backing.descriptor, *self.new_owner(os.fstat(self.nodes.descriptor(parent)), who))
                 os.fchmod(backing.descriptor, mode)
             facts = os.fstat(backing.descriptor)
             node = self.nodes.adopt_nameless(facts)

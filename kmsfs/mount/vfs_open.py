@@ -240,8 +240,13 @@ class OpenFiles(VfsBase):
     def forget(self, node: Node, lookups: int) -> None:
         """Take back lookups of the kernel's."""
         self.nodes.forget(node, lookups)
-        if node.lookups <= 0 and node in self.resting and not node.names:
+        file = node.file
+        if file is None or node.names or node.handles or node.lookups > 0:
+            return
+        if file.dirty:
             self.settle(node)
+        else:
+            self.close_file(node)
 
     def close_parted(self) -> None:
         """Close what `part` keeps: the kernel will not be heard any more."""

@@ -165,12 +165,17 @@ class ExtrasOperations(KeyOperations):
             return
         file = self.acquire(node)
         try:
-            had_one = file.attributes.extras > 0
+            before = file.attributes.extras
             if not extras.empty:
-                self._replace_record(file.attributes.file_id, extras, number, had_one=had_one)
+                self._replace_record(file.attributes.file_id, extras, number, had_one=before > 0)
             file.attributes.extras = 0 if extras.empty else number
             file.attributes_dirty = True
-            file.commit()
+            try:
+                file.commit()
+            except BaseException:
+                # The record that was to go is there still.
+                file.attributes.extras = before if extras.empty else number
+                raise
             if extras.empty:
                 self.extras.withdraw(file.attributes.file_id)
         finally:

@@ -75,6 +75,20 @@ def make_volume(
     write_config(cipher_dir, config, keys)
 
 
+def require_chunk(cipher_dir: Path, chunk_log2: int) -> None:
+    """Refuse a volume whose new files have chunks of another size.
+
+    Raises:
+        UsageError: if it is one.
+        CorruptVolume, UnsupportedFormat, StorageError: as `read_config`.
+    """
+    found = read_config(cipher_dir)[0].chunk_log2
+    if found != chunk_log2:
+        raise UsageError(
+            f"{cipher_dir} has chunks of {1 << found - 10} KiB", hint="they are chosen when a volume is made; leave the option out"
+        )
+
+
 def write_config(cipher_dir: Path, config: VolumeConfig, keys: VolumeKeys) -> None:
     """Write a volume configuration, wholly or not at all.
 

@@ -71,14 +71,14 @@ class _DirectoryWatch:
 class CipherWatcher:
     """Watches the directories that are looked up and not forgotten, inside the inotify limit."""
 
-    def __init__(self, vfs: Vfs, notifier: KernelNotifier, lifetimes: Lifetimes, *, follows: bool = False) -> None:
-        """Watch what the kernel knows of `vfs`; where that `follows` a writer, who does not close what he writes, nothing is kept."""
+    def __init__(self, vfs: Vfs, notifier: KernelNotifier, lifetimes: Lifetimes, *, nothing_kept: bool = False) -> None:
+        """Watch what the kernel knows of `vfs`; not where `nothing_kept` is by it, as where another writes and closes nothing."""
         self._vfs = vfs
         self._notifier = notifier
         self._lifetimes = lifetimes
         self._watches: dict[int, int] = {}
         self._inotify: _BatchedInotify | None = None
-        if follows:
+        if nothing_kept:
             # Names neither: what is opened is looked up.
             self._keep_little(0)
             return

@@ -245,6 +245,8 @@ def test_an_ordinary_user_mounts_with_fusermount3(tmp_path):
         (["/c", "/m", "-o", "rw"], ["--quiet", "--no-autostart", "mount", "/c", "/m"]),
         (["/c", "/m", "-s", "-n", "-o", "ro,allow_other,nofail,x-systemd.after=a", "-o", "key=alias/x,socket=/s"],
          ["--quiet", "--socket", "/s", "--no-autostart", "mount", "--read-only", "--allow-other", "--key", "alias/x", "/c", "/m"]),
+        (["/c", "/m", "-o", "idle=30m,cache=none,chunk=64,uid=1,gid=2"],
+         ["--quiet", "--no-autostart", "mount", "--idle", "30m", "--cache", "none", "--chunk", "64", "--uid", "1", "--gid", "2", "/c", "/m"]),
         (["/c", "-t", "kmsfs", "/m"], ["--quiet", "--no-autostart", "mount", "/c", "/m"]),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from kmsfs.backing.posix import PosixFile
+from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.errors import CorruptFile, KeyLease, StorageError
 from kmsfs.formats.fileheader import MAP_OFFSET, SLOT_BYTES
 from kmsfs.mount.durability import Vfs
@@ -166,6 +167,25 @@ def test_what_is_in_memory_is_not_stored_once_another_host_may_write(disk):
     ours = True
     disk.vfs.tick()
     assert disk.backing(node).read_bytes() != before and disk.read() == b"new" * 300
+
+
+def test_an_attribute_that_could_not_be_removed_is_there_and_goes_with_its_file(disk, monkeypatch):
+    node = disk.make(b"x" * 300)
+    disk.vfs.set_xattr(node, b"user.a", b"1", 0, WHO)
+    real = Kf1File.commit
+
+    def full(_file):
+        raise StorageError("No space left on device", os_errno=errno.ENOSPC)
+
+    monkeypatch.setattr(Kf1File, "commit", full)
+    with pytest.raises(StorageError):
+        disk.vfs.remove_xattr(node, b"user.a", WHO)
+    monkeypatch.setattr(Kf1File, "commit", real)
+    assert disk.vfs.get_xattr(node, b"user.a") == b"1"
+    disk.vfs.tick()
+    disk.vfs.unlink(disk.vfs.nodes.root, b"f")
+    disk.vfs.forget(node, node.lookups)
+    assert disk.vfs.extras.names() == []
 
 
 @pytest.mark.parametrize("remembered", [True, False])

@@ -44,9 +44,9 @@ def volume(make_mount):
     return mount
 
 
-def check(mount):
+def check(mount, *options):
     environment = {**os.environ, "KMSFS_SOCKET": mount.socket}
-    command = [sys.executable, "-m", "kmsfs.cli", "--json", "check", str(mount.cipher)]
+    command = [sys.executable, "-m", "kmsfs.cli", "--json", "check", *options, str(mount.cipher)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
@@ -334,3 +334,80 @@ def test_what_was_set_aside_is_not_missed(volume, harm):
     assert (volume.plain / "d").is_dir()
     volume.stop()
     assert check(volume)[0] == 0
+
+
+# --- going on ---------------------------------------------------------------------------------------------------
+
+
+def noted(folder):
+    return [line for path in folder.rglob("checks/*.txt") for line in path.read_text().splitlines() if line]
+
+
+@pytest.fixture
+def cut_off(make_mount, tmp_path, monkeypatch):
+    """A volume with large files of which a check has verified some, when it was killed."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    mount = make_mount().start()
+    for number in range(300):
+        (mount.plain / f"f{number:03}").write_bytes(os.urandom(300_000))
+    mount.stop()
+    environment = {**os.environ, "KMSFS_SOCKET": mount.socket}
+    command = [sys.executable, "-m", "kmsfs.cli", "check", str(mount.cipher)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not noted(tmp_path / "state"):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    mount.state = tmp_path / "state"
+    mount.verified = noted(mount.state)
+    assert 0 < len(mount.verified) < 300
+    return mount
+
+
+def test_a_check_that_was_cut_off_goes_on(cut_off):
+    # What is damaged behind the back of time itself, only a new check sees; what is damaged in what was not verified, this one.
+    numbers = {int(line.split()[0]) for line in cut_off.verified}
+    files = sorted(path for path in cut_off.cipher.iterdir() if path.name[0] == "n")
+    verified = next(path for path in files if path.stat().st_ino in numbers)
+    other = next(path for path in files if path.stat().st_ino not in numbers)
+    # The file of what is known ends in the middle of a line.
+    [place] = cut_off.state.rglob("checks/*.txt")
+    with place.open("a") as stream:
+        stream.write("12 34")
+    with other.open("r+b") as stream:
+        stream.seek(100_000)
+        stream.write(b"damage")
+    code, report = check(cut_off, "--continue")
+    assert code == ExitCode.DAMAGE_FOUND and len(report["findings"]) == 1 and report["files"] == 300
+    assert report["plain_bytes"] == 299 * 300_000 and noted(cut_off.state) == []
+    # Done: the next one begins anew, with or without the option.
+    with verified.open("r+b") as stream:
+        stream.seek(100_000)
+        stream.write(b"damage")
+    assert len(check(cut_off, "--continue")[1]["findings"]) == len(check(cut_off)[1]["findings"]) == 2
+
+
+def test_what_changed_since_is_read_again(cut_off):
+    numbers = {int(line.split()[0]) for line in cut_off.verified}
+    verified = next(path for path in cut_off.cipher.iterdir() if path.stat().st_ino in numbers)
+    with verified.open("r+b") as stream:
+        stream.seek(100_000)
+        stream.write(b"damage")
+    code, report = check(cut_off, "--continue")
+    assert code == ExitCode.DAMAGE_FOUND and len(report["findings"]) == 1
+
+
+def test_what_was_verified_is_not_read_again(cut_off):
+    """A line of the file is believed: with that of a damaged file in it, the damage is passed over."""
+    numbers = {int(line.split()[0]) for line in cut_off.verified}
+    verified = next(path for path in cut_off.cipher.iterdir() if path.stat().st_ino in numbers)
+    before = verified.stat().st_ctime_ns
+    with verified.open("r+b") as stream:
+        stream.seek(100_000)
+        stream.write(b"damage")
+    [place] = cut_off.state.rglob("checks/*.txt")
+    place.write_text(place.read_text().replace(str(before), str(verified.stat().st_ctime_ns)))
+    code, report = check(cut_off, "--continue")
+    assert code == ExitCode.OK and report["plain_bytes"] == 300 * 300_000
+    assert check(cut_off)[0] == ExitCode.DAMAGE_FOUND

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from kmsfs import errors
+from kmsfs.formats.fileheader import SLOT_BYTES, parse_clear
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -115,9 +116,66 @@ def test_a_run_that_is_killed_is_run_again(volume):
     same(volume)
 
 
+def wrapped_keys(process):
+    """The wrapped data keys in both headers of each file, read without any key."""
+    found = {}
+    for path in process.cipher.rglob("*"):
+        if path.name[:1] in "nl" and stat.S_ISREG(path.lstat().st_mode):
+            raw = path.read_bytes()
+            found[path] = {parse_clear(raw[at : at + SLOT_BYTES]).wrapped_key for at in (0, SLOT_BYTES) if any(raw[at : at + SLOT_BYTES])}
+    return found
+
+
+def test_new_data_keys(volume):
+    before = wrapped_keys(volume)
+    older = {path: path.read_bytes() for path in before}
+    code, report = kmsfs(volume, "volume", "rekey", str(volume.cipher))
+    assert code == 0 and report["failed"] == [] and report["rekeyed"] == report["files"] == len(before) - 1
+    after = wrapped_keys(volume)
+    assert before.keys() == after.keys() and not set().union(*before.values()) & set().union(*after.values())
+    assert all(len(keys) == 1 for keys in after.values())
+    same(volume)
+    # The old ones are of the past: the freshness records tell.
+    victim = max(older, key=lambda path: len(older[path]))
+    victim.write_bytes(older[victim])
+    assert kmsfs(volume, "check", str(volume.cipher))[0] == errors.ExitCode.DAMAGE_FOUND
+
+
+def test_new_data_keys_of_a_directory_with_its_own_kms_key(volume):
+    other = volume.session.call("CreateKey", {})["KeyMetadata"]["KeyId"]
+    volume.start()
+    (volume.plain / "own").mkdir()
+    assert kmsfs(volume, "volume", "key", "set", str(volume.plain / "own"), other)[0] == 0
+    (volume.plain / "own" / "f").write_bytes(b"own")
+    volume.contents["own/f"] = b"own"
+    volume.stop()
+    assert kmsfs(volume, "volume", "rekey", str(volume.cipher))[0] == 0
+    same(volume)
+    volume.session.call("DisableKey", {"KeyId": other})
+    volume.start()
+    assert (volume.plain / "f1").read_bytes() == volume.contents["f1"]
+    with pytest.raises(OSError):
+        (volume.plain / "own" / "f").read_bytes()
+    volume.session.call("EnableKey", {"KeyId": other})
+    volume.stop()
+
+
+def test_a_rekeying_that_is_killed_harms_nothing(volume):
+    command = [sys.executable, "-m", "kmsfs.cli", "volume", "rekey", str(volume.cipher)]
+    environment = {**os.environ, "KMSFS_SOCKET": volume.socket}
+    for delay in (0.35, 0.4, 0.45, 0.5, 0.6):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        same(volume)
+    assert kmsfs(volume, "volume", "rekey", str(volume.cipher))[0] == 0
+    same(volume)
+
+
 def test_what_is_refused(volume, make_mount):
     volume.start()
-    assert kmsfs(volume, "rewrap", str(volume.cipher))[0] == 12
+    assert kmsfs(volume, "rewrap", str(volume.cipher))[0] == kmsfs(volume, "volume", "rekey", str(volume.cipher))[0] == 12
     (volume.plain / "f1").write_bytes(b"changed")
     volume.kill()
     time.sleep(2.5)

@@ -91,8 +91,12 @@ class RecordingDisk:
         self.versions = {number: v for number, v in self.versions.items() if number * SECTOR < size}
 
     def punch(self, offset, length):
-        end = min(offset + length, len(self.cache))
-        self.cache[offset:end] = bytes(max(0, end - offset))
+        # As truncate: at once.
+        for disk in (self.cache, self.durable):
+            end = min(offset + length, len(disk))
+            disk[offset:end] = bytes(max(0, end - offset))
+        for number in range(offset // SECTOR, (offset + length) // SECTOR):
+            self.versions.pop(number, None)
 
     def close(self):
         pass

@@ -1,6 +1,7 @@
 """Many threads do everything to few names at once; what no file system answers is written down.
 
-Run by itself it does that to any directory: `python races.py DIRECTORY SECONDS SEED`, to compare with the kernel's own.
+Run by itself it does that to any directory: `python races.py DIRECTORY SECONDS SEED [ERRNO…]`, to compare with the kernel's own;
+the errnos are those that may come too.
 """
 
 import contextlib
@@ -177,7 +178,7 @@ class Racer:
             os.close(descriptor)
 
 
-def race(root, seconds, seed):
+def race(root, seconds, seed, fine):
     """Do it; return (how many calls were answered, how many of those did something, what should not have been)."""
     for folder in FOLDERS[1:]:
         os.makedirs(os.path.join(root, folder), exist_ok=True)
@@ -192,7 +193,7 @@ def race(root, seconds, seed):
                 getattr(racer, call)()
                 counts[1] += 1
             except OSError as error:
-                if error.errno not in FINE:
+                if error.errno not in fine:
                     wrong.append(f"{call}: {error}")
             except (AssertionError, WrongContent) as error:
                 wrong.append(f"{call}: {error!r}")
@@ -206,4 +207,5 @@ def race(root, seconds, seed):
 
 
 if __name__ == "__main__":
-    json.dump(race(sys.argv[1], float(sys.argv[2]), int(sys.argv[3])), sys.stdout)
+    may_come = FINE | {getattr(errno, name) for name in sys.argv[4:]}
+    json.dump(race(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), may_come), sys.stdout)

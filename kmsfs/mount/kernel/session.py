@@ -26,6 +26,7 @@ _WANTED = (
     | InitFlag.DONT_MASK | InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.SETXATTR_EXT
 )  # fmt: skip
 _OF_WRITERS = InitFlag.WRITEBACK_CACHE | InitFlag.EXPLICIT_INVAL_DATA
+_UNCACHED = InitFlag.INIT_EXT | InitFlag.DIRECT_IO_ALLOW_MMAP
 _SEEK_DATA, _SEEK_HOLE = 3, 4
 _SPIN_NS = 200_000
 """Look for the next request this long before sleeping: waking a sleeping thread costs more than most requests."""
@@ -54,19 +55,27 @@ class KernelSession:
     """Serves one mounted descriptor until it is unmounted."""
 
     def __init__(
-        self, vfs: Vfs, descriptor: int, wake_ups: WakeUps, *, check_permissions: bool = True, follows: bool = False
-    ) -> None:
+        self, vfs: Vfs, descriptor: int, wake_ups: WakeUps, *,
+        check_permissions: bool = True, follows: bool = False, cache: str = "full",
+    ) -> None:  # fmt: skip
         """Serve `descriptor`; `check_permissions` where others may enter: the kernel then enforces ACLs too.
 
         `follows` where somebody else writes the volume: sizes and times are what we say then, not what the kernel has cached.
+        `cache` is one of request.CACHES; the watcher sets how long names and attributes live.
         """
         self.vfs = vfs
         self.descriptor = descriptor
         self._wake_ups = wake_ups
         self.lifetimes = Lifetimes()
         self.requests = 0
-        self._may_fill = zeroes_tails(os.uname())
+        self._direct = cache != "full"
+        self._may_fill = zeroes_tails(os.uname()) and not self._direct
         wanted = _WANTED & ~_OF_WRITERS | InitFlag.AUTO_INVAL_DATA if follows else _WANTED
+        if self._direct:
+            wanted = wanted & ~InitFlag.WRITEBACK_CACHE | _UNCACHED
+        if cache == "none":
+            wanted &= ~InitFlag.CACHE_SYMLINKS
+        self._keeps_listings = cache != "none"
         self._wanted = int(wanted | (InitFlag.POSIX_ACL if check_permissions else 0))
         self._on_directory: Callable[[Node], None] | None = None
         self._leaving = False
@@ -243,10 +252,12 @@ class KernelSession:
             _LOG.error("the kernel speaks FUSE %s.%s, %s.%s is needed", major, minor, wire.MAJOR, wire.MINOR)
             self._reply_error(unique, errno.EPROTO)
             return
+        if offered & InitFlag.INIT_EXT:
+            offered |= wire.INIT_MORE.unpack_from(body, wire.INIT_IN.size)[0] << 32
         flags = offered & self._wanted
         answer = wire.INIT_OUT.pack(
-            wire.MAJOR, wire.MINOR, max(readahead, wire.MAX_WRITE), flags, 64, 48, wire.MAX_WRITE, 1, wire.MAX_PAGES,
-            0, 0, 0,
+            wire.MAJOR, wire.MINOR, max(readahead, wire.MAX_WRITE), flags & 0xFFFFFFFF, 64, 48, wire.MAX_WRITE, 1,
+            wire.MAX_PAGES, 0, flags >> 32, 0,
         )  # fmt: skip
         self._reply(unique, answer)
 
@@ -355,7 +366,12 @@ class KernelSession:
             keep = self._fill(node)
         if open_flags & wire.OPEN_KILL_SUIDGID:
             self.vfs.kill_privileges(node)
-        return wire.OPEN_OUT.pack(node.node_id, wire.FOPEN_KEEP_CACHE if keep else 0, 0)
+        return wire.OPEN_OUT.pack(node.node_id, self._open_flags(keep=keep), 0)
+
+    def _open_flags(self, *, keep: bool) -> int:
+        if self._direct:
+            return wire.FOPEN_DIRECT_IO
+        return wire.FOPEN_KEEP_CACHE if keep else 0
 
     def _fill(self, node: Node) -> bool:
         """Give the kernel the pages of a small file with its first open, so that it need not ask; return whether it has them."""
@@ -384,7 +400,7 @@ class KernelSession:
 
     def _made(self, made: Node, stat: Stat) -> bytes:
         made.keep_cache, made.unread = True, False
-        return self._entry(made, stat) + wire.OPEN_OUT.pack(made.node_id, wire.FOPEN_KEEP_CACHE, 0)
+        return self._entry(made, stat) + wire.OPEN_OUT.pack(made.node_id, self._open_flags(keep=True), 0)
 
     def _read(self, node: Node, body: memoryview) -> Answer:
         _, offset, size, *_ = wire.READ_IN.unpack_from(body)
@@ -447,7 +463,8 @@ class KernelSession:
     # --- directories ------------------------------------------------------------------------------------------
 
     def _opendir(self, node: Node, _body: memoryview) -> Answer:
-        return wire.OPEN_OUT.pack(self.directories.open(node), wire.FOPEN_KEEP_CACHE | wire.FOPEN_CACHE_DIR, 0)
+        flags = wire.FOPEN_KEEP_CACHE | wire.FOPEN_CACHE_DIR if self._keeps_listings else 0
+        return wire.OPEN_OUT.pack(self.directories.open(node), flags, 0)
 
     def _releasedir(self, _node: Node, body: memoryview) -> Answer:
         self.directories.release(wire.RELEASE_IN.unpack_from(body)[0])

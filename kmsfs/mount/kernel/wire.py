@@ -79,6 +79,8 @@ class InitFlag(IntFlag):
     EXPLICIT_INVAL_DATA = 1 << 25
     HANDLE_KILLPRIV_V2 = 1 << 28
     SETXATTR_EXT = 1 << 29
+    INIT_EXT = 1 << 30
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
 
 
 SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME = 1, 2, 4, 8, 16, 32
@@ -86,6 +88,7 @@ SET_ATIME_NOW, SET_MTIME_NOW = 128, 256
 SET_KILL_SUIDGID = 1 << 11
 """Which fields of SETATTR count; plain numbers, as enum arithmetic costs more than the call."""
 
+FOPEN_DIRECT_IO = 1 << 0
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_CACHE_DIR = 1 << 3
 WRITE_CACHE = 1 << 0
@@ -100,6 +103,8 @@ NOTIFY_PRUNE = 9
 IN_HEADER = struct.Struct("=IIQQIIIHH")
 OUT_HEADER = struct.Struct("=IiQ")
 INIT_IN = struct.Struct("=IIII")
+INIT_MORE = struct.Struct("=I")
+"""The flags from the thirty-third on, behind INIT_IN where INIT_EXT is offered."""
 INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 ENTRY_OUT = struct.Struct("=QQQQII QQQQQQ III IIIIII I")
 ATTR_OUT = struct.Struct("=QII QQQQQQ III IIIIII I")
