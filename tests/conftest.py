@@ -150,6 +150,7 @@ class MountProcess:
         self.socket = str(socket)
         self.options = options
         self.process = None
+        self.log = ""
         self.environment = {}
         """What its environment has besides, such as another state folder."""
 
@@ -219,6 +220,9 @@ def make_mount(daemon, tmp_path):
         try:
             if process.process and process.process.poll() is None:
                 process.stop()
+            process._close()
+            # Shown where the test failed.
+            print(process.log)
         finally:
             if os.path.ismount(process.plain):
                 subprocess.run(["umount", "-l", str(process.plain)], check=False)

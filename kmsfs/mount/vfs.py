@@ -27,6 +27,8 @@ from kmsfs.mount.nodes import Node, NodeTable
 _LOG = logging.getLogger("kmsfs.mount")
 NAME_MAX = 255
 _NAMES_HELD = 8192
+_OWN_SECONDS = 1.5
+"""We note a change so much before it happens at most."""
 
 
 @dataclass(slots=True)
@@ -120,8 +122,9 @@ class VfsBase:
         """Whether entries came, went or moved since the last tick."""
         self.healing_ends = False
         """Set to let `heal` return before it is done."""
-        self.own_changes: set[str] = set()
-        self.own_changes_before: set[str] = set()
+        self.own_changes: dict[str, float] = {}
+        """When we changed which entries, by their names on disk, as time.monotonic() has it."""
+        self.own_changes_before: dict[str, float] = {}
 
     # --- guards -----------------------------------------------------------------------------------------------
 
@@ -143,12 +146,17 @@ class VfsBase:
 
     def changed_here(self, disk_name: str) -> None:
         """Remember that we changed an entry ourselves, so that the watcher does not take it for somebody else's."""
-        self.own_changes.add(disk_name)
+        self.own_changes[disk_name] = time.monotonic()
         self.names_changed = True
+
+    def changed_by_us(self, disk_name: str, since: float) -> bool:
+        """Whether a change of an entry that happened after `since`, as time.monotonic() has it, was likely our own."""
+        when = self.own_changes.get(disk_name) or self.own_changes_before.get(disk_name)
+        return when is not None and when > since - _OWN_SECONDS
 
     def rotate_own_changes(self) -> None:
         """Forget our own changes of two rounds ago."""
-        self.own_changes_before, self.own_changes = self.own_changes, set()
+        self.own_changes_before, self.own_changes = self.own_changes, {}
 
     def require_writable(self) -> None:
         """Refuse changes on a read-only mount.

@@ -48,7 +48,8 @@ class OpenFiles(VfsBase):
         self.restless: dict[Node, None] = {}
         """Open small files that were written: stored when nobody has asked for anything for a while."""
         self._warming: Node | None = None
-        self._trash: list[Kf1File] = []
+        self._trash: list[tuple[Kf1File, list[str]]] = []
+        """Files to be closed, with their names on disk: closing what was open for writing is an event."""
         self._looks_left = 0
         self._next_complaint = 0.0
 
@@ -302,12 +303,10 @@ class OpenFiles(VfsBase):
         self.open_files.pop(node, None)
         for waiting in (self.resting, self.settling, self.restless):
             waiting.pop(node, None)
-        self.own_changes.update(node.names.values())
         node.attributes = file.attributes if self.keep_attributes and not file.failed else None
-        if len(self._trash) < _PUT_OFF_MAX and self.may_put_off():
-            self._trash.append(file)
-        else:
-            file.close()
+        self._trash.append((file, list(node.names.values())))
+        if len(self._trash) > _PUT_OFF_MAX or not self.may_put_off():
+            self._close_one()
         self.nodes.drop_if_unused(node)
 
     def file_gone(self, attributes: Attributes) -> None:
@@ -355,7 +354,7 @@ class OpenFiles(VfsBase):
         elif self.settling:
             self.settle(self.settling.popitem(last=False)[0])
         elif self._trash:
-            self._trash.pop().close()
+            self._close_one()
         else:
             return self._fetch_step() or self.provider.prepare()
         return True
@@ -401,7 +400,12 @@ class OpenFiles(VfsBase):
     def empty_trash(self) -> None:
         """Close what waits to be closed, which gives space of removed files back."""
         while self._trash:
-            self._trash.pop().close()
+            self._close_one()
+
+    def _close_one(self) -> None:
+        file, names = self._trash.pop()
+        self.own_changes.update(dict.fromkeys(names, time.monotonic()))
+        file.close()
 
     # --- revocation -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ _MASK = (
     InotifyConstants.IN_CREATE | InotifyConstants.IN_DELETE | InotifyConstants.IN_MOVE
     | InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_ONLYDIR
 )  # fmt: skip
+_WAKING_SECONDS = 0.1
 _BATCH_SECONDS = 0.25
 """Events are read in batches: one wake-up for hundreds of them, where the mount itself makes most."""
 _UNWATCHABLE = {0x6969: "NFS", 0x65735546: "FUSE", 0xFF534D42: "CIFS", 0x517B: "SMB", 0x01021997: "9p"}
@@ -40,11 +42,18 @@ class _BatchedInotify(InotifyFD):
         super().__init__()
         self.pause = threading.Event()
         self.after_batch: Callable[[], None] = lambda: None
+        self.since = time.monotonic()
+        """The events of this batch happened after this."""
 
     def run(self) -> None:
         """Read events until it is stopped, a batch at a time."""
+        read_at = self.since
         while self.should_keep_running():
+            begun, before = time.monotonic(), read_at
             events = self.read_events(event_buffer_size=1 << 20)
+            read_at = time.monotonic()
+            # Where it had to wait, there were none before: a thread is woken within this time, or all is late.
+            self.since = before if read_at - begun < _WAKING_SECONDS else max(begun, read_at - _WAKING_SECONDS)
             for event in events:
                 self.handle_event(event)
             self.after_batch()
@@ -121,7 +130,7 @@ class CipherWatcher:
             known = [node for node in self._vfs.nodes.all_nodes() if node.node_id in set(node_ids)]
             entries = [(node.node_id, name) for node in known for name in node.kids]
         for parent_id, name in entries:
-            self._notifier.drop_entry(parent_id, name)
+            self._notifier.expire_entry(parent_id, name)
         for node_id in node_ids:
             self._notifier.drop_inode(node_id)
 
@@ -142,11 +151,7 @@ class CipherWatcher:
         """Drop what the kernel holds of an entry that somebody else changed."""
         vfs = self._vfs
         with vfs.lock:
-            if (
-                disk_name in vfs.own_changes
-                or disk_name in vfs.own_changes_before
-                or disk_name[:1] in (".", "s", "")
-            ):
+            if disk_name[:1] in (".", "s", "") or vfs.changed_by_us(disk_name, self._inotify.since if self._inotify is not None else 0.0):
                 return
             vfs.changes_behind += 1
             try:
@@ -165,7 +170,7 @@ class CipherWatcher:
             if child is not None:
                 child.keep_cache = False
                 child.attributes = None
-        self._notifier.drop_entry(node.node_id, name)
+        self._notifier.expire_entry(node.node_id, name)
         self._notifier.drop_inode(node.node_id)
         if child is not None:
             self._notifier.drop_inode(child.node_id)
@@ -189,7 +194,7 @@ class CipherWatcher:
             node.attributes = None
             self._notifier.drop_inode(node.node_id)
         for parent_id, name in places:
-            self._notifier.drop_entry(parent_id, name)
+            self._notifier.expire_entry(parent_id, name)
 
     def _shorten(self, why: str) -> None:
         if self._lifetimes.positive > 1:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from kmsfs.backing.posix import rename_with_flags
+from kmsfs.mount.control import ask_restart
+from kmsfs.mount.mounttable import find_mounted
 from support.peers import let_others_in
 from support.waiting import soon
 
@@ -473,6 +475,36 @@ def test_changes_behind_the_mount_are_seen(kernel):
     while not (kernel.plain / "a").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert (kernel.plain / "a").read_text() == "one"
+
+
+@pytest.mark.root
+def test_what_is_mounted_within_stays_when_somebody_touches_what_is_below(kernel):
+    """What changed behind the mount is looked at again, and nothing is taken away that is as it was."""
+    (kernel.plain / "folder").mkdir()
+    (kernel.plain / "name").touch()
+    (kernel.plain / "goes").touch()
+    (kernel.plain / "goes").stat()
+    subprocess.run(["mount", "-t", "tmpfs", "none", kernel.plain / "folder"], check=True)
+    subprocess.run(["mount", "--bind", "/etc/passwd", kernel.plain / "name"], check=True)
+    try:
+        time.sleep(2.5)
+        goes = (kernel.plain / "goes").stat().st_ino
+        [gone] = [path for path in kernel.cipher.iterdir() if path.lstat().st_ino == goes]
+        for path in kernel.cipher.iterdir():
+            if path.name[0] == "n" and path.is_dir():
+                path.rename(kernel.cipher / "away").rename(path)
+            elif path.name[0] == "n":
+                path.open("r+b").close()
+        gone.unlink()
+        soon(False, (kernel.plain / "goes").exists)
+        assert ask_restart(find_mounted(kernel.plain))["version"]
+        time.sleep(1.5)
+        os.listdir(kernel.plain)
+        assert os.path.ismount(kernel.plain / "folder")
+        assert (kernel.plain / "name").read_text() == Path("/etc/passwd").read_text()
+    finally:
+        for name in ("name", "folder"):
+            subprocess.run(["umount", kernel.plain / name], check=False)
 
 
 def test_the_inode_table_does_not_grow(kernel):

@@ -412,7 +412,7 @@ class TreeHistory:
             if node.descriptor >= 0:
                 os.close(node.descriptor)
                 node.descriptor = -1
-        for file in self.vfs._trash:
+        for file, _names in self.vfs._trash:
             file.close()
 
     def node(self, path):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from kmsfs.mount.kernel.wire import (
+    EXPIRE_ONLY,
     INVAL_ENTRY,
     INVAL_INODE,
     NOTIFY_INVAL_ENTRY,
@@ -40,8 +41,12 @@ class KernelNotifier:
         self._send(NOTIFY_INVAL_INODE, INVAL_INODE.pack(node_id, -1, 0))
 
     def drop_entry(self, parent_id: int, name: bytes) -> None:
-        """Drop a cached name, positive or negative."""
+        """Drop a cached name, positive or negative, and with it what is mounted there."""
         self._send(NOTIFY_INVAL_ENTRY, INVAL_ENTRY.pack(parent_id, len(name), 0) + name + b"\0")
+
+    def expire_entry(self, parent_id: int, name: bytes) -> None:
+        """Let a cached name be looked up again: what is mounted there stays if it still is what it was. Before Linux 6.2 as `drop_entry`."""
+        self._send(NOTIFY_INVAL_ENTRY, INVAL_ENTRY.pack(parent_id, len(name), EXPIRE_ONLY) + name + b"\0")
 
     def prune(self, node_ids: Sequence[int]) -> bool:
         """Let the kernel forget nodes that nothing uses now; those that something uses stay. Returns whether it can: since Linux 6.18."""

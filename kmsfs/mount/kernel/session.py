@@ -125,8 +125,9 @@ class KernelSession:
 
     def leave(self) -> None:
         """Let `serve` return between two requests. From any thread."""
-        self._leaving = True
+        # In this order: who sees that he is to leave finds the bell rung.
         os.eventfd_write(self._bell, 1)
+        self._leaving = True
 
     def serve(self) -> bool:
         """Answer requests until the file system is unmounted, or until `leave`; return whether it was that.
