@@ -51,7 +51,6 @@ class RekeyReport:
 class _Written:
     """A file whose content is written under a key that no header names so far."""
 
-    name: str
     file: Kf1File
     backing: PosixFile
     data_key: DataKey
@@ -82,7 +81,7 @@ class Rekeyer:
                     continue
                 self.report.files += 1
                 try:
-                    written, stored = self._write(folder, name, shown, target.key_id)
+                    written, stored = self._write(folder, name, target.key_id)
                 except (KmsfsError, OSError) as error:
                     self.report.failed.append((shown, str(error)))
                     continue
@@ -105,7 +104,7 @@ class Rekeyer:
         self._linked.add((facts.st_dev, facts.st_ino))
         return len(self._linked) == before
 
-    def _write(self, folder: int, name: str, shown: str, key_id: str) -> tuple[_Written | None, int]:
+    def _write(self, folder: int, name: str, key_id: str) -> tuple[_Written | None, int]:
         """Return a file that waits for its commits, or None for one that holds nothing yet; and its stored bytes."""
         backing = PosixFile(os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder))
         written = None
@@ -113,13 +112,13 @@ class Rekeyer:
             stored = backing.size()
             self._on_bytes(stored)
             if stored:
-                written = self._begin(backing, shown, key_id, stored)
+                written = self._begin(backing, key_id, stored)
             return written, stored
         finally:
             if written is None:
                 backing.close()
 
-    def _begin(self, backing: PosixFile, shown: str, key_id: str, stored: int) -> _Written:
+    def _begin(self, backing: PosixFile, key_id: str, stored: int) -> _Written:
         file = Kf1File.open_pair(self._tools, backing, read_slots(self._tools.keys, backing), None, known=False)
         clear = file.clear
         plain, wrapped = self._make_key(key_id, file_context(clear.volume_id, clear.file_id))
@@ -132,7 +131,7 @@ class Rekeyer:
             if backing.size() > stored:
                 backing.truncate(stored)
             raise
-        return _Written(shown, file, backing, data_key)
+        return _Written(file, backing, data_key)
 
     def _commit(self, descriptor: int, batch: list[_Written]) -> None:
         """The first headers, a barrier, the second headers, a barrier; then the old content's room is given back."""

@@ -28,6 +28,8 @@ MountPoint = Annotated[
     Path, typer.Argument(metavar="MOUNTPOINT", help="Directory where they appear readable.")
 ]
 TRANSPORTS = ("kernel", "fusepy")
+_ID_MAX = 0xFFFFFFFE
+"""The one above stands for no user (chown(2))."""
 
 
 def mount(
@@ -64,8 +66,8 @@ def mount(
         int | None, typer.Option(metavar="KIB", help="Of a new volume: how much is encrypted at once, 4 to 1024 (default 16).")
     ] = None,
     idle: Annotated[str | None, typer.Option(metavar="TIME", help="Unmount when nobody used it for so long: 30m, 2h.")] = None,
-    uid: Annotated[int | None, typer.Option(min=0, help="Show everything as this user's.")] = None,
-    gid: Annotated[int | None, typer.Option(min=0, help="Show everything as this group's.")] = None,
+    uid: Annotated[int | None, typer.Option(min=0, max=_ID_MAX, help="Show everything as this user's.")] = None,
+    gid: Annotated[int | None, typer.Option(min=0, max=_ID_MAX, help="Show everything as this group's.")] = None,
 ) -> None:
     """Mount an encrypted directory; makes it on first use. Example: kmsfs mount ~/cipher ~/plain"""
     from kmsfs.cli.grant import seconds_of

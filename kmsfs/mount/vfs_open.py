@@ -226,12 +226,13 @@ class OpenFiles(VfsBase):
     def part(self, node: Node) -> None:
         """Close a file whose last name is gone and that nobody has open, but not before the kernel lets go of it.
 
-        Whoever found it while it had its name may still open it, as on any file system; there is no second look to take.
+        Whoever found it while it had its name may still open it, as on any file system; there is no second look to take. Where
+        room is short it is closed at once: who removes something to make room has it when the call returns.
         """
         file = node.file
         if file is None or node.handles:
             return
-        if node.lookups <= 0 or file.failed:
+        if node.lookups <= 0 or file.failed or not self.room_left():
             self.close_file(node)
             return
         self.settling.pop(node, None)
@@ -329,11 +330,15 @@ class OpenFiles(VfsBase):
             return False
         self._looks_left -= 1
         if self._looks_left < 0:
-            space = os.fstatvfs(self.nodes.root.descriptor)
-            if space.f_bavail * space.f_frsize <= _ROOM_BYTES:
+            if not self.room_left():
                 return False
             self._looks_left = _ROOM_LOOKS
         return True
+
+    def room_left(self) -> bool:
+        """Whether the backing store has room for what is put off."""
+        space = os.fstatvfs(self.nodes.root.descriptor)
+        return space.f_bavail * space.f_frsize > _ROOM_BYTES
 
     def nothing_free(self) -> bool:
         """Whether the backing store has no room for even one header."""

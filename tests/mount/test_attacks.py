@@ -181,6 +181,25 @@ def test_a_full_disk_is_said_and_loses_nothing(daemon, make_mount, tmp_path):
         subprocess.run(["umount", "-l", mounted.cipher], check=False)
 
 
+@pytest.mark.root
+def test_who_makes_room_has_it(daemon, make_mount):
+    """Where room is short, what was removed is given back at once, though somebody has found it and may open it."""
+    mounted = make_mount()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", mounted.cipher], check=True)
+    try:
+        mounted.start()
+        for _ in range(3):
+            (mounted.plain / "big").write_bytes(os.urandom(5_000_000))
+            found = os.open(mounted.plain / "big", os.O_PATH)
+            (mounted.plain / "big").unlink()
+            (mounted.plain / "next").write_bytes(os.urandom(5_000_000))
+            (mounted.plain / "next").unlink()
+            os.close(found)
+    finally:
+        mounted.stop()
+        subprocess.run(["umount", "-l", mounted.cipher], check=False)
+
+
 # --- damage -----------------------------------------------------------------------------------------------------
 
 

@@ -20,10 +20,10 @@ from support import races
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
-# 3 lives of 4 seconds in CI, and one of each kind that is harder; `KMSFS_RACES=200 pytest tests/mount/test_races.py` is the campaign.
-LIVES = int(os.environ.get("KMSFS_RACES", "3"))
+# 2 lives of 3 seconds in CI, and one of each kind that is harder; `KMSFS_RACES=200 pytest tests/mount/test_races.py` is the campaign.
+LIVES = int(os.environ.get("KMSFS_RACES", "2"))
 HARDER = max(1, LIVES // 3)
-SECONDS = 4
+SECONDS = 3
 
 
 def started(mount, seed, *errnos):
@@ -68,7 +68,7 @@ def test_nobody_is_told_what_no_file_system_says(make_mount, life):
             time.sleep(SECONDS / 3)
             assert ask_restart(find_mounted(mount.plain))["version"]
     asked, answered, wrong = ended(running)
-    assert asked > 500 and answered > asked / 4 and wrong == []
+    assert asked > 300 and answered > asked / 4 and wrong == []
     read_all(mount.plain)
     mount.again()
     assert "ERROR" not in mount.log
@@ -129,7 +129,8 @@ def test_a_full_disk_meanwhile(make_mount, life):
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={400 + 100 * (life % 5)}k", "none", mount.cipher], check=True)
     try:
         mount.start()
-        _, answered, wrong = ended(started(mount, 3000 + life, "ENOSPC"))
+        # ESTALE: what is removed there is given back at once, whoever has just found it.
+        _, answered, wrong = ended(started(mount, 3000 + life, "ENOSPC", "ESTALE"))
         assert answered > 100 and wrong == []
         read_all(mount.plain)
         subprocess.run(["mount", "-o", "remount,size=50m", mount.cipher], check=True)
