@@ -47,8 +47,8 @@ class Node:
     """Which file it was when it was looked up, for who follows a writer: the store gives numbers of inodes again."""
     attributes: Attributes | None = None
     """What the header of a closed file said, until somebody else may have changed it."""
-    parted: tuple[Stat, bytes] | None = None
-    """Of what is neither file nor directory, once its last name is gone: its attributes, and a symlink's target."""
+    parted: tuple[Stat, str] | None = None
+    """Of what is neither file nor directory, once its last name is gone: its attributes, and a symlink's target as it was stored."""
     damage: KmsfsError | None = None
     """Why the entry cannot be used but for removing it. Such a node stands for a name alone: the backing inode, mended or under another name, is another node."""
 

@@ -104,12 +104,18 @@ class AttributeOperations(OpenFiles):
             return self.told(os.fstat(self.nodes.descriptor(node)))
         place = node.place()
         if place is None and node.parted is not None:
-            return node.parted[0]
+            return self._parted(node.parted)
         if place is None:
             raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         parent, name, disk_name = place
         facts = os.stat(disk_name, dir_fd=self.nodes.descriptor(parent), follow_symlinks=False)
         return self._stat(node, facts, parent, name)
+
+    def _parted(self, parted: tuple[Stat, str]) -> Stat:
+        answer, stored = parted
+        if stored:
+            answer.size = len(self.keys.open_link(stored))
+        return answer
 
     def birth_ns(self, node: Node) -> int | None:
         """Return when a file was made, in nanoseconds since the epoch; None where nothing says so."""
@@ -173,7 +179,7 @@ class AttributeOperations(OpenFiles):
         """
         place = node.place()
         if place is None and node.parted is not None:
-            return node.parted[1]
+            return self.keys.open_link(node.parted[1])
         if place is None:
             raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         return self.keys.open_link(os.readlink(place[2], dir_fd=self.nodes.descriptor(place[0])))
@@ -190,7 +196,7 @@ class AttributeOperations(OpenFiles):
         self.require_writable()
         self._require_own(changes)
         if node.parted is not None and not node.names:
-            return _changed(node.parted[0], changes)
+            return _changed(self._parted(node.parted), changes)
         if not node.is_dir and node.descriptor < 0 and not node.names and changes.only_times:
             # The kernel writes back the times of an inode whose last name is gone: an error would stick to the mount.
             return gone(node.key[1], node.kind)

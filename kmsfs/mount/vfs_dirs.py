@@ -216,11 +216,7 @@ class DirectoryOperations(FileOperations):
         """Whoever found a symlink may read it after another took its place, as whoever found a file may open it."""
         answer = self.told(os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
         answer.nlink -= 1
-        target = b""
-        if stat.S_ISLNK(answer.mode):
-            target = self.readlink(node)
-            answer.size = len(target)
-        node.parted = answer, target
+        node.parted = answer, os.readlink(disk_name, dir_fd=directory) if stat.S_ISLNK(answer.mode) else ""
 
     def _name_gone(self, node: Node, parent: Node, name: bytes) -> None:
         if node.damage is not None:

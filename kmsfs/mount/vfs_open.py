@@ -29,6 +29,7 @@ _RESTING_MAX = 4096
 _PUT_OFF_MAX = 256
 """Released files and closed descriptors that may wait; past that the oldest is done at once."""
 _ROOM_BYTES = 16 << 20
+_SMALL_BYTES = 64 << 10
 _ROOM_LOOKS = 64
 """Free space is looked at once in so many things put off."""
 _OPEN_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -232,7 +233,8 @@ class OpenFiles(VfsBase):
         file = node.file
         if file is None or node.handles:
             return
-        if node.lookups <= 0 or file.failed or not self.room_left():
+        room = self.may_put_off() if file.size < _SMALL_BYTES else self.room_left()
+        if node.lookups <= 0 or file.failed or not room:
             self.close_file(node)
             return
         self.settling.pop(node, None)

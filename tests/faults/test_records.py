@@ -75,7 +75,7 @@ def test_what_the_kernel_knows_without_a_name_is_recorded_until_it_lets_go(volum
     vfs = volume.vfs
     node, _ = vfs.create(vfs.nodes.root, b"a", 0o644, WHO)
     node.lookups += 1
-    vfs.write(node, b"x" * 9000, 0, cached=False)
+    vfs.write(node, b"x" * 70_000, 0, cached=False)
     file_id = node.file.attributes.file_id
     vfs.release(node)
     if stored:
@@ -85,7 +85,7 @@ def test_what_the_kernel_knows_without_a_name_is_recorded_until_it_lets_go(volum
     vfs.tick()
     assert node.file is not None and vfs.nodes.holds(node)
     vfs.open(node)
-    assert bytes(vfs.read(node, 9000, 0)) == b"x" * 9000
+    assert bytes(vfs.read(node, 70_000, 0)) == b"x" * 70_000
     vfs.release(node)
     assert node.file is not None and node.file.file_keys is None and volume.records.find(file_id) is not None
     if ends == "forget":
