@@ -16,7 +16,7 @@ from kmsfs.client.session import ClientSession
 from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.provider import volume_context
 from kmsfs.envelope.recovery import SessionRules
-from kmsfs.errors import UsageError
+from kmsfs.errors import StorageError, UsageError
 from kmsfs.formats.volume import VolumeConfig
 from kmsfs.mount.freshness import open_records
 from kmsfs.mount.volume import OpenVolume, VolumeLease, open_volume, write_config
@@ -24,11 +24,16 @@ from kmsfs.mount.volume import OpenVolume, VolumeLease, open_volume, write_confi
 
 @contextlib.contextmanager
 def _claimed(cipher_dir: Path, talk: ClientSession, *, dry_run: bool) -> Iterator[tuple[OpenVolume, VolumeLease, FileTools]]:
-    """A volume that is not mounted, for as long as it is worked on; a session of it ends with that."""
+    """A volume that is not mounted, for as long as it is worked on; a session of it ends with that.
+
+    Not so where the disk refused something: what it has of the last commits is unknown, and the next mount verifies it.
+    """
     volume = open_volume(cipher_dir, talk, read_only=dry_run)
     lease = VolumeLease(volume.config, read_only=dry_run)
-    lease.claim(talk.open_transport())
+    transport = talk.open_transport()
+    lease.claim(transport)
     records: FreshnessStore | None = None
+    unknown = False
     try:
         if lease.unclean:
             raise UsageError(
@@ -36,10 +41,15 @@ def _claimed(cipher_dir: Path, talk: ClientSession, *, dry_run: bool) -> Iterato
             )
         tools = volume_tools(volume, talk, SessionRules(lease.number, set()))
         tools.freshness = records = open_records(volume.keys, lease, cipher_dir, read_only=dry_run)
-        yield volume, lease, tools
+        try:
+            yield volume, lease, tools
+        except StorageError:
+            unknown = True
+            raise
     finally:
-        if not lease.unclean:
+        if not lease.unclean and not unknown:
             lease.end(records.finish() if records is not None and not dry_run else None)
+        transport.close()
         os.close(volume.descriptor)
 
 

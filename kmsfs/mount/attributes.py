@@ -40,6 +40,7 @@ def owned_by(uid: int | None, gid: int | None) -> Callable[[os.stat_result], Sta
     """Return what tells a backing inode's attributes with another owner, other group, or both."""
 
     def told(facts: os.stat_result) -> Stat:
+        """Return the backing inode's attributes, but for its owner."""
         answer = from_backing(facts)
         if uid is not None:
             answer.uid = uid

@@ -125,6 +125,8 @@ class VfsBase:
         self.own_changes: dict[str, float] = {}
         """When we changed which entries, by their names on disk, as time.monotonic() has it."""
         self.own_changes_before: dict[str, float] = {}
+        self.watched = False
+        """Whether somebody tells of changes, and forgets our own in time."""
 
     # --- guards -----------------------------------------------------------------------------------------------
 
@@ -146,7 +148,8 @@ class VfsBase:
 
     def changed_here(self, disk_name: str) -> None:
         """Remember that we changed an entry ourselves, so that the watcher does not take it for somebody else's."""
-        self.own_changes[disk_name] = time.monotonic()
+        if self.watched:
+            self.own_changes[disk_name] = time.monotonic()
         self.names_changed = True
 
     def changed_by_us(self, disk_name: str, since: float) -> bool:

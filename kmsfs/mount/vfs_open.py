@@ -411,7 +411,8 @@ class OpenFiles(VfsBase):
 
     def _close_one(self) -> None:
         file, names = self._trash.pop()
-        self.own_changes.update(dict.fromkeys(names, time.monotonic()))
+        if self.watched:
+            self.own_changes.update(dict.fromkeys(names, time.monotonic()))
         file.close()
 
     # --- revocation -------------------------------------------------------------------------------------------

@@ -173,8 +173,9 @@ class ExtrasOperations(KeyOperations):
             try:
                 file.commit()
             except BaseException:
-                # The record that was to go is there still.
-                file.attributes.extras = before if extras.empty else number
+                if extras.empty:
+                    # The record that was to go is there still.
+                    file.attributes.extras = before
                 raise
             if extras.empty:
                 self.extras.withdraw(file.attributes.file_id)

@@ -97,6 +97,7 @@ class CipherWatcher:
             return
         self._inotify = _BatchedInotify()
         self._inotify.after_batch = vfs.rotate_own_changes
+        vfs.watched = True
         self._inotify.start()
         self.add(vfs.nodes.root)
 

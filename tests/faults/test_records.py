@@ -109,6 +109,17 @@ def test_what_the_kernel_knows_without_a_name_is_recorded_until_it_lets_go(volum
     assert vfs.nodes.holds(node) == (ends != "forget")
 
 
+def test_own_changes_are_not_kept_where_nobody_tells_of_any(volume):
+    """On NFS, and where the kernel keeps nothing: they would be kept for ever."""
+    make(volume, b"a")
+    volume.vfs.unlink(volume.vfs.nodes.root, b"a")
+    volume.vfs.empty_trash()
+    assert not volume.vfs.own_changes
+    volume.vfs.watched = True
+    make(volume, b"b")
+    assert volume.vfs.own_changes
+
+
 def test_an_open_file_is_asked_by_itself_after_a_failed_barrier(volume, monkeypatch):
     vfs = volume.vfs
     node, _ = vfs.create(vfs.nodes.root, b"a", 0o644, WHO)

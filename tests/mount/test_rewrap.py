@@ -173,6 +173,24 @@ def test_a_rekeying_that_is_killed_harms_nothing(volume):
     same(volume)
 
 
+def test_where_a_barrier_fails_the_next_mount_verifies(volume, monkeypatch):
+    """What the disk has of the last commits is unknown then: that session has not ended cleanly."""
+    from kmsfs.check import rekey
+    from kmsfs.cli.rewrapping import rekey_volume
+
+    def refuse(_descriptor):
+        raise errors.StorageError("written back with an error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rekey, "sync_file_system", refuse)
+        with pytest.raises(errors.StorageError):
+            rekey_volume(volume.cipher, volume.session)
+    time.sleep(2.5)
+    with pytest.raises(errors.UsageError, match="did not end cleanly"):
+        rekey_volume(volume.cipher, volume.session)
+    same(volume)
+
+
 def test_what_is_refused(volume, make_mount):
     volume.start()
     assert kmsfs(volume, "rewrap", str(volume.cipher))[0] == kmsfs(volume, "volume", "rekey", str(volume.cipher))[0] == 12
