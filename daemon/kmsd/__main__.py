@@ -17,6 +17,7 @@ import typer
 from kmsd.access.rules import SYSTEM_FOLDER
 from kmsd.app import Daemon
 from kmsd.audit.journal import verify_log
+from kmsd.audit.upkeep import SEGMENT_BYTES, AuditLimits
 from kmsd.backup import commands
 from kmsd.backup.commands import Passphrase, State
 from kmsd.config import HOME_REGION, SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
@@ -158,6 +159,13 @@ def serve(
     digest_every: Annotated[
         float, typer.Option(min=1, help="Seconds between two signed digests of the audit log.")
     ] = 3600.0,
+    audit_segment: Annotated[
+        int, typer.Option(min=1, metavar="MIB", help="Size at which the audit log goes on in a new file; it does once a day in any case.")
+    ] = SEGMENT_BYTES >> 20,
+    audit_keep: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="DAYS", envvar="KMSD_AUDIT_KEEP", help="Remove files of the audit log whose records are all older; without it none is."),
+    ] = None,
     quota: Quotas = None,
     limit: Limits = None,
     key_store_token: KeyStoreTokens = None,
@@ -183,7 +191,7 @@ def serve(
             parse_endpoint(metrics) if metrics else None,
             parse_endpoint(traces) if traces else None,
             guardrails or (SYSTEM_FOLDER if SYSTEM_FOLDER.is_dir() else None),
-            credentials, digest_every, parse_quotas(_settings("KMSD_QUOTAS", quota)), parse_limits(_settings("KMSD_LIMITS", limit)),
+            credentials, digest_every, AuditLimits(audit_segment << 20, audit_keep), parse_quotas(_settings("KMSD_QUOTAS", quota)), parse_limits(_settings("KMSD_LIMITS", limit)),
             parse_places(_settings("KMSD_KEY_STORE_TOKENS", key_store_token)), accept_clock, ephemeral,
         )  # fmt: skip
         lock_memory_and_dumps()

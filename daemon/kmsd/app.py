@@ -22,6 +22,7 @@ from kmsd.accounts.service import AccountService
 from kmsd.accounts.store import AccountStore
 from kmsd.audit.digests import AuditDigests
 from kmsd.audit.journal import Journal
+from kmsd.audit.upkeep import AuditUpkeep
 from kmsd.authz.guardrails import Guardrails
 from kmsd.clock import RealmClock
 from kmsd.config import Config
@@ -126,6 +127,7 @@ class Daemon:
             _LOG.warning("the clock is %d s behind the audit log, whose time counts; if it was wrong before and is right now: --accept-clock", behind)
         seed = derive(oldest, Label.DOMAIN_DIGEST)
         self._digests = AuditDigests(config.audit, seed, self._journal, config.digest_seconds)
+        self._audit_upkeep = AuditUpkeep(self._journal, self._digests, config.audit_limits)
         spares = SpareKeys()
         self._stores = KeyStores(self._store, config.key_store_tokens)
         self._stores.connect_wanted()
@@ -275,7 +277,7 @@ class Daemon:
                 (_AUDIT_SYNC_SECONDS, self._settle),
                 (_ANCHOR_SECONDS, self._checkpoint),
                 (_PURGE_SECONDS, self._purge),
-                (min(_PURGE_SECONDS, self._config.digest_seconds), self._sign_audit),
+                (min(_PURGE_SECONDS, self._config.digest_seconds), self._keep_audit),
             )
         ]
         beat = watchdog_seconds()
@@ -361,13 +363,11 @@ class Daemon:
                 self._state.settlement.now()
                 self._journal.sync()
 
-    def _sign_audit(self) -> None:
-        now = self._clock()
-        if self._digests.due(now):
-            try:
-                self._digests.write(now)
-            except AuditUnavailable as error:
-                _LOG.error("the audit log could not be signed: %s", error)
+    def _keep_audit(self) -> None:
+        try:
+            self._audit_upkeep.act(self._clock())
+        except (AuditUnavailable, StorageError) as error:
+            _LOG.error("the audit log could not be signed, closed or shortened, which is tried again: %s", error)
 
     def _checkpoint(self) -> None:
         with contextlib.suppress(KmsfsError):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kmsd.audit.upkeep import KEEP_ALL, AuditLimits
 from kmsd.parameters.tier import AWS_LIMITS, ParameterLimits
 from kmsd.root.keyring import SealType
 from kmsd.root.sources import RootSource
@@ -41,6 +42,7 @@ class Config:
     """Where to bind the socket of systemd's credentials, if systemd passes none."""
     digest_seconds: float = 3600.0
     """Time between two signed digests of the audit log."""
+    audit_limits: AuditLimits = KEEP_ALL
     quotas: dict[OperationClass, float] | None = None
     """Calls a second of each principal, by class, where they are not the defaults."""
     parameter_limits: ParameterLimits = AWS_LIMITS

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmsd.audit.journal import Journal
+from kmsd.audit.segments import closed_segments
 from kmsd.config import Config
 from kmsd.root.keyring import Argon2Parameters, Keyring, SealType, open_keyring, parse_header
 from kmsd.root.recovery import recovery_code
@@ -25,6 +26,7 @@ from kmsd.store.sqlite import SqliteStore
 from kmsd.tokens.token import TokenPlace
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.errors import Conflict, RootKeyMissing, StorageError, UsageError
+from kmsfs.formats.audit import LOG_NAME, segment_name
 from kmsfs.ids import realm_of_account
 from kmsfs.secret import KeyMaterial
 
@@ -105,7 +107,10 @@ def _make_folders(config: Config) -> None:
 def _begin_audit(config: Config, keyring: Keyring) -> str:
     """Begin an audit log; return its verification key."""
     audit_key = os.urandom(32)
-    (config.audit / "audit.jsonl").unlink(missing_ok=True)
+    log = config.audit / LOG_NAME
+    log.unlink(missing_ok=True)
+    for _first, path in closed_segments(log):
+        path.unlink()
     oldest = keyring.domain_keys[min(keyring.domain_keys)].reveal()
     Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom, first_key=audit_key).close()
     sync_directory(config.audit)
@@ -253,19 +258,23 @@ def read_root(config: Config, passphrase_file: Path | None) -> KeyMaterial:
 def begin_new_audit(config: Config, realm: OpenRealm) -> tuple[Path, str]:
     """Put the audit log aside and begin a new chain whose first record names it; return (where it is, new verification key).
 
+    Its closed segments go with it, so that `--log` reads all of it where it is.
+
     Raises:
-        StorageError: if the disk refuses.
+        AuditUnavailable, StorageError: if the disk refuses.
     """
     domain_keys = realm.keyring.domain_keys
-    log = config.audit / "audit.jsonl"
-    kept = config.audit / f"audit.jsonl.until-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    log = config.audit / LOG_NAME
+    kept = config.audit / f"audit.until-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl"
+    moved = [(path, kept.with_name(segment_name(kept.name, first))) for first, path in closed_segments(log)]
+    moved += [(log, kept)] if log.exists() else []
     digest = hashlib.sha256()
     try:
-        if log.exists():
-            with log.open("rb") as stream:
+        for path, to in moved:
+            with path.open("rb") as stream:
                 while piece := stream.read(1 << 20):
                     digest.update(piece)
-            log.rename(kept)
+            path.rename(to)
         sync_directory(config.audit)
     except OSError as error:
         raise StorageError(f"cannot put {log} aside: {error.strerror}") from error

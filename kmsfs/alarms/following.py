@@ -10,8 +10,8 @@ from kmsfs.aead.kdf import sha256
 from kmsfs.alarms.watching import Alarm, Watching
 from kmsfs.errors import AuditChainBroken
 from kmsfs.formats.audit import parse_line
+from kmsfs.formats.digest import DIGESTS_NAME
 from kmsfs.trail.reading import follow_lines, last_lines, read_lines
-from kmsfs.trail.verify import DIGESTS_NAME
 
 _SIGNED_EVERY_SECONDS = 30.0
 

@@ -10,6 +10,7 @@ import typer
 
 from kmsfs.cli.output import SETTINGS, call, read_text_value, say, show, table
 from kmsfs.errors import ExitCode, StorageError, UsageError
+from kmsfs.formats.audit import LOG_NAME
 from kmsfs.trail.cloudtrail import cloudtrail_event
 from kmsfs.trail.reading import follow_records, last_records, principal_of, read_records
 from kmsfs.trail.tables import TrailTable, time_of
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from kmsfs.alarms.watching import Alarm
 
 app = typer.Typer(no_args_is_help=True, help="The audit log: every call, who made it, and what decided.")
+_DAY_SECONDS = 86_400
 _NAME_CHARS, _GROUP_CHARS, _RECORD_CHARS = 128, 256, 32_768
+Days = Annotated[float | None, typer.Option(min=0, help="Only records of the last so many days (default: all that are kept).")]
 Log = Annotated[Path | None, typer.Option(help="The log (default: that of the daemon that answers).")]
 
 
@@ -42,6 +45,7 @@ def tail(
 @app.command()
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT from `records`.")],
+    days: Days = None,
     log: Log = None,
 ) -> None:
     """Ask the log in SQL. Example: kmsfs audit query "SELECT principal, count(*) FROM records WHERE error LIKE 'Access%' GROUP BY 1"
@@ -50,7 +54,7 @@ def query(
     decided_by, reason, for_uid. SQLite's functions are there, those for JSON too.
     """
     path, account = _place(log)
-    names, rows = TrailTable(read_records(path), account).ask(sql)
+    names, rows = TrailTable(read_records(path, _since(days)), account).ask(sql)
     show([dict(zip(names, row, strict=True)) for row in rows], lambda: table(names, rows))
 
 
@@ -58,11 +62,12 @@ def query(
 def export(
     destination: Annotated[Path, typer.Argument(metavar="FILE", help="A file that is not there yet, or - for standard output.")],
     region: Annotated[str, typer.Option(help="The region to put into each event.")] = "us-east-1",
+    days: Days = None,
     log: Log = None,
 ) -> None:
     """Write the log as CloudTrail delivers it: one JSON object with `Records`."""
     path, account = _place(log)
-    events = [cloudtrail_event(record, account, region) for record in read_records(path)]
+    events = [cloudtrail_event(record, account, region) for record in read_records(path, _since(days))]
     text = json.dumps({"Records": events})
     if str(destination) == "-":
         print(text)
@@ -91,7 +96,7 @@ def verify(
 
     if log is None:
         status = call("GetStatus")
-        log = Path(status["StateDirectory"]) / "audit" / "audit.jsonl"
+        log = Path(status["StateDirectory"]) / "audit" / LOG_NAME
         digest_key = digest_key or status["AuditDigestKey"]
     found = verify_trail(log, digest_key, parse_witness(read_text_value(os.fspath(witness))) if witness is not None else None)
     document = found.document()
@@ -167,13 +172,19 @@ def _print_verified(document: dict[str, Any]) -> None:
     until = time_of({"ts": document["signed_until"]})
     print(
         f"{document['records']} records, chain unbroken; {document['signed_records']} signed by {document['digests']} digests, "
-        f"the last at {until}, under {document['key']}" + (f"; a witness confirms {document['witnessed']}" if document["witnessed"] else "")
+        f"the last at {until}, under {document['key']}"
+        + (f"; a witness confirms {document['witnessed']}" if document["witnessed"] else "")
+        + (f"; the first {document['removed_records']} were removed, as the log says" if document["removed_records"] else "")
     )
+
+
+def _since(days: float | None) -> float:
+    return time.time() - days * _DAY_SECONDS if days is not None else 0.0
 
 
 def _place(log: Path | None) -> tuple[Path, str]:
     status = call("GetStatus")
-    return log or Path(status["StateDirectory"]) / "audit" / "audit.jsonl", status["Account"]
+    return log or Path(status["StateDirectory"]) / "audit" / LOG_NAME, status["Account"]
 
 
 def _print(record: dict[str, Any], account: str, *, denied: bool) -> None:

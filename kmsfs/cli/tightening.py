@@ -9,6 +9,7 @@ import typer
 
 from kmsfs.cli.output import call, confirm, say, session, show
 from kmsfs.errors import InvariantBroken
+from kmsfs.formats.audit import LOG_NAME
 from kmsfs.trail.reading import read_records
 from kmsfs.trail.tightening import Observed, Use, observe, propose
 
@@ -32,8 +33,9 @@ def tighten(
     """
     status = call("GetStatus")
     arn = call("DescribeKey", KeyId=key)["KeyMetadata"]["Arn"]
-    path = log or Path(status["StateDirectory"]) / "audit" / "audit.jsonl"
-    seen = observe(read_records(path), arn, status["Account"], time.time() - days * _DAY_SECONDS)
+    path = log or Path(status["StateDirectory"]) / "audit" / LOG_NAME
+    since = time.time() - days * _DAY_SECONDS
+    seen = observe(read_records(path, since), arn, status["Account"], since)
     before = json.loads(call("GetKeyPolicy", KeyId=key)["Policy"])
     policy = propose(before, seen.uses, _who(arn, "kms:PutKeyPolicy"))
     text = json.dumps(policy, indent=1)

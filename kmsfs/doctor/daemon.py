@@ -10,7 +10,9 @@ from typing import Any
 
 from kmsfs.client.session import ClientSession
 from kmsfs.doctor.finding import Finding, Level, fine
-from kmsfs.errors import KmsfsError
+from kmsfs.errors import AuditChainBroken, KmsfsError, StorageError
+from kmsfs.formats.audit import LOG_NAME
+from kmsfs.trail.reading import last_records, read_records
 
 BACKUP_STAMP = "last-backup.json"
 _DAY = 86_400.0
@@ -73,7 +75,7 @@ def _state(state: Path, now: float) -> Iterator[Finding]:
     if free < _FREE_BYTES:
         yield Finding(
             "space", Level.WARNING, f"{free >> 20} MiB free where the state lies",
-            "an audit log that cannot be written stops every answer", "make room, or move old logs away",
+            "an audit log that cannot be written stops every answer", "make room; old parts of the log go by themselves with kmsd serve --audit-keep DAYS",
         )  # fmt: skip
     else:
         yield fine("space", f"{free >> 30} GiB free where the state lies")
@@ -87,7 +89,7 @@ def _others_write(folder: Path) -> bool:
 
 
 def _clock(state: Path, now: float) -> Finding:
-    last = _last_record(state / "audit" / "audit.jsonl")
+    last = _last_record(state / "audit" / LOG_NAME)
     stamp = float(last.get("ts", 0.0))
     if stamp > now + _CLOCK_SECONDS:
         return Finding(
@@ -99,12 +101,9 @@ def _clock(state: Path, now: float) -> Finding:
 
 def _last_record(log: Path) -> dict[str, Any]:
     try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - 65_536))
-            record: dict[str, Any] = json.loads(stream.read().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
+        return last_records(log, 1)[-1]
+    except (AuditChainBroken, StorageError, IndexError):
         return {}
-    return record
 
 
 def _backup(state: Path, now: float) -> Finding:
@@ -166,7 +165,7 @@ def _unrotated(session: ClientSession, key: dict[str, Any], now: float) -> bool:
 
 def _grants(grants: list[dict[str, Any]], state: Path, now: float) -> Finding:
     old = [grant for grant in grants if now - grant["CreationDate"] > _GRANT_DAYS * _DAY]
-    used = _deciding(state / "audit" / "audit.jsonl") if old else set()
+    used = _deciding(state / "audit" / LOG_NAME) if old else set()
     if used is None:
         return fine("grants", f"{len(grants)} that you may see; the audit log is not yours to read")
     idle = [grant["GrantId"] for grant in old if f"grant:{grant['GrantId']}" not in used]
@@ -180,14 +179,10 @@ def _grants(grants: list[dict[str, Any]], state: Path, now: float) -> Finding:
 
 def _deciding(log: Path) -> set[str] | None:
     """Every statement and grant that decided a call, by the audit log."""
-    found = set()
     try:
-        with log.open("rb") as stream:
-            for line in stream:
-                found.add(json.loads(line).get("by", ""))
-    except (OSError, ValueError):
+        return {record.get("by", "") for record in read_records(log)}
+    except (AuditChainBroken, StorageError):
         return None
-    return found
 
 
 def _all(session: ClientSession, operation: str, items: str, request: dict[str, Any]) -> list[dict[str, Any]]:

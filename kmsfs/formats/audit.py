@@ -1,5 +1,7 @@
 """Audit record bytes: canonical JSON lines with a hash chain (docs/formats/audit-v1.md)."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -10,6 +12,30 @@ GENESIS = "0" * 64
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _HOLE = msgspec.Raw(b"\0")
 _MARKED = b'"mac":\0'
+LOG_NAME = "audit.jsonl"
+"""The file of a log that is written to; its closed segments lie beside it."""
+RETENTION = "AuditRetention"
+"""The operation of the record that says before which number (`params.before`) records are removed."""
+_NUMBERED = re.compile(r"-(\d{12,19})\Z")
+_NUMBER_DIGITS = 12
+
+
+def segment_name(log_name: str, first: int) -> str:
+    """Return what a log's segment is called once it is closed: by the number of its first record."""
+    stem, dot, suffix = log_name.rpartition(".")
+    return f"{stem}-{first:0{_NUMBER_DIGITS}}{dot}{suffix}"
+
+
+def segments_among(log_name: str, names: Iterable[str]) -> list[tuple[int, str]]:
+    """Return (number of the first record, name) of each closed segment of a log among the names of its folder, oldest first."""
+    stem, dot, suffix = log_name.rpartition(".")
+    found = []
+    for name in names:
+        of_log = name.startswith(stem) and name.endswith(dot + suffix)
+        numbered = _NUMBERED.match(name[len(stem) : len(name) - len(dot + suffix)]) if of_log else None
+        if numbered is not None:
+            found.append((int(numbered[1]), name))
+    return sorted(found)
 
 
 def split(record: dict[str, Any]) -> tuple[bytes, bytes]:

@@ -8,6 +8,8 @@ import msgspec
 from kmsfs.errors import AuditChainBroken
 
 GENESIS = "0" * 64
+DIGESTS_NAME = "digests.jsonl"
+"""The file of the digests, beside the log."""
 _PURPOSE = b"kmsfs/audit-digest/v1\0"
 _WITNESSED = re.compile(r"\baudit digest (\d{1,12}) sha256 ([0-9a-f]{64})\b")
 _ENCODER = msgspec.json.Encoder(order="sorted")

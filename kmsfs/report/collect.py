@@ -14,6 +14,7 @@ from kmsfs.errors import (
     StorageError,
     UnsupportedOperation,
 )
+from kmsfs.formats.audit import LOG_NAME
 from kmsfs.report.timeline import make_timeline
 from kmsfs.trail.reading import read_records
 
@@ -39,7 +40,7 @@ def collect(session: ClientSession, log: Path | None, now: float, days: float, o
     for entry in session.pages("ListKeys", "Keys", _PAGE, _MARKERS):
         keys.append(_key(session, entry["KeyId"], sorted(names.get(entry["KeyId"], []))))
         on_key(1)
-    place = log or Path(status["StateDirectory"]) / "audit" / "audit.jsonl"
+    place = log or Path(status["StateDirectory"]) / "audit" / LOG_NAME
     return {
         "generated": now, "account": status["Account"], "version": status["Version"], "principal": status["Principal"],
         "root_key_source": status["RootKeySource"], "uptime_seconds": status["UptimeSeconds"], "keys": keys,
@@ -79,6 +80,6 @@ def _asked(session: ClientSession, operation: str, key_id: str, **more: Any) -> 
 
 def _audit(log: Path, account: str, since: float, until: float) -> dict[str, Any]:
     try:
-        return {"unreadable": None, **asdict(made := make_timeline(read_records(log), account, since, until)), "highest": made.highest}
+        return {"unreadable": None, **asdict(made := make_timeline(read_records(log, since), account, since, until)), "highest": made.highest}
     except (StorageError, AuditChainBroken) as error:
         return {"unreadable": error.detail, "since": since, "until": until}

@@ -1,45 +1,59 @@
 """Records of an audit log (docs/formats/audit-v1.md), as they lie there; the chain is `kmsd verify-audit`'s business."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from kmsfs.errors import AuditChainBroken, StorageError
+from kmsfs.errors import AuditChainBroken
+from kmsfs.trail.segments import (
+    POLL_SECONDS,
+    Place,
+    files_from,
+    open_log,
+    place_of,
+    segment_paths,
+    unreadable,
+)
 
-_POLL_SECONDS = 0.2
 _TAIL_BYTES = 1 << 16
-_PATIENCE_LOOKS = 25
-"""A log that is missing for this many looks is gone."""
 
 
-def read_records(log: Path, until: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yield every whole record, or those in the first `until` bytes.
+def read_records(log: Path, since: float = 0.0) -> Iterator[dict[str, Any]]:
+    """Yield every whole record, or those made since a time, in seconds since the epoch; for that, segments that are older are not read.
 
     Raises:
         StorageError: if the log cannot be read.
         AuditChainBroken: naming the first line that is no record.
     """
-    for number, line in enumerate(read_lines(log, until)):
-        yield _record(line, number)
+    for number, line in enumerate(read_lines(log, since=since)):
+        record = _record(line, number)
+        if not since or record["ts"] >= since:
+            yield record
 
 
-def read_lines(log: Path, until: int | None = None) -> Iterator[bytes]:
-    """Yield every whole line, newline included, or those in the first `until` bytes.
+def read_lines(log: Path, until: Place | None = None, since: float = 0.0) -> Iterator[bytes]:
+    """Yield every whole line, newline included, or those up to a place; of segments that are older than `since`, none.
 
     Raises:
         StorageError: if the log cannot be read.
     """
-    at = 0
     try:
-        with log.open("rb") as stream:
+        for stream in open_log(log, since):
+            at = 0
+            last = until is not None and os.fstat(stream.fileno()).st_ino == until.inode
             for line in stream:
                 at += len(line)
-                if line.endswith(b"\n") and (until is None or at <= until):
+                if last and until is not None and at > until.offset:
+                    return
+                if line.endswith(b"\n"):
                     yield line
+            if last:
+                return
     except OSError as error:
-        raise _unreadable(log, error) from error
+        raise unreadable(log, error) from error
 
 
 def last_records(log: Path, count: int) -> list[dict[str, Any]]:
@@ -51,7 +65,7 @@ def last_records(log: Path, count: int) -> list[dict[str, Any]]:
     return [_record(line, number) for number, line in enumerate(last_lines(log, count)[0])]
 
 
-def last_lines(log: Path, count: int) -> tuple[list[bytes], int]:
+def last_lines(log: Path, count: int) -> tuple[list[bytes], Place]:
     """Return the last whole lines, and where the last of them ends.
 
     Raises:
@@ -59,17 +73,30 @@ def last_lines(log: Path, count: int) -> tuple[list[bytes], int]:
     """
     try:
         with log.open("rb") as stream:
-            end = stream.seek(0, 2)
-            size = _TAIL_BYTES
-            while True:
-                start = max(0, end - size)
-                stream.seek(start)
-                lines = stream.read(end - start).split(b"\n")
-                if start == 0 or len(lines) > count + 1:
-                    break
-                size *= 4
+            inode = os.fstat(stream.fileno()).st_ino
+            lines, end = _last_of(stream, count)
+        for path in reversed(segment_paths(log)):
+            if len(lines) >= count:
+                break
+            with path.open("rb") as stream:
+                if os.fstat(stream.fileno()).st_ino != inode:
+                    lines = _last_of(stream, count - len(lines))[0] + lines
     except OSError as error:
-        raise _unreadable(log, error) from error
+        raise unreadable(log, error) from error
+    return lines, Place(inode, end)
+
+
+def _last_of(stream: BinaryIO, count: int) -> tuple[list[bytes], int]:
+    """Return a file's last whole lines, and where the last of them ends."""
+    end = stream.seek(0, os.SEEK_END)
+    size = _TAIL_BYTES
+    while True:
+        start = max(0, end - size)
+        stream.seek(start)
+        lines = stream.read(end - start).split(b"\n")
+        if start == 0 or len(lines) > count + 1:
+            break
+        size *= 4
     whole = lines[:-1] if start == 0 else lines[1:-1]
     return [line + b"\n" for line in whole[-count:]] if count else [], end - len(lines[-1])
 
@@ -85,51 +112,49 @@ def follow_records(log: Path) -> Iterator[dict[str, Any]]:
             yield _record(line, -1)
 
 
-def follow_lines(log: Path, at: int) -> Iterator[bytes | None]:
-    """Yield whole lines as they are written, from a place on, for ever.
+def follow_lines(log: Path, place: Place) -> Iterator[bytes | None]:
+    """Yield whole lines as they are written, from a place on, for ever, from one segment into the next.
 
     At each look comes a None first, and an empty line where another log lies in the place of this one, or this one was cut.
 
     Raises:
         StorageError: if the log cannot be read.
     """
-    inode = _facts(log)[1]
     while True:
         yield None
-        size, now = _facts(log)
-        if now != inode or size < at:
-            at, inode = 0, now
+        files = files_from(log, place.inode)
+        now = place_of(files[0] if files else log)
+        if not files or (now.inode == place.inode and now.offset < place.offset):
             yield b""
-        if size > at:
-            with log.open("rb") as stream:
-                stream.seek(at)
-                for line in stream:
-                    if not line.endswith(b"\n"):
-                        break
-                    at += len(line)
-                    yield line
-        time.sleep(_POLL_SECONDS)
-
-
-def _facts(log: Path) -> tuple[int, int]:
-    """Return a log's size and inode; one that is just being replaced is waited for."""
-    patience = _PATIENCE_LOOKS
-    while True:
-        try:
-            facts = log.stat()
-        except OSError as error:
-            if not patience or not isinstance(error, FileNotFoundError):
-                raise _unreadable(log, error) from error
+            files, place = [log], Place(now.inode, 0)
+        for line in _lines_after(files[0], place):
+            place = Place(place.inode, place.offset + len(line))
+            yield line
+        if len(files) == 1:
+            time.sleep(POLL_SECONDS)
         else:
-            return facts.st_size, facts.st_ino
-        patience -= 1
-        time.sleep(_POLL_SECONDS)
+            following = place_of(files[1])
+            # Whether it is still the next one: what was written to a moment ago may be closed by now, and another has its name.
+            if files_from(log, place.inode) == files:
+                place = Place(following.inode, 0)
 
 
-def _unreadable(log: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot read the audit log {log}: {error.strerror}", hint="it is its owner's: run this as root, or name it with --log"
-    )
+def _lines_after(path: Path, place: Place) -> Iterator[bytes]:
+    """Yield a file's whole lines behind a place; none if another file has its name by now."""
+    try:
+        with path.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_ino != place.inode:
+                return
+            stream.seek(place.offset)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return
+                yield line
+    except FileNotFoundError:
+        # It is just being given another name; the next look finds it.
+        return
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _record(line: bytes, number: int) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from typing import Any
 from kmsfs.aead.kdf import sha256
 from kmsfs.aead.signing import verify
 from kmsfs.errors import AuditChainBroken, AuthenticationFailed, StorageError
-from kmsfs.formats.audit import GENESIS, parse_line
-from kmsfs.formats.digest import Digest, parse_digest
-
-DIGESTS_NAME = "digests.jsonl"
+from kmsfs.formats.audit import GENESIS, RETENTION, parse_line
+from kmsfs.formats.digest import DIGESTS_NAME, Digest, parse_digest
+from kmsfs.trail.reading import read_lines
 
 
 @dataclass(slots=True)
@@ -19,6 +18,9 @@ class Verified:
     """What was found: all whole, or verifying had ended with an error."""
 
     records: int = 0
+    """How many the log has, or had: the removed ones too."""
+    removed: int = 0
+    """How many of the first were removed, as the log says: they were old enough."""
     digests: int = 0
     signed_records: int = 0
     signed_until: float = 0.0
@@ -30,11 +32,13 @@ class Verified:
     """Whether the log says that it was begun in the place of another one, which older digests are of."""
     _named: list[tuple[int, str]] = field(default_factory=list)
     """Digests that the log itself names: number and SHA-256."""
+    _ended: list[tuple[int, int]] = field(default_factory=list)
+    """Records that say before which number others are removed: their own number, and that one."""
 
     def document(self) -> dict[str, Any]:
         """Return it for JSON."""
         return {
-            "records": self.records, "digests": self.digests, "signed_records": self.signed_records,
+            "records": self.records, "removed_records": self.removed, "digests": self.digests, "signed_records": self.signed_records,
             "unsigned_records": self.records - self.signed_records, "signed_until": self.signed_until, "key": self.key,
             "witnessed": self.witnessed,
         }  # fmt: skip
@@ -52,13 +56,20 @@ def verify_trail(log: Path, key: str | None, witnessed: Mapping[int, str] | None
     found = Verified()
     # In this order: the daemon goes on meanwhile, so the log has all that the digests sign, and the digests all that it names.
     digests = list(_digests(log.with_name(DIGESTS_NAME), key, found))
-    ends, first_line = _follow(log, found)
+    ends, log_id = _follow(log, {digest.end for digest in digests}, found)
     lines = [_line_hash(line) for line in _lines(log.with_name(DIGESTS_NAME))]
+    if found.removed and digests:
+        # Which log it is, its first record said; whoever put another in its place had to chain its records to what was signed.
+        log_id = digests[-1].log
     for digest in digests:
-        if digest.log == first_line:
+        if digest.log == log_id:
             _compare(digest, ends, found)
-    if digests and digests[-1].log != first_line and not found.begun_anew:
+    if digests and digests[-1].log != log_id and not found.begun_anew:
         raise AuditChainBroken("record 0 was changed: the digests are of a log that began otherwise")
+    # Who can write the folder alone could remove records, and say so at the log's end: what a digest covers, he cannot.
+    said = max((before for number, before in found._ended if number < found.signed_records), default=0)
+    if found.removed > said:
+        raise AuditChainBroken(f"records {said} to {found.removed - 1} are missing, and no signed record says that they were removed")
     for number, hashed in found._named:
         if number >= len(lines) or lines[number] != hashed:
             raise AuditChainBroken(f"digest {number}, which the log names, is missing or was changed")
@@ -69,30 +80,49 @@ def verify_trail(log: Path, key: str | None, witnessed: Mapping[int, str] | None
     return found
 
 
-def _follow(log: Path, found: Verified) -> tuple[dict[int, str], str]:
-    """Check each record's place in the chain; return the chain's hash before each record that a digest may end at."""
-    previous, first_line = GENESIS, ""
+def _follow(log: Path, wanted: set[int], found: Verified) -> tuple[dict[int, str], str]:
+    """Check each record's place in the chain; return the chain's hash before each `wanted` record, and the SHA-256 of record 0's line."""
+    previous, log_id, next_number = "", "", -1
     ends: dict[int, str] = {}
-    for number, line in enumerate(_lines(log)):
+    for line in read_lines(log):
+        number = max(next_number, 0)
         try:
             record, unsealed, _mac = parse_line(line)
         except AuditChainBroken as error:
             raise AuditChainBroken(f"record {number} is damaged: {error.detail}") from error
+        if next_number < 0 and record["seq"] > 0:
+            # What was before may have been removed: a record that comes later has to say so.
+            number, found.removed, previous = record["seq"], record["seq"], record["prev"]
+        elif next_number < 0:
+            log_id, found.begun_anew, previous = _line_hash(line), record["op"] == "AuditRestarted", GENESIS
         if record["seq"] != number or record["prev"] != previous:
             raise AuditChainBroken(f"record {number} was changed, or what was before it")
-        if not number:
-            first_line, found.begun_anew = _line_hash(line), record["op"] == "AuditRestarted"
-        ends[number] = previous
+        if number in wanted:
+            ends[number] = previous
+        _note(record, found)
+        previous, next_number = sha256(b"\0" + unsealed).hex(), number + 1
+    found.records = max(next_number, 0)
+    ends[found.records] = previous or GENESIS
+    return ends, log_id
+
+
+def _note(record: dict[str, Any], found: Verified) -> None:
+    """Remember what a record says of digests, and of records that are removed."""
+    try:
+        params = record.get("params", {})
         if record["op"] == "AuditDigest":
-            params = record.get("params", {})
-            found._named.append((params["number"], params["sha256"]))
-        previous = sha256(b"\0" + unsealed).hex()
-        found.records = number + 1
-    ends[found.records] = previous
-    return ends, first_line
+            found._named.append((int(params["number"]), str(params["sha256"])))
+        elif record["op"] == RETENTION:
+            found._ended.append((record["seq"], int(params["before"])))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise AuditChainBroken(f"record {record['seq']} is damaged: it lacks what it is to say") from error
 
 
 def _compare(digest: Digest, ends: dict[int, str], found: Verified) -> None:
+    if digest.end < found.removed:
+        # Its records are gone, all of them; those of the next one are chained to them.
+        found.signed_records, found.signed_until = digest.end, digest.made
+        return
     if digest.end not in ends:
         raise AuditChainBroken(f"record {found.records} is missing: digest {digest.number} was made of {digest.end} records")
     if ends[digest.end] != digest.chain:
@@ -121,15 +151,15 @@ def _digests(path: Path, key: str | None, found: Verified) -> Iterator[Digest]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield whole lines; one that is being written is not there yet."""
+    """Yield the digests' whole lines; one that is being written is not there yet."""
     try:
         with path.open("rb") as stream:
             for line in stream:
                 if line.endswith(b"\n"):
                     yield line
     except FileNotFoundError:
-        if path.name != DIGESTS_NAME:
-            raise StorageError(f"there is no audit log {path}", os_errno=2) from None
+        # None was made yet; a log that names one says so.
+        return
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}", hint="it is its owner's: run this as root") from error
 

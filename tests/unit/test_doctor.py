@@ -109,7 +109,7 @@ def session(tmp_path):
     state = tmp_path / "state"
     (state / "audit").mkdir(parents=True)
     state.chmod(0o700)
-    (state / "audit" / "audit.jsonl").write_text(json.dumps({"ts": NOW - 5, "by": "grant:used"}) + "\n")
+    (state / "audit" / "audit.jsonl").write_text(json.dumps({"seq": 0, "op": "Decrypt", "ts": NOW - 5, "by": "grant:used"}) + "\n")
     # On another disk than the state, where this machine has one.
     archive = next((f"/dev/shm/{os.getpid()}.kmsbackup" for _ in [0] if os.path.isdir("/dev/shm")), str(tmp_path / "b"))
     open(archive, "w").close()
@@ -141,7 +141,7 @@ def stamp(session, **changed):
         ("root key", lambda s: setattr(s, "source", "keyfile"), Level.ADVICE),
         ("state", lambda s: s.state.chmod(0o755), Level.PROBLEM),
         ("folders", lambda s: s.state.parent.chmod(0o777), Level.PROBLEM),
-        ("clock", lambda s: (s.state / "audit" / "audit.jsonl").write_text(json.dumps({"ts": NOW + 3600}) + "\n"), Level.WARNING),
+        ("clock", lambda s: (s.state / "audit" / "audit.jsonl").write_text(json.dumps({"seq": 0, "op": "Decrypt", "ts": NOW + 3600}) + "\n"), Level.WARNING),
         ("backup", lambda s: (s.state / "last-backup.json").unlink(), Level.WARNING),
         ("backup", lambda s: stamp(s, created=NOW - 8 * DAY), Level.WARNING),
         ("backup", lambda s: (s.state / "last-backup.json").write_text("rubbish"), Level.WARNING),

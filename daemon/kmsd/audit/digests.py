@@ -8,7 +8,7 @@ from kmsd.audit.journal import Journal
 from kmsfs.aead.kdf import sha256
 from kmsfs.aead.signing import SigningKey
 from kmsfs.errors import AuditChainBroken, AuditUnavailable
-from kmsfs.formats.digest import GENESIS, Digest, encode_digest, parse_digest, witness_line
+from kmsfs.formats.digest import DIGESTS_NAME, GENESIS, Digest, encode_digest, parse_digest, witness_line
 
 _LOG = logging.getLogger("kmsd")
 
@@ -23,8 +23,7 @@ class AuditDigests:
             AuditChainBroken: if the last line is no digest.
             AuditUnavailable: if the file cannot be read or its torn end not be cut off.
         """
-        self._log_path = directory / "audit.jsonl"
-        self._path = directory / "digests.jsonl"
+        self._path = directory / DIGESTS_NAME
         self._key = SigningKey(seed)
         self._journal = journal
         self._every = every
@@ -72,11 +71,11 @@ class AuditDigests:
         _LOG.info("%s", witness_line(digest.number, sha256(line).hex(), end))
 
     def _log_id(self) -> str:
-        try:
-            with self._log_path.open("rb") as stream:
-                return sha256(stream.readline()).hex()
-        except OSError as error:
-            raise AuditUnavailable(f"the audit log cannot be read: {error.strerror}") from error
+        origin = self._journal.origin
+        if not origin and self._last is not None:
+            # Where record 0 was removed, the digests before know which log this is: none is removed before it is signed.
+            return self._last.log
+        return sha256(origin).hex()
 
     def _append(self, line: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from kmsd.audit.journal import Journal
+from kmsd.audit.segments import segments_held
 from kmsd.backup.archive import HEADER_BYTES as ARCHIVE_HEADER_BYTES
 from kmsd.backup.archive import ArchiveReader, ArchiveWriter, Header, parse_archive_header
 from kmsd.config import Config
@@ -130,14 +131,16 @@ def _add_members(tar: tarfile.TarFile, config: Config, keyring: bytes, copy: Pat
     else:
         snapshot_shared(url, copy)
     _add(tar, manifest, "keyring.kms", io.BytesIO(keyring), len(keyring))
-    # The state of the log first: whatever is appended meanwhile continues from it.
-    logs = sorted((p for p in config.audit.iterdir() if p.is_file() and p.name[0] != "."), reverse=True)
-    found = [("state.db", copy), *((f"audit/{path.name}", path) for path in logs)]
+    found = [("state.db", copy)]
     if config.token_file.exists():
         found.append((config.token_file.name, config.token_file))
-    for place, path in found:
-        with path.open("rb") as stream:
-            _add(tar, manifest, place, stream, os.fstat(stream.fileno()).st_size)
+    with segments_held(config.audit, alone=False):
+        # The state of the log first: whatever is appended meanwhile continues from it.
+        logs = sorted((p for p in config.audit.iterdir() if p.is_file() and p.name[0] != "."), reverse=True)
+        found += [(f"audit/{path.name}", path) for path in logs]
+        for place, path in found:
+            with path.open("rb") as stream:
+                _add(tar, manifest, place, stream, os.fstat(stream.fileno()).st_size)
     text = json.dumps(manifest, sort_keys=True).encode()
     _add(tar, {}, MANIFEST, io.BytesIO(text), len(text))
 
