@@ -1,6 +1,8 @@
 """The steps of `kmsfs check` and `kmsfs rescue` around the files: lease, freshness records, progress."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from kmsfs.backing.freshness import FreshnessStore
@@ -44,30 +46,51 @@ def rescue_volume(cipher_dir: Path, target: Path, talk: ClientSession) -> Rescue
         raise StorageError(f"cannot write into {target}: {error.strerror}") from error
 
 
-def repair_volume(cipher_dir: Path, talk: ClientSession, found: Report, *, set_aside: bool) -> RepairReport:
-    """Mend what a check found, in a session of its own.
+@contextlib.contextmanager
+def claimed_volume(
+    cipher_dir: Path, talk: ClientSession, *, read_only: bool = False, tolerate_other_slot: bool = False
+) -> Iterator[tuple[OpenVolume, VolumeLease, FileTools]]:
+    """A volume that is not mounted, for as long as it is worked on; a session of it ends with that.
+
+    Not so where the disk refused something: what it has of the last commits is unknown, and the next mount verifies it.
 
     Raises:
         UsageError: if the last session of the volume did not end cleanly.
         VolumeBusy, KmsfsError: if it is mounted, or the key service refuses.
     """
-    volume = open_volume(cipher_dir, talk)
-    lease = VolumeLease(volume.config, read_only=False)
-    lease.claim(talk.open_transport())
+    volume = open_volume(cipher_dir, talk, read_only=read_only)
+    lease = VolumeLease(volume.config, read_only=read_only)
+    transport = talk.open_transport()
+    lease.claim(transport)
     records: FreshnessStore | None = None
+    unknown = False
     try:
         if lease.unclean:
             raise UsageError(
                 "the last session of this volume did not end cleanly", hint="mount it once: that heals it"
             )
-        records = open_records(volume.keys, lease, cipher_dir, read_only=False)
-        tools = volume_tools(volume, talk, SessionRules(lease.number, set(), tolerate_other_slot=True))
-        tools.freshness = records
-        return Repairer(tools, cipher_dir, set_aside=set_aside).run(found, volume.descriptor)
+        tools = volume_tools(volume, talk, SessionRules(lease.number, set(), tolerate_other_slot=tolerate_other_slot))
+        tools.freshness = records = open_records(volume.keys, lease, cipher_dir, read_only=read_only)
+        try:
+            yield volume, lease, tools
+        except StorageError:
+            unknown = True
+            raise
     finally:
-        if not lease.unclean:
-            lease.end(records.finish() if records is not None else None)
+        if not lease.unclean and not unknown:
+            lease.end(records.finish() if records is not None and not read_only else None)
+        transport.close()
         os.close(volume.descriptor)
+
+
+def repair_volume(cipher_dir: Path, talk: ClientSession, found: Report, *, set_aside: bool) -> RepairReport:
+    """Mend what a check found, in a session of its own.
+
+    Raises:
+        UsageError, VolumeBusy, KmsfsError: as `claimed_volume`.
+    """
+    with claimed_volume(cipher_dir, talk, tolerate_other_slot=True) as (volume, _lease, tools):
+        return Repairer(tools, cipher_dir, set_aside=set_aside).run(found, volume.descriptor)
 
 
 def key_provider(volume: OpenVolume, talk: ClientSession) -> CachingProvider:

@@ -1,56 +1,17 @@
 """The steps of `kmsfs rewrap` and `kmsfs volume rekey` around the files: lease, volume key, configuration."""
 
-import contextlib
-import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kmsfs.backing.freshness import FreshnessStore
 from kmsfs.check.rekey import Rekeyer, RekeyReport
 from kmsfs.check.rewrap import Rewrapper, RewrapReport, Targets, Wrapping, wrapping_of
-from kmsfs.cli.checking import volume_tools
+from kmsfs.cli.checking import claimed_volume
 from kmsfs.cli.output import byte_progress, stored_bytes
 from kmsfs.client.session import ClientSession
-from kmsfs.envelope.kf1file import FileTools
 from kmsfs.envelope.provider import volume_context
-from kmsfs.envelope.recovery import SessionRules
-from kmsfs.errors import StorageError, UsageError
 from kmsfs.formats.volume import VolumeConfig
-from kmsfs.mount.freshness import open_records
-from kmsfs.mount.volume import OpenVolume, VolumeLease, open_volume, write_config
-
-
-@contextlib.contextmanager
-def _claimed(cipher_dir: Path, talk: ClientSession, *, dry_run: bool) -> Iterator[tuple[OpenVolume, VolumeLease, FileTools]]:
-    """A volume that is not mounted, for as long as it is worked on; a session of it ends with that.
-
-    Not so where the disk refused something: what it has of the last commits is unknown, and the next mount verifies it.
-    """
-    volume = open_volume(cipher_dir, talk, read_only=dry_run)
-    lease = VolumeLease(volume.config, read_only=dry_run)
-    transport = talk.open_transport()
-    lease.claim(transport)
-    records: FreshnessStore | None = None
-    unknown = False
-    try:
-        if lease.unclean:
-            raise UsageError(
-                "the last session of this volume did not end cleanly", hint="mount it once: that heals it"
-            )
-        tools = volume_tools(volume, talk, SessionRules(lease.number, set()))
-        tools.freshness = records = open_records(volume.keys, lease, cipher_dir, read_only=dry_run)
-        try:
-            yield volume, lease, tools
-        except StorageError:
-            unknown = True
-            raise
-    finally:
-        if not lease.unclean and not unknown:
-            lease.end(records.finish() if records is not None and not dry_run else None)
-        transport.close()
-        os.close(volume.descriptor)
+from kmsfs.mount.volume import VolumeLease, write_config
 
 
 def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_run: bool) -> RewrapReport:
@@ -60,7 +21,7 @@ def rewrap_volume(cipher_dir: Path, talk: ClientSession, to: str | None, *, dry_
         UsageError: if its last session did not end cleanly.
         VolumeBusy, KmsfsError: if it is mounted, or the key service refuses.
     """
-    with _claimed(cipher_dir, talk, dry_run=dry_run) as (volume, lease, tools):
+    with claimed_volume(cipher_dir, talk, read_only=dry_run) as (volume, lease, tools):
         config = volume.config
         target_key = to or config.key_arn
         context = volume_context(config.volume_id)
@@ -88,7 +49,7 @@ def rekey_volume(cipher_dir: Path, talk: ClientSession) -> RekeyReport:
         VolumeBusy, KmsfsError: if it is mounted, or the key service refuses.
     """
     with (
-        _claimed(cipher_dir, talk, dry_run=False) as (volume, lease, tools),
+        claimed_volume(cipher_dir, talk) as (volume, lease, tools),
         byte_progress("rekeying", stored_bytes(cipher_dir)) as advance,
     ):
         targets = _targets(volume.config, volume.config.wrapped_key, lease, talk)
