@@ -4,23 +4,17 @@ import base64
 import datetime
 import itertools
 import json
-import os
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kmsd.app import Daemon
-from kmsd.authz.principal import make_caller
-from kmsd.config import Config
 from kmsd.parameters.index import ParameterIndex
 from kmsd.parameters.records import facts_of
-from kmsd.realm import initialise, open_realm
-from kmsd.root.keyring import SealType
 from kmsd.store.schema import Table
 from kmsfs import errors
-from kmsfs.formats.frame import Request
+from tests.support.realmworld import World
 
 NAMES = ("/a", "/a/b", "/a/b/c", "/a/bc", "/d/e", "plain")
 LABELS = ("prod", "test", "old")
@@ -29,23 +23,6 @@ KEPT = 100
 regions = (f"tree-region-{number}" for number in itertools.count(1))
 names = st.sampled_from(NAMES)
 labels = st.sampled_from(LABELS)
-
-
-class World:
-    """A daemon without sockets, and its clock."""
-
-    def __init__(self, folder):
-        config = Config(folder / "state", folder / "kmsd.sock")
-        initialise(config, SealType.KEYFILE, None)
-        self.daemon = Daemon(config, open_realm(config, None))
-        self.now = 1_900_000_000.0
-        self.pipeline = self.daemon._pipeline
-        self.pipeline._clock = lambda: self.now
-        account = self.daemon._account
-        self.me = make_caller(account, os.getuid(), os.getgid(), os.getpid(), ())
-
-    def call(self, region, operation, **parameters):
-        return self.pipeline.run(self.me, Request(1, operation, parameters, None, None), 0, region)[0]
 
 
 class Known:

@@ -1,12 +1,13 @@
 """What is kept of a secret and of each of its versions, and how stages move between versions. Pure."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kmsfs.errors import InvalidParameter, LimitExceeded, SecretNotFound
 
 CURRENT, PENDING, PREVIOUS = "AWSCURRENT", "AWSPENDING", "AWSPREVIOUS"
 STAGES_MAX = 20
+OWN_STAGES = frozenset({CURRENT, PENDING, PREVIOUS})
 VERSIONS_KEPT = 100
 """Versions without a stage are dropped past this many in all (Secrets Manager user guide, "What's in a secret")."""
 
@@ -19,6 +20,13 @@ class Version:
     created: float
     stages: tuple[str, ...]
     key_arn: str
+    former: str = ""
+    """The key that it is sealed under as well, since the secret got another one; which of the two opens it, does."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys under which its value is sealed, the secret's own first."""
+        return [key for key in (self.key_arn, self.former) if key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +95,12 @@ def with_version(versions: tuple[Version, ...], new: Version) -> tuple[Version, 
     Raises:
         LimitExceeded: if there would be more than twenty stages.
     """
-    moved = without_stages(versions, new.stages)
-    if CURRENT in new.stages:
-        before = next((version for version in versions if CURRENT in version.stages), None)
-        if before is not None:
-            moved = _give(without_stages(moved, (PREVIOUS,)), before.version_id, PREVIOUS)
-    return _counted((*moved, new))
+    moved = (*without_stages(versions, new.stages), new)
+    before = next((version for version in versions if CURRENT in version.stages), None)
+    if CURRENT in new.stages and before is not None:
+        # Also where the request says PREVIOUS of the new one: no stage is at two versions.
+        moved = _give(without_stages(moved, (PREVIOUS,)), before.version_id, PREVIOUS)
+    return _counted(moved)
 
 
 def move_stage(
@@ -142,19 +150,11 @@ def prune(versions: tuple[Version, ...]) -> tuple[tuple[Version, ...], list[str]
 
 def without_stages(versions: tuple[Version, ...], stages: tuple[str, ...]) -> tuple[Version, ...]:
     """Return the versions, none of which has any of these stages."""
-    return tuple(
-        Version(v.version_id, v.created, tuple(s for s in v.stages if s not in stages), v.key_arn)
-        for v in versions
-    )
+    return tuple(replace(v, stages=tuple(s for s in v.stages if s not in stages)) for v in versions)
 
 
 def _give(versions: tuple[Version, ...], version_id: str, stage: str) -> tuple[Version, ...]:
-    return tuple(
-        Version(
-            v.version_id, v.created, (*v.stages, stage) if v.version_id == version_id else v.stages, v.key_arn
-        )
-        for v in versions
-    )
+    return tuple(replace(v, stages=(*v.stages, stage)) if v.version_id == version_id else v for v in versions)
 
 
 def _counted(versions: tuple[Version, ...]) -> tuple[Version, ...]:

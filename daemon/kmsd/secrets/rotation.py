@@ -52,18 +52,19 @@ class RotationService:
             return shapes.SecretVersionResponse(arn=secret.arn, name=secret.name)
         version_id = request.client_request_token or str(uuid.UUID(bytes=self._rng(16), version=4))
         present = secret.version(version_id)
+        gone: list[str] = []
         if present is None:
-            changed = self._begin(call, changed, version_id)
+            changed, gone = self._begin(call, changed, version_id)
         elif version_id != secret.rotation_token:
             raise InvalidSecretRequest(f"The version {version_id} exists already: a rotation makes a new one.")
-        self._store.put(changed)
+        self._store.put(changed, gone=gone)
         return shapes.SecretVersionResponse(arn=secret.arn, name=secret.name, version_id=version_id)
 
-    def _begin(self, call: Call, secret: Secret, version_id: str) -> Secret:
+    def _begin(self, call: Call, secret: Secret, version_id: str) -> tuple[Secret, list[str]]:
         if secret.rotating:
             raise InvalidSecretRequest("A previous rotation isn't complete. That rotation will be reattempted.")
-        versions, _ = prune(with_version(secret.versions, Version(version_id, call.now, (PENDING,), "")))
-        return replace(secret, versions=versions, rotation_token=version_id, rotation_since=call.now)
+        versions, gone = prune(with_version(secret.versions, Version(version_id, call.now, (PENDING,), "")))
+        return replace(secret, versions=versions, rotation_token=version_id, rotation_since=call.now), gone
 
     def cancel_rotate_secret(self, call: Call) -> shapes.SecretVersionResponse:
         """CancelRotateSecret: what is pending keeps its stage, as at AWS."""

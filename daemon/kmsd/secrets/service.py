@@ -1,8 +1,9 @@
 """Handlers of secrets and their values. The KMS steps run as the caller, `kms:ViaService` secretsmanager."""
 
+import contextlib
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from kmsd.dispatch.servicekey import make_service_key
 from kmsd.parameters.secure import open_message, seal_message
 from kmsd.secrets.filters import make_test
 from kmsd.secrets.password import make_password
-from kmsd.secrets.records import CURRENT, Secret, Version, move_stage, prune, with_version
+from kmsd.secrets.records import CURRENT, OWN_STAGES, Secret, Version, move_stage, prune, with_version
 from kmsd.secrets.schedule import rotation_ended
 from kmsd.secrets.store import SERVICE, SecretStore
 from kmsfs.aead.nonces import Rng
@@ -131,14 +132,47 @@ class SecretService:
             key=request.kms_key_id if request.kms_key_id is not None else secret.key,
             changed=call.now,
         )
+        values: list[tuple[Version, dict[str, Any]]] = []
+        if (changed.key or DEFAULT_KEY) != (secret.key or DEFAULT_KEY):
+            changed, values = self._sealed_anew(call, changed)
         if request.secret_string is None and request.secret_binary is None:
-            self._store.put(changed)
+            self._store.put(changed, values)
             return shapes.SecretVersionResponse(arn=secret.arn, name=secret.name)
-        version = self._add_version(call, changed, request, (CURRENT,))
+        version = self._add_version(call, changed, request, (CURRENT,), values)
         return shapes.SecretVersionResponse(arn=secret.arn, name=secret.name, version_id=version.version_id)
 
-    def _add_version(self, call: Call, secret: Secret, request: Any, stages: tuple[str, ...]) -> Version:
-        """Seal a request's value as a new version, or find that it was made by the same request before."""
+    def _sealed_anew(self, call: Call, secret: Secret) -> tuple[Secret, list[tuple[Version, dict[str, Any]]]]:
+        """Seal the versions of AWS's own stages under a secret's new key; under the one before, they stay sealed as well.
+
+        Secrets Manager API, UpdateSecret, "KmsKeyId"; user guide, "Change the encryption key": what the caller may not decrypt, or not
+        encrypt under the new key, stays as it is.
+
+        Raises:
+            SecretEncryptionFailure: if there is no such key, or it is not enabled.
+        """
+        anew: dict[str, tuple[Version, dict[str, Any]]] = {}
+        for version in secret.versions:
+            if not version.key_arn or not OWN_STAGES.intersection(version.stages):
+                continue
+            stored = self._store.sealed_value(secret, version)
+            try:
+                plain = self._open(call, secret, version, stored)
+                message, key_arn = self._seal(call, secret, version.version_id, plain)
+            except (AccessDenied, SecretDecryptionFailure):
+                continue
+            if key_arn != version.key_arn:
+                sealed = {"created": version.created, "binary": stored["binary"], "value": message, "former": stored["value"]}
+                anew[version.version_id] = (replace(version, key_arn=key_arn, former=version.key_arn), sealed)
+        versions = tuple(anew[v.version_id][0] if v.version_id in anew else v for v in secret.versions)
+        return replace(secret, versions=versions), list(anew.values())
+
+    def _add_version(
+        self, call: Call, secret: Secret, request: Any, stages: tuple[str, ...], others: Sequence[tuple[Version, dict[str, Any]]] = ()
+    ) -> Version:
+        """Seal a request's value as a new version, or find that it was made by the same request before.
+
+        `others` are versions that are sealed anew, stored together with it.
+        """
         plain, binary = _value_of(request)
         version_id = request.client_request_token or str(uuid.UUID(bytes=self._rng(16), version=4))
         present = secret.version(version_id)
@@ -152,18 +186,21 @@ class SecretService:
                     f"You can't use ClientRequestToken {version_id} because that value is already in use for a "
                     f"version of secret {secret.arn}."
                 )
+            if secret is not self._store.at(secret.scope, secret.name):
+                # The value is there; what else UpdateSecret was asked for is new.
+                self._store.put(secret, others)
             return present
         message, key_arn = self._seal(call, secret, version_id, plain)
-        new = Version(version_id, call.now, stages, key_arn)
-        versions, gone = prune(with_version(secret.versions, new))
+        *older, new = with_version(secret.versions, Version(version_id, call.now, stages, key_arn))
+        versions, gone = prune((*older, new))
         changed = replace(secret, versions=versions, changed=call.now)
-        self._store.put(changed, (new, {"created": call.now, "binary": binary, "value": message}), gone)
+        self._store.put(changed, [(new, {"created": call.now, "binary": binary, "value": message}), *others], gone)
         return new
 
     def _same_value(self, call: Call, secret: Secret, version: Version, request: Any) -> bool:
         plain, binary = _value_of(request)
         stored = self._store.sealed_value(secret, version)
-        return stored["binary"] == binary and self._open(call, secret, version, stored["value"]) == plain
+        return stored["binary"] == binary and self._open(call, secret, version, stored) == plain
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -236,7 +273,7 @@ class SecretService:
                 f"Secrets Manager can't find the specified secret value for VersionId: {version.version_id}"
             )
         stored = self._store.sealed_value(secret, version)
-        plain = self._open(call, secret, version, stored["value"])
+        plain = self._open(call, secret, version, stored)
         self._store.read_today(secret, call.now)
         return shapes.SecretValue(
             arn=secret.arn,
@@ -342,7 +379,18 @@ class SecretService:
             plain, context, made.key_id, made.plaintext, made.ciphertext_blob, self._rng
         ), made.key_id
 
-    def _open(self, call: Call, secret: Secret, version: Version, message: bytes) -> bytes:
+    def _open(self, call: Call, secret: Secret, version: Version, stored: dict[str, Any]) -> bytes:
+        """Open a stored value, under whichever of its keys does it; if none does, the error is that of the secret's own."""
+        try:
+            return self._opened(call, secret, version, stored["value"])
+        except (AccessDenied, SecretDecryptionFailure):
+            if not stored.get("former"):
+                raise
+            with contextlib.suppress(AccessDenied, SecretDecryptionFailure):
+                return self._opened(call, secret, version, stored["former"])
+            raise
+
+    def _opened(self, call: Call, secret: Secret, version: Version, message: bytes) -> bytes:
         context = _context(secret, version.version_id)
 
         def unwrap(blob: bytes) -> bytes:

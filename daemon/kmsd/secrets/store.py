@@ -1,7 +1,7 @@
 """Secrets in memory, written through to the sealed store; who may do what with one."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -118,11 +118,9 @@ class SecretStore:
         return self.may(call.caller, secret, "secretsmanager:DescribeSecret", call.now)
 
     def key_arns(self) -> Iterator[str]:
-        """Yield the ARN of the KMS key of each secret's newest version that has a value."""
+        """Yield for each secret the ARNs of the KMS keys of its versions that have a stage and a value, each once."""
         for secret in self._by_arn.values():
-            arns = [version.key_arn for version in secret.versions if version.key_arn]
-            if arns:
-                yield arns[-1]
+            yield from {version.key_arn for version in secret.versions if version.stages and version.key_arn}
 
     def everything(self) -> list[Secret]:
         """Return all secrets, for upkeep."""
@@ -159,17 +157,16 @@ class SecretStore:
     def put(
         self,
         secret: Secret,
-        value: tuple[Version, dict[str, Any]] | None = None,
-        gone: list[str] | None = None,
+        values: Sequence[tuple[Version, dict[str, Any]]] = (),
+        gone: Sequence[str] = (),
     ) -> None:
-        """Store a secret, with a new version's sealed value, without the versions that are gone."""
+        """Store a secret, with the sealed values of versions that are new or sealed anew, without the versions that are gone."""
         with self._store.transaction() as work:
             work.put(Table.SECRET, secret.arn, secret.row())
-            if value is not None:
-                version, sealed = value
+            for version, sealed in values:
                 row = {"arn": secret.arn, "id": version.version_id, "key_arn": version.key_arn, **sealed}
                 work.put(Table.SECRET_VERSION, f"{secret.arn}:{version.version_id}", row, parent=secret.arn)
-            for version_id in gone or ():
+            for version_id in gone:
                 work.delete(Table.SECRET_VERSION, f"{secret.arn}:{version_id}")
         present = self._by_arn.get(secret.arn)
         self._keep(secret)
@@ -209,9 +206,11 @@ class SecretStore:
         self._publish(Change(SERVICE, operation, secret.scope, secret.arn, secret.name, shown))
 
     def stored_values(self) -> Iterator[tuple[str, bytes]]:
-        """Yield (ARN, sealed value) of every version of every secret."""
+        """Yield (ARN, sealed value) of every version of every secret, under each of its keys."""
         for row in self._store.scan(Table.SECRET_VERSION):
             yield row["arn"], row["value"]
+            if row.get("former"):
+                yield row["arn"], row["former"]
 
     def read_today(self, secret: Secret, now: float) -> None:
         """Note that a value was read: the day counts, not the time (Secrets Manager API, LastAccessedDate)."""
@@ -220,7 +219,7 @@ class SecretStore:
             self._by_arn[secret.arn] = replace(secret, accessed=day)
 
     def sealed_value(self, secret: Secret, version: Version) -> dict[str, Any]:
-        """Return {value, binary} of a version, sealed.
+        """Return {value, binary} of a version, sealed; with {former} if it is sealed under another key too.
 
         Raises:
             CorruptStore: if it is missing.

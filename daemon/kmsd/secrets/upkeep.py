@@ -178,7 +178,7 @@ def _is_public(policy: KeyPolicy) -> bool:
 def _facts(secret: Secret) -> dict[str, Any]:
     rules = shapes.RotationRules(**secret.rotation_rules) if secret.rotation_rules else None
     return {
-        "arn": secret.arn, "name": secret.name, "description": secret.description, "kms_key_id": secret.key,
+        "arn": secret.arn, "name": secret.name, "description": secret.description, "kms_key_id": secret.key or None,
         "rotation_enabled": secret.rotation_enabled, "rotation_lambda_arn": secret.rotator, "rotation_rules": rules,
         "last_rotated_date": secret.rotated, "last_accessed_date": secret.accessed, "last_changed_date": secret.changed, "deleted_date": secret.deleted,
         "next_rotation_date": secret.next_rotation, "created_date": secret.created,
@@ -195,5 +195,5 @@ def _version(version: Version) -> shapes.SecretVersionsListEntry:
         version_id=version.version_id,
         version_stages=list(version.stages) or None,
         created_date=version.created,
-        kms_key_ids=[version.key_arn] if version.key_arn else None,
+        kms_key_ids=version.keys or None,
     )
