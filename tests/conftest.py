@@ -248,6 +248,9 @@ def turn_at_the_machine(request, tmp_path_factory):
     alone = request.node.get_closest_marker("alone") is not None
     base = tmp_path_factory.getbasetemp()
     place = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    with (place / "machine.lock").open("a") as lock:
+    with (place / "machine.lock").open("a") as lock, (place / "gate.lock").open("a") as gate:
+        # Through the gate first: locks that are shared would go on being taken, and who wants to be alone wait for the end of all tests.
+        fcntl.flock(gate, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
         yield

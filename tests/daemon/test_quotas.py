@@ -74,6 +74,8 @@ def test_it_gives_up_in_the_end(slow, monkeypatch):
     talk = slow.session()
     with pytest.raises(Throttled):
         for _ in range(200):
+            # On a slow machine an earlier call waits too, and gets through.
+            pauses.clear()
             talk.call("ListKeys", {})
     assert len(pauses) == 8 and all(0 <= pause <= 1 for pause in pauses)
     talk.close()

@@ -673,6 +673,8 @@ def test_a_host_that_was_frozen_stores_nothing_after_another_took_its_volume_ove
         for process in (mount.process, a.process):
             process.send_signal(signal.SIGCONT)
         mount.kill()
+        # Shown where the test failed.
+        print(mount.log)
         os.close(late)
 
 

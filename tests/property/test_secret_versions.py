@@ -346,7 +346,7 @@ COUNTER = itertools.count(1)
 def test_secrets_are_as_their_model_says(tmp_path):
     SecretVersions.world = World(tmp_path)
     SecretVersions.TestCase.settings = settings(
-        max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck),
+        max_examples=40, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck),
         phases=(Phase.reuse, Phase.generate, Phase.shrink),
     )
     SecretVersions.TestCase("runTest").debug()
