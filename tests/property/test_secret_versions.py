@@ -1,6 +1,7 @@
 """Secrets against a model of them: versions, stages, tokens, keys that come and go, rotation, deletion and time, in any order."""
 
 import itertools
+import os
 import uuid
 
 import pytest
@@ -341,12 +342,13 @@ class SecretVersions(RuleBasedStateMachine):
 
 
 COUNTER = itertools.count(1)
+EXAMPLES = int(os.environ.get("KMSFS_EXAMPLES", "30"))
 
 
 def test_secrets_are_as_their_model_says(tmp_path):
     SecretVersions.world = World(tmp_path)
     SecretVersions.TestCase.settings = settings(
-        max_examples=40, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck),
+        max_examples=EXAMPLES, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck),
         phases=(Phase.reuse, Phase.generate, Phase.shrink),
     )
     SecretVersions.TestCase("runTest").debug()

@@ -14,14 +14,21 @@ class World:
     """A realm in `folder`, and one caller: whoever runs the test."""
 
     def __init__(self, folder):
-        config = Config(folder / "state", folder / "kmsd.sock")
-        initialise(config, SealType.KEYFILE, None)
-        self.daemon = Daemon(config, open_realm(config, None))
+        self._config = Config(folder / "state", folder / "kmsd.sock")
         self.now = 1_900_000_000.0
+        initialise(self._config, SealType.KEYFILE, None)
+        self._start()
+
+    def _start(self):
+        self.daemon = Daemon(self._config, open_realm(self._config, None))
         self.pipeline = self.daemon._pipeline
         self.pipeline._clock = lambda: self.now
-        account = self.daemon._account
-        self.me = make_caller(account, os.getuid(), os.getgid(), os.getpid(), ())
+        self.me = make_caller(self.daemon._account, os.getuid(), os.getgid(), os.getpid(), ())
+
+    def restart(self):
+        """Go on with what is stored."""
+        self.daemon._close()
+        self._start()
 
     def call(self, region, operation, **parameters):
         return self.pipeline.run(self.me, Request(1, operation, parameters, None, None), 0, region)[0]
