@@ -15,14 +15,22 @@ from typing import Annotated
 import typer
 
 from kmsd.access.rules import SYSTEM_FOLDER
-from kmsd.app import Daemon
 from kmsd.audit.journal import verify_log
 from kmsd.audit.upkeep import SEGMENT_BYTES, AuditLimits
 from kmsd.backup import commands
-from kmsd.backup.commands import Passphrase, State
+from kmsd.backup.commands import Code, Passphrase, State, read_code
 from kmsd.config import HOME_REGION, SYSTEM_SOCKET, SYSTEM_STATE, Config, lock_memory_and_dumps
 from kmsd.parameters.tier import parse_limits
-from kmsd.realm import begin_new_audit, initialise, open_realm, open_with, read_header, read_root, recover
+from kmsd.realm import (
+    begin_new_audit,
+    initialise,
+    open_realm,
+    open_with,
+    read_header,
+    read_root,
+    recover,
+    renew_state_key,
+)
 from kmsd.root.keyring import Keyring, SealType, open_keyring
 from kmsd.root.sources import key_of_passphrase
 from kmsd.root.token import read_token_root
@@ -218,6 +226,9 @@ def _state_folder(state: Path, *, ephemeral: bool) -> Iterator[Path]:
 
 
 def _serve(config: Config, passphrase_file: Path | None, *, sealed: bool) -> None:
+    # All rooms meet there; what does not serve, such as `init`, starts sooner without.
+    from kmsd.app import Daemon
+
     header = read_header(config)
     sealed = sealed or header.seal_type is SealType.SHARES
     realm = None if sealed else open_realm(config, passphrase_file)
@@ -314,6 +325,15 @@ def restart_audit(
     kept, key = begin_new_audit(config, open_realm(config, passphrase_file))
     print(f"The old log is {kept}. The new one has its own verification key, shown once:")
     print(f"  audit verification key  {key}")
+
+
+@app.command("renew-state-key")
+def renew_state_key_command(state: State = SYSTEM_STATE, passphrase_file: Passphrase = None, code_file: Code = None) -> None:
+    """Give a stopped daemon's state another key for what it stores from now on; kmsd says when that is due (2^30 changes)."""
+    config = Config(state, SYSTEM_SOCKET)
+    lock_state(config.lock, config.socket)
+    number = renew_state_key(config, read_code(code_file) if code_file else read_root(config, passphrase_file))
+    print(f"What {state} stores from now on is sealed under its domain key {number}. Backups made before hold only what is under the others.")
 
 
 @app.command("verify-audit")

@@ -81,6 +81,7 @@ from kmsd.store.anchor import Anchor
 from kmsd.store.database import Changes
 from kmsd.store.postgres import PostgresStore
 from kmsd.store.schema import Table
+from kmsd.store.sealing import NEW_KEY_HINT
 from kmsd.sts.credentials import CredentialBook
 from kmsd.sts.service import TokenService
 from kmsd.sts.tokens import SessionTokens
@@ -117,6 +118,8 @@ class Daemon:
         self._account = account_of_realm(keyring.realm_id)
         self._store = open_store(config, keyring)
         self._store.deferring = True
+        if self._store.needs_key:
+            _LOG.warning("the key that seals the state is nearly used up: %s", NEW_KEY_HINT)
         self._anchor = Anchor(config.anchor, realm.anchor_key)
         self._anchor.check(self._store, accept_rollback=config.accept_rollback)
         self._journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom)

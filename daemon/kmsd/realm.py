@@ -25,7 +25,7 @@ from kmsd.store.snapshot import share
 from kmsd.store.sqlite import SqliteStore
 from kmsd.tokens.token import TokenPlace
 from kmsfs.aead.kdf import Label, derive
-from kmsfs.errors import Conflict, RootKeyMissing, StorageError, UsageError
+from kmsfs.errors import Conflict, RootKeyMissing, StorageError, UnsupportedOperation, UsageError
 from kmsfs.formats.audit import LOG_NAME, segment_name
 from kmsfs.ids import realm_of_account
 from kmsfs.secret import KeyMaterial
@@ -326,6 +326,33 @@ def change_root(
         else:
             path.unlink(missing_ok=True)
     sync_directory(config.state)
+
+
+def renew_state_key(config: Config, root_key: KeyMaterial) -> int:
+    """Give a realm, which no daemon may be serving, another domain key; return its number.
+
+    Rows and key material are sealed under it from now on. What is there stays under the keys before it, and they in the keyring: a bound
+    on how often a key seals (security.md, section 14) asks for no more.
+
+    Raises:
+        UnsupportedOperation: if the state is in a database: the other hosts' keyrings would lack the key.
+        RootKeyMissing: if the root key is another realm's.
+        CorruptStore, StorageError: if its files are damaged, or the disk refuses.
+    """
+    if read_url(config) is not None:
+        raise UnsupportedOperation(f"the state of {config.state} is in a database that other hosts may share: their keyrings would lack a new key")
+    keyring = open_keyring(_keyring_bytes(config), root_key)
+    number = max(keyring.domain_keys) + 1
+    keyring.domain_keys[number], keyring.created[number] = KeyMaterial(os.urandom(32)), time.time()
+    keyring.generation += 1
+    write_atomically(config.keyring, keyring.encode(root_key, os.urandom), mode=0o600)
+    oldest = keyring.domain_keys[min(keyring.domain_keys)].reveal()
+    journal = Journal(config.audit, derive(oldest, Label.DOMAIN_AUDIT), os.urandom)
+    journal.append(
+        {"ts": round(time.time(), 3), "req": "-", "uid": os.getuid(), "op": "StateKeyRenewed", "res": "ok", "params": {"number": number}}
+    )
+    journal.close()
+    return number
 
 
 def next_path(path: Path) -> Path:

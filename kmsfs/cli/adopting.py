@@ -16,7 +16,6 @@ from kmsfs.cli.background import mount_log
 from kmsfs.cli.output import SETTINGS, byte_progress, confirm, say, show, stored_bytes
 from kmsfs.errors import ExitCode, StorageError, UsageError
 from kmsfs.formats.volume import CONFIG_NAME
-from kmsfs.mount.run import unmount
 
 _SHOWN = 50
 
@@ -100,6 +99,8 @@ def _copy_and_compare(source: Path, cipher_dir: Path, key: str | None, total: in
 @contextlib.contextmanager
 def _mounted(cipher_dir: Path, *options: str) -> Iterator[Path]:
     """Mount a volume on a private folder for a while."""
+    from kmsfs.mount.run import unmount
+
     with tempfile.TemporaryDirectory(prefix="kmsfs-adopt-") as scratch:
         plain = Path(scratch) / "plain"
         _mount(cipher_dir, plain, *options)

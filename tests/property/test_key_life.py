@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kmsd.store.schema import Table
 from kmsfs import errors
 from tests.daemon.test_import import bring
-from tests.support.realmworld import World
+from support.realmworld import World
 
 DAY = 86_400.0
 ENABLED, DISABLED, LEAVING, WAITING = "Enabled", "Disabled", "PendingDeletion", "PendingImport"

@@ -14,7 +14,7 @@ from kmsd.parameters.index import ParameterIndex
 from kmsd.parameters.records import facts_of
 from kmsd.store.schema import Table
 from kmsfs import errors
-from tests.support.realmworld import World
+from support.realmworld import World
 
 NAMES = ("/a", "/a/b", "/a/b/c", "/a/bc", "/d/e", "plain")
 LABELS = ("prod", "test", "old")

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kmsd.secrets.records import secret_of
 from kmsd.store.schema import Table
 from kmsfs import errors
-from tests.support.realmworld import World
+from support.realmworld import World
 
 CURRENT, PENDING, PREVIOUS = "AWSCURRENT", "AWSPENDING", "AWSPREVIOUS"
 STAGES = (CURRENT, PENDING, PREVIOUS, "blue", "green")

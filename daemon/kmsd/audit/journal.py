@@ -332,12 +332,15 @@ def verify_log(log: Path, first_key: bytes) -> int:
     if missing:
         chain.pass_over(missing, parse_line(first_line(closed[0][1]))[0]["prev"])
     said = 0
-    for path in (*(path for _first, path in closed), log):
-        with path.open("rb") as stream:
-            for line in stream:
-                record = chain.check(line)
-                if record["op"] == RETENTION:
-                    said = max(said, record["params"]["before"])
+    try:
+        for path in (*(path for _first, path in closed), log):
+            with path.open("rb") as stream:
+                for line in stream:
+                    record = chain.check(line)
+                    if record.get("op") == RETENTION:
+                        said = max(said, record["params"]["before"])
+    except OSError as error:
+        raise AuditUnavailable(f"{path} cannot be read: {error.strerror}") from error
     if missing > said:
         raise AuditChainBroken(f"records {said} to {missing - 1} are missing, and no record says that they were removed")
     return chain.sequence

@@ -130,6 +130,11 @@ class SealedStore(ABC):
         """SHA-256 over the accumulator: what the anchor remembers."""
         return sha256(self._accumulator.to_bytes(32, "big"))
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether the key that seals rows will soon have sealed as many as it may (security.md, section 14)."""
+        return self._sealer.nearly_spent
+
     # --- what a database does ---------------------------------------------------------------------------------
 
     @abstractmethod
@@ -272,7 +277,8 @@ class SealedStore(ABC):
 
     def _verify(self, connection: Connection) -> None:
         """Compare all rows with the accumulator, and take what the head says."""
-        head = self._open_head(connection.execute(select(HEAD.c.blob)).first())
+        row: Any = connection.execute(select(HEAD.c.blob)).first()
+        head = self._open_head(row)
         accumulator = 0
         for portion in connection.execute(select(ROW.c.tbl, ROW.c.id, ROW.c.ver, ROW.c.blob)).partitions(READ_AT_ONCE):
             accumulator ^= self._sealer.marks(portion)
@@ -282,7 +288,7 @@ class SealedStore(ABC):
                 hint="restore a backup of the whole state",
             )
         self.commit_number, self._accumulator = head["commit"], accumulator
-        self._sealer.usage.used = head["seals"]
+        self._sealer.take_count(row.blob, head["seals"])
 
 
 def seal_head(sealer: RowSealer, commit: int, accumulator: int) -> bytes:

@@ -249,7 +249,8 @@ class PostgresStore(SealedStore):
             self._link.undo()
         self.on_changes(changes)
         self.commit_number, self._accumulator = head["commit"], int.from_bytes(head["acc"], "big")
-        self._head, self._sealer.usage.used = bytes(heads[0].blob), head["seals"]
+        self._head = bytes(heads[0].blob)
+        self._sealer.take_count(self._head, head["seals"])
 
     def _follow(self, head: dict[str, Any], missed: list[Any]) -> dict[tuple[Table, str], tuple[int, bytes]]:
         """Walk along the change records up to a head; return the last word on each row."""

@@ -7,7 +7,7 @@ from typing import Any
 from kmsfs.aead.gcm import GcmKey
 from kmsfs.aead.kdf import Label, derive, hmac_sha256
 from kmsfs.aead.nonces import Rng, UsageCounter
-from kmsfs.errors import AuthenticationFailed, BadFrame, CorruptStore
+from kmsfs.errors import AuthenticationFailed, BadFrame, CorruptStore, LimitExceeded
 from kmsfs.formats.packing import pack, unpack_own
 from kmsfs.quantity import STATE_SEALS_LIMIT
 from kmsfs.secret import KeyMaterial
@@ -15,6 +15,7 @@ from kmsfs.secret import KeyMaterial
 _PREFIX = struct.Struct("<BI")
 _ROW_VERSION = 1
 _ZERO_ID = bytes(16)
+NEW_KEY_HINT = "stop kmsd, give the state a new key with `kmsd renew-state-key --state FOLDER`, and start it"
 
 
 class RowSealer:
@@ -47,9 +48,22 @@ class RowSealer:
         Raises:
             LimitExceeded: if the domain key has reached its bound (security.md section 14).
         """
-        self.usage.spend()
+        try:
+            self.usage.spend()
+        except LimitExceeded as error:
+            raise LimitExceeded("the key that seals the state has reached its usage limit", hint=NEW_KEY_HINT) from error
         sealed = self._state[self._newest].seal(self._rng, pack(value), _aad(table, row_id, parent, version))
         return _PREFIX.pack(_ROW_VERSION, self._newest) + sealed
+
+    def take_count(self, head: bytes, seals: int) -> None:
+        """Go on counting from what a head record says, if the present domain key sealed it; a newer one has sealed nothing yet."""
+        _, number = _PREFIX.unpack_from(head)
+        self.usage.used = seals if number == self._newest else 0
+
+    @property
+    def nearly_spent(self) -> bool:
+        """Whether the domain key has a tenth of its bound left, or less."""
+        return self.usage.used >= self.usage.limit * 9 // 10
 
     def open(self, table: int, row_id: bytes, parent: bytes, version: int, blob: bytes) -> dict[str, Any]:
         """Return the value of a sealed row.
