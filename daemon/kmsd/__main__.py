@@ -59,6 +59,13 @@ Socket = Annotated[
     # Not `readable`: under socket activation the socket is systemd's, and the daemon's user may not even open it.
     Path, typer.Option("--socket", envvar="KMSD_SOCKET", readable=False, help="Unix socket to listen on.")
 ]
+AuditSegment = Annotated[
+    int, typer.Option(min=1, metavar="MIB", help="Size at which the audit log goes on in a new file; it does once a day in any case.")
+]
+AuditKeep = Annotated[
+    float | None,
+    typer.Option(min=1, metavar="DAYS", envvar="KMSD_AUDIT_KEEP", help="Remove files of the audit log whose records are all older; without it none is."),
+]
 Account = Annotated[
     str | None, typer.Option(help="Twelve digits that name the account in ARNs; at random if not given.")
 ]
@@ -167,13 +174,8 @@ def serve(
     digest_every: Annotated[
         float, typer.Option(min=1, help="Seconds between two signed digests of the audit log.")
     ] = 3600.0,
-    audit_segment: Annotated[
-        int, typer.Option(min=1, metavar="MIB", help="Size at which the audit log goes on in a new file; it does once a day in any case.")
-    ] = SEGMENT_BYTES >> 20,
-    audit_keep: Annotated[
-        float | None,
-        typer.Option(min=1, metavar="DAYS", envvar="KMSD_AUDIT_KEEP", help="Remove files of the audit log whose records are all older; without it none is."),
-    ] = None,
+    audit_segment: AuditSegment = SEGMENT_BYTES >> 20,
+    audit_keep: AuditKeep = None,
     quota: Quotas = None,
     limit: Limits = None,
     key_store_token: KeyStoreTokens = None,

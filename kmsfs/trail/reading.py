@@ -14,7 +14,7 @@ from kmsfs.trail.segments import (
     files_from,
     open_log,
     place_of,
-    segment_paths,
+    segments_before,
     unreadable,
 )
 
@@ -75,12 +75,11 @@ def last_lines(log: Path, count: int) -> tuple[list[bytes], Place]:
         with log.open("rb") as stream:
             inode = os.fstat(stream.fileno()).st_ino
             lines, end = _last_of(stream, count)
-        for path in reversed(segment_paths(log)):
+        for path in reversed(segments_before(log, inode)):
             if len(lines) >= count:
                 break
             with path.open("rb") as stream:
-                if os.fstat(stream.fileno()).st_ino != inode:
-                    lines = _last_of(stream, count - len(lines))[0] + lines
+                lines = _last_of(stream, count - len(lines))[0] + lines
     except OSError as error:
         raise unreadable(log, error) from error
     return lines, Place(inode, end)

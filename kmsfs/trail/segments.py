@@ -1,5 +1,6 @@
 """The files of an audit log as readers take them: the closed segments, oldest first, then the one that is written to."""
 
+import contextlib
 import errno
 import os
 import time
@@ -45,8 +46,7 @@ def open_log(log: Path, since: float = 0.0) -> Iterator[BinaryIO]:
         StorageError: if one cannot be read, or was removed between two that were there.
     """
     with _opened(log) as last:
-        inode = os.fstat(last.fileno()).st_ino
-        paths = segment_paths(log)
+        paths = segments_before(log, os.fstat(last.fileno()).st_ino)
         begun = False
         for path in paths[_first_wanted([*paths, log], since) :]:
             try:
@@ -56,10 +56,23 @@ def open_log(log: Path, since: float = 0.0) -> Iterator[BinaryIO]:
                     raise
                 continue
             with stream:
-                if os.fstat(stream.fileno()).st_ino != inode:
-                    begun = True
-                    yield stream
+                begun = True
+                yield stream
         yield last
+
+
+def segments_before(log: Path, inode: int) -> list[Path]:
+    """Return the closed segments before the file with this inode, oldest first: before the log itself, or what was it when it was opened.
+
+    Raises:
+        StorageError: if the folder cannot be read.
+    """
+    paths = segment_paths(log)
+    for place, path in reversed(list(enumerate(paths))):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == inode:
+                return paths[:place]
+    return paths
 
 
 def _first_wanted(paths: list[Path], since: float) -> int:
