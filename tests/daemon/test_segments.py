@@ -191,6 +191,39 @@ def test_nothing_goes_while_a_backup_copies_and_nothing_is_said(tmp_path):
     assert verify_trail(log.path, None).records == log.journal.records
 
 
+def test_where_a_segment_ends_without_saying_when_nothing_goes(tmp_path):
+    log = Log(tmp_path, keep_days=1)
+    log.journal.append({"req": "r", "uid": 7, "op": "Decrypt", "res": "ok"})
+    log.journal.begin_segment()
+    log.now += 30 * DAY
+    log.add(1)
+    log.upkeep.act(log.now)
+    assert len(log.files()) == 2 and numbers_of(log.path.with_name(log.files()[0])) == [0]
+
+
+def numbers_of(path):
+    return [json.loads(line)["seq"] for line in path.read_bytes().splitlines()]
+
+
+def test_what_is_written_after_a_new_segment_is_written_again_where_a_sync_failed(log, monkeypatch):
+    log.add(50)
+    assert log.journal.begin_segment()
+    log.journal.append({"ts": 1.0, "op": "lost"})
+    fails, wrote, real = [True], [], os.pwrite
+
+    def fdatasync(_descriptor):
+        if fails:
+            fails.pop()
+            raise OSError(5, "injected")
+
+    monkeypatch.setattr(journals.os, "fdatasync", fdatasync)
+    monkeypatch.setattr(journals.os, "pwrite", lambda fd, data, at: (wrote.append(at), real(fd, data, at))[1])
+    with pytest.raises(AuditUnavailable):
+        log.journal.sync()
+    log.journal.sync()
+    assert wrote == [0]
+
+
 def test_a_cut_end_is_noticed_whatever_the_segment(log):
     log.pass_days(2)
     log.add(3)

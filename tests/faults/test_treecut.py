@@ -11,8 +11,8 @@ from kmsfs.mount.durability import Vfs
 from support import treecut
 from support.treecut import tree_campaign
 
-# 1,000 in CI; `KMSFS_HISTORIES=100000 pytest tests/faults/test_treecut.py` is the campaign.
-HISTORIES = int(os.environ.get("KMSFS_HISTORIES", "1000"))
+# 600 in CI; `KMSFS_HISTORIES=100000 pytest tests/faults/test_treecut.py` is the campaign.
+HISTORIES = int(os.environ.get("KMSFS_HISTORIES", "600"))
 ENOUGH = 1200
 """Histories in which a missing barrier must show."""
 

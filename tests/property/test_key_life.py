@@ -306,7 +306,7 @@ class KeyLife(RuleBasedStateMachine):
 
 
 COUNTER = itertools.count(1)
-EXAMPLES = int(os.environ.get("KMSFS_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("KMSFS_EXAMPLES", "12"))
 
 
 def test_keys_are_as_their_model_says(tmp_path):

@@ -342,7 +342,7 @@ class SecretVersions(RuleBasedStateMachine):
 
 
 COUNTER = itertools.count(1)
-EXAMPLES = int(os.environ.get("KMSFS_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("KMSFS_EXAMPLES", "12"))
 
 
 def test_secrets_are_as_their_model_says(tmp_path):
