@@ -266,6 +266,7 @@ def _unsealing(config: Config, header: Keyring) -> Unsealing:
     """What can open a sealed realm."""
 
     def read_source(passphrase: bytes | None) -> KeyMaterial:
+        """Return the root key from where the realm has it."""
         if passphrase is None:
             return read_root(config, None)
         if header.seal_type is SealType.PKCS11:

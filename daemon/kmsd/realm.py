@@ -137,12 +137,8 @@ def place_in(config: Config, url: str) -> None:
     Raises:
         StorageError: if the disk refuses.
     """
-    owner = config.state.stat()
     for path, text in ((config.host_file, f"{socket.gethostname()}-{os.urandom(4).hex()}"), (config.database_url, url)):
         write_atomically(path, f"{text}\n".encode(), mode=0o600)
-        if os.geteuid() == 0:
-            # Written by root, it is still for whom the state belongs to.
-            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def join_realm(config: Config, keyring_bytes: bytes, root_key: KeyMaterial, url: str) -> str:

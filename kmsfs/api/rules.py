@@ -30,6 +30,7 @@ def contexts_fit(*fields: str) -> Any:
     """Return a rule that every encryption context in `fields` is within its limits."""
 
     def rule(request: Any) -> None:
+        """Refuse a request with a context that is too large."""
         for name in fields:
             value = getattr(request, name)
             for context in value if isinstance(value, list) else (value,):

@@ -146,6 +146,7 @@ def _call_many(path: str, operation: str, parameters: dict[str, Any], clients: i
     times: list[float] = []
 
     def work(count: int) -> None:
+        """Call so often, and keep how long each call took."""
         mine = []
         for _ in range(count):
             start = time.perf_counter()

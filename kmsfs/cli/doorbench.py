@@ -118,6 +118,7 @@ def _signed(server: _Server, key: str) -> Callable[[], None]:
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
 
     def send() -> None:
+        """Send the signed request once more, and take its answer."""
         connection.request("POST", "/", body, dict(request.headers))
         answer = connection.getresponse()
         said = answer.read()

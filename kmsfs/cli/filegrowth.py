@@ -154,6 +154,7 @@ def _writers(realm: BenchRealm, cipher: Path, plain: Path, writers: int) -> list
     block = os.urandom(_BLOCK)
 
     def work(number: int) -> list[float]:
+        """Write a file of its own, and return how long each sync took, in seconds."""
         times = []
         file = os.open(plain / f"w{writers}-{number}", os.O_WRONLY | os.O_CREAT)
         for record in range(_RECORDS // writers):

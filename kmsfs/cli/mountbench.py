@@ -208,6 +208,7 @@ def _random_reads(root: Path, remount: Remount) -> float:
     order = random.Random(1)  # noqa: S311
 
     def act() -> None:
+        """Read blocks of a large file anywhere in it."""
         descriptor = os.open(root / "stream", os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         for _ in range(_RANDOM_OPS):
@@ -222,6 +223,7 @@ def _random_writes(root: Path, _remount: Remount) -> float:
     block = os.urandom(4096)
 
     def act() -> None:
+        """Write blocks anywhere in a file, every thirty-second one durably."""
         descriptor = os.open(root / "small", os.O_RDWR)
         for number in range(_RANDOM_OPS):
             os.pwrite(descriptor, block, order.randrange(8192) * 4096)
@@ -327,6 +329,7 @@ def _grep_cold(root: Path, remount: Remount) -> float:
 
 def _sqlite(root: Path, _remount: Remount) -> float:
     def act() -> None:
+        """Commit small transactions, each durably."""
         database = sqlite3.connect(root / "bench.db", isolation_level=None)
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")

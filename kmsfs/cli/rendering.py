@@ -80,6 +80,7 @@ def _keep(
     owed = False
 
     def once() -> None:
+        """Write what is to be written, and run the command that is owed for it."""
         nonlocal owed
         if act():
             say(f"{place} was written")

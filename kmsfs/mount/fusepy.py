@@ -94,6 +94,7 @@ class VfsOperations(mfusepy.Operations):  # type: ignore[misc]
         """See mfusepy.Operations."""
 
         def act() -> list[Any]:
+            """Return the directory's entries, the two dots among them."""
             node = self._vfs.nodes.get(fh)
             here = {"st_mode": node.kind, "st_ino": node.key[1]}
             found = [

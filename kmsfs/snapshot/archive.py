@@ -200,6 +200,7 @@ def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, on_b
         raise CorruptVolume(f"the snapshot holds {member.name!r} without content")
 
     def write() -> None:
+        """Make the file, with as many bytes as the archive says."""
         left = member.size
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb", buffering=0) as made:
             while piece := stream.read(min(left, _PIECE_BYTES)):

@@ -25,7 +25,7 @@ class Place(NamedTuple):
     offset: int
 
 
-def segment_paths(log: Path) -> list[Path]:
+def _segment_paths(log: Path) -> list[Path]:
     """Return a log's closed segments, oldest first; a file that is called otherwise than a log has none.
 
     Raises:
@@ -67,7 +67,7 @@ def segments_before(log: Path, inode: int) -> list[Path]:
     Raises:
         StorageError: if the folder cannot be read.
     """
-    paths = segment_paths(log)
+    paths = _segment_paths(log)
     for place, path in reversed(list(enumerate(paths))):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == inode:
@@ -93,7 +93,7 @@ def files_from(log: Path, inode: int) -> list[Path]:
     """
     if place_of(log).inode == inode:
         return [log]
-    closed = segment_paths(log)
+    closed = _segment_paths(log)
     for place, path in enumerate(closed):
         try:
             if path.stat().st_ino == inode:

@@ -15,15 +15,17 @@ from kmsd.audit import segments
 from kmsd.audit.digests import AuditDigests
 from kmsd.audit.journal import Journal, verify_log
 from kmsd.audit.upkeep import AuditLimits, AuditUpkeep
+from kmsd.backup import service as backups
 from kmsd.config import Config
-from kmsd.realm import open_realm
+from kmsd.realm import open_realm, read_root
 
 from kmsfs.aead.kdf import Label, derive
 from kmsfs.alarms.following import watch_log
 from kmsfs.alarms.rules import DEFAULT_RULES
 from kmsfs.alarms.watching import Watching
 from kmsfs.errors import AuditChainBroken, AuditUnavailable, StorageError
-from kmsfs.trail.reading import follow_records, last_records, read_lines, read_records
+from kmsfs.trail import reading
+from kmsfs.trail.reading import follow_records, last_lines, last_records, read_lines, read_records
 from kmsfs.trail.verify import verify_trail
 
 SEED, STATE_KEY, FIRST_KEY = b"s" * 32, b"k" * 32, b"f" * 32
@@ -478,3 +480,82 @@ def test_a_daemon_lets_old_segments_go_where_it_is_told_to(fresh_daemon):
     daemon.stop()
     key = json.loads(daemon.init_output)["audit_verification_key"]
     assert run(daemon, "kmsd", "verify-audit", daemon.state / "audit" / "audit.jsonl", "--key-file", "-", input=key).returncode == 0
+
+
+# --- promises that only a crash or a race would show -----------------------------------------------------------------
+
+
+def test_a_crash_right_after_a_segment_was_closed_and_removed(tmp_path):
+    """What is stored of the log says that a segment is being closed, and by which name that is seen: it may not be gone before that is over."""
+    log = Log(tmp_path, keep_days=2)
+    log.add(3)
+    assert log.journal.begin_segment()
+    log.now += 30 * DAY
+    log.upkeep.act(log.now)
+    assert log.files() == ["audit.jsonl"]
+    second = again(log)
+    assert second.journal.records == log.journal.records and verify_log(log.path, FIRST_KEY) == log.journal.records
+
+
+def test_a_follower_that_looks_just_as_the_next_segment_is_closed_too(log, monkeypatch):
+    log.add(2)
+    place = last_lines(log.path, 0)[1]
+    log.add(3)
+    assert log.journal.begin_segment()
+    log.add(4)
+    real, closing = reading.place_of, [True]
+
+    def place_of(path):
+        if path == log.path and closing:
+            # The follower knows that this file is the next; now it is closed as well, and another has its name.
+            closing.clear()
+            assert log.journal.begin_segment()
+            log.add(1)
+        return real(path)
+
+    monkeypatch.setattr(reading, "place_of", place_of)
+    seen = []
+    for line in reading.follow_lines(log.path, place):
+        assert line != b""
+        if line:
+            seen.append(json.loads(line)["seq"])
+        if seen and seen[-1] == 9:
+            break
+    assert seen == list(range(2, 10)) and not closing
+
+
+def test_a_backup_holds_the_segments_while_it_copies(fresh_daemon, tmp_path, monkeypatch):
+    config = Config(fresh_daemon.state, fresh_daemon.socket)
+    domain_keys = open_realm(config, None).keyring.domain_keys
+    journal = Journal(config.audit, derive(domain_keys[min(domain_keys)].reveal(), Label.DOMAIN_AUDIT), os.urandom)
+    journal.append({"ts": 1.0, "op": "Decrypt", "req": "r"})
+    journal.sync()
+    real, tried = backups._add, []
+
+    def add(tar, manifest, name, *rest):
+        if name.startswith("audit/"):
+            tried.append(journal.begin_segment())
+        real(tar, manifest, name, *rest)
+
+    monkeypatch.setattr(backups, "_add", add)
+    key = read_root(config, None)
+    made = backups.make_backup(config, key, tmp_path / "b")
+    assert len(tried) >= 2 and not any(tried)
+    assert journal.begin_segment()
+    assert backups.verify_backup(made, key).counts["audit_records"] == journal.records
+
+
+@pytest.mark.root
+def test_what_root_does_to_a_daemon_s_state_stays_the_daemon_s(fresh_daemon):
+    """Root changes the root key, begins a new log and a new key for the state: the daemon, which is another user, still reads it."""
+    state, owner = fresh_daemon.state, 61_234
+    anchor = state.with_name("state-anchor")
+    fresh_daemon.start().stop()
+    (state / "kmsd.lock").unlink()
+    for path in (state, anchor, *state.rglob("*"), *anchor.rglob("*")):
+        os.chown(path, owner, owner)
+    for command in (["renew-state-key"], ["restart-audit", "--yes"], ["change-root", "--to", "keyfile"]):
+        done = run(fresh_daemon, "kmsd", *command, "--state", state)
+        assert done.returncode == 0, done.stderr
+    strange = {str(path): path.stat().st_uid for folder in (state, anchor) for path in folder.rglob("*") if path.stat().st_uid != owner}
+    assert strange == {}

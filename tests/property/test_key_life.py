@@ -4,18 +4,16 @@ import itertools
 import os
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from kmsd.store.schema import Table
 from kmsfs import errors
 from tests.daemon.test_import import bring
-from support.realmworld import World
+from support.realmworld import RealmMachine, compare
 
 DAY = 86_400.0
 ENABLED, DISABLED, LEAVING, WAITING = "Enabled", "Disabled", "PendingDeletion", "PendingImport"
-regions = (f"key-region-{number}" for number in itertools.count(1))
 places = st.integers(0, 2)
 aliases = st.sampled_from(("alias/a", "alias/b"))
 contexts = st.sampled_from(({}, {"a": "b"}, {"a": "b", "c": "d"}))
@@ -46,24 +44,13 @@ class Key:
             self.state = WAITING
 
 
-class KeyLife(RuleBasedStateMachine):
-    world = None
-
-    @initialize()
+class KeyLife(RealmMachine):
     def begin(self):
-        self.region = next(regions)
         self.keys, self.gone, self.blobs, self.aliases = [], [], [], {}
         for origin in ("AWS_KMS", "EXTERNAL"):
             self.create(origin)
         self.import_material(1, b"m", False, 2)
         self.rotate_by_time(0, 90)
-
-    def call(self, operation, **parameters):
-        return self.world.call(self.region, operation, **parameters)
-
-    def refused(self, error, operation, **parameters):
-        with pytest.raises(error):
-            self.call(operation, **parameters)
 
     def pick(self, place):
         return self.keys[place % len(self.keys)] if self.keys else None
@@ -310,9 +297,4 @@ EXAMPLES = int(os.environ.get("KMSFS_EXAMPLES", "12"))
 
 
 def test_keys_are_as_their_model_says(tmp_path):
-    KeyLife.world = World(tmp_path)
-    KeyLife.TestCase.settings = settings(
-        max_examples=EXAMPLES, stateful_step_count=100, deadline=None, suppress_health_check=list(HealthCheck),
-        phases=(Phase.reuse, Phase.generate, Phase.shrink),
-    )
-    KeyLife.TestCase("runTest").debug()
+    compare(KeyLife, tmp_path, EXAMPLES, 100)

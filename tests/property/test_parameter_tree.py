@@ -6,21 +6,19 @@ import itertools
 import json
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from kmsd.parameters.index import ParameterIndex
 from kmsd.parameters.records import facts_of
 from kmsd.store.schema import Table
 from kmsfs import errors
-from support.realmworld import World
+from support.realmworld import RealmMachine, compare
 
 NAMES = ("/a", "/a/b", "/a/b/c", "/a/bc", "/d/e", "plain")
 LABELS = ("prod", "test", "old")
 DAY = 86_400.0
 KEPT = 100
-regions = (f"tree-region-{number}" for number in itertools.count(1))
 names = st.sampled_from(NAMES)
 labels = st.sampled_from(LABELS)
 
@@ -40,24 +38,13 @@ class Known:
         return max(self.versions)
 
 
-class ParameterTree(RuleBasedStateMachine):
-    world = None
-
-    @initialize()
+class ParameterTree(RealmMachine):
     def begin(self):
-        self.region = next(regions)
         self.known = {}
-
-    def call(self, operation, **parameters):
-        return self.world.call(self.region, operation, **parameters)
 
     def live(self, name):
         known = self.known.get(name)
         return known if known is not None and (known.expires is None or known.expires > self.world.now) else None
-
-    def refused(self, error, operation, **parameters):
-        with pytest.raises(error):
-            self.call(operation, **parameters)
 
     # --- writing ---
 
@@ -213,9 +200,4 @@ COUNTER = itertools.count(1)
 
 
 def test_the_tree_is_as_its_model_says(tmp_path):
-    ParameterTree.world = World(tmp_path)
-    ParameterTree.TestCase.settings = settings(
-        max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck),
-        phases=(Phase.reuse, Phase.generate, Phase.shrink),
-    )
-    ParameterTree.TestCase("runTest").debug()
+    compare(ParameterTree, tmp_path, 40, 30)

@@ -5,20 +5,18 @@ import os
 import uuid
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from kmsd.secrets.records import secret_of
 from kmsd.store.schema import Table
 from kmsfs import errors
-from support.realmworld import World
+from support.realmworld import RealmMachine, compare
 
 CURRENT, PENDING, PREVIOUS = "AWSCURRENT", "AWSPENDING", "AWSPREVIOUS"
 STAGES = (CURRENT, PENDING, PREVIOUS, "blue", "green")
 DAY = 86_400.0
 KEPT = 100
-regions = (f"secret-region-{number}" for number in itertools.count(1))
 # Mostly one of them, so that what came before matters.
 names = st.sampled_from(("one", "one", "one", "two/three"))
 stages = st.sampled_from(STAGES)
@@ -61,25 +59,14 @@ class Known:
             del self.versions[oldest]
 
 
-class SecretVersions(RuleBasedStateMachine):
-    world = None
-
-    @initialize()
+class SecretVersions(RealmMachine):
     def begin(self):
-        self.region = next(regions)
         self.known = {}
         self.keys = [self.call("CreateKey")["KeyMetadata"]["Arn"] for _ in range(2)]
         self.enabled = dict.fromkeys(self.keys, True)
         self.create("one", "a", 0, False)
         self.put("one", "b", 0, False, None)
         self.put("one", b"a", 0, False, ["blue"])
-
-    def call(self, operation, **parameters):
-        return self.world.call(self.region, operation, **parameters)
-
-    def refused(self, error, operation, **parameters):
-        with pytest.raises(error):
-            self.call(operation, **parameters)
 
     @staticmethod
     def given(value):
@@ -346,9 +333,4 @@ EXAMPLES = int(os.environ.get("KMSFS_EXAMPLES", "12"))
 
 
 def test_secrets_are_as_their_model_says(tmp_path):
-    SecretVersions.world = World(tmp_path)
-    SecretVersions.TestCase.settings = settings(
-        max_examples=EXAMPLES, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck),
-        phases=(Phase.reuse, Phase.generate, Phase.shrink),
-    )
-    SecretVersions.TestCase("runTest").debug()
+    compare(SecretVersions, tmp_path, EXAMPLES, 60)

@@ -1,6 +1,11 @@
 """A daemon without sockets, in the test's own process, whose clock the test winds."""
 
+import itertools
 import os
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize
 
 from kmsd.app import Daemon
 from kmsd.authz.principal import make_caller
@@ -32,3 +37,36 @@ class World:
 
     def call(self, region, operation, **parameters):
         return self.pipeline.run(self.me, Request(1, operation, parameters, None, None), 0, region)[0]
+
+
+class RealmMachine(RuleBasedStateMachine):
+    """A model that is compared with a realm, in a region of its own each time."""
+
+    world = None
+    regions = itertools.count(1)
+
+    @initialize()
+    def begin_in_a_region(self):
+        self.region = f"model-region-{next(self.regions)}"
+        self.begin()
+
+    def begin(self):
+        """What the model begins with."""
+        raise NotImplementedError
+
+    def call(self, operation, **parameters):
+        return self.world.call(self.region, operation, **parameters)
+
+    def refused(self, error, operation, **parameters):
+        with pytest.raises(error):
+            self.call(operation, **parameters)
+
+
+def compare(machine, folder, examples, steps):
+    """Run a model against a new realm in `folder`."""
+    machine.world = World(folder)
+    machine.TestCase.settings = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck),
+        phases=(Phase.reuse, Phase.generate, Phase.shrink),
+    )  # fmt: skip
+    machine.TestCase("runTest").debug()

@@ -19,7 +19,7 @@ from kmsd.audit.segments import (
     segments_held,
     was_closed,
 )
-from kmsd.store.files import write_atomically
+from kmsd.store.files import give_to_owner, write_atomically
 from kmsfs.aead.gcm import GcmKey
 from kmsfs.aead.kdf import equal, hmac_sha256, sha256
 from kmsfs.aead.nonces import Rng
@@ -110,6 +110,7 @@ class Journal:
         else:
             self._chain = self._load_state()
         self._descriptor = os.open(self._log_path, WRITING, 0o600)
+        give_to_owner(self._descriptor, directory)
         self.last_time = 0.0
         """When the last record was made that is in the log, in seconds since the epoch."""
         self._recover(self._chain.sequence)
@@ -327,13 +328,17 @@ def verify_log(log: Path, first_key: bytes) -> int:
         AuditUnavailable: if it cannot be read.
     """
     chain = Chain(0, GENESIS, first_key)
-    closed = closed_segments(log)
-    missing = closed[0][0] if closed else 0
-    if missing:
-        chain.pass_over(missing, parse_line(first_line(closed[0][1]))[0]["prev"])
+    paths = [*(path for _first, path in closed_segments(log)), log]
+    line = first_line(paths[0])
+    missing = 0
+    if line:
+        oldest, _, _ = parse_line(line)
+        missing = oldest["seq"]
+        if missing:
+            chain.pass_over(missing, oldest["prev"])
     said = 0
     try:
-        for path in (*(path for _first, path in closed), log):
+        for path in paths:
             with path.open("rb") as stream:
                 for line in stream:
                     record = chain.check(line)

@@ -171,6 +171,7 @@ class Session(asyncio.Protocol):
         making = asyncio.get_running_loop().run_in_executor(self._state.makers, self._state.spares.make, spec)
 
         def made(future: "asyncio.Future[None]") -> None:
+            """Go on with the requests that waited for the key."""
             self._waits = False
             if future.cancelled() or self._transport.is_closing():
                 return

@@ -16,10 +16,10 @@ def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode
-        )
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
+            give_to_owner(descriptor, path.parent)
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
@@ -36,6 +36,17 @@ def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
         ) from error
 
 
+def give_to_owner(descriptor: int, folder: Path) -> None:
+    """Let a file that root has just made belong to whom its folder belongs to: the daemon, which reads it, is not root.
+
+    Raises:
+        OSError: if the folder cannot be looked at, or the file not be given away.
+    """
+    if os.geteuid() == 0 and os.fstat(descriptor).st_nlink == 1:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 def lock_state(path: Path, socket: Path) -> int:
     """Take a state folder for this process alone, and say in its lock file who has it; held until the descriptor is closed.
 
@@ -47,6 +58,7 @@ def lock_state(path: Path, socket: Path) -> int:
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        give_to_owner(descriptor, path.parent)
     except OSError as error:
         raise StorageError(f"cannot open {path}: {error.strerror}") from error
     try:
