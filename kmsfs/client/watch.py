@@ -10,7 +10,7 @@ from kmsfs.client.remote import to_exception
 from kmsfs.client.session import ClientSession
 from kmsfs.client.transport import Transport
 from kmsfs.clock import passed
-from kmsfs.errors import DaemonUnreachable, DeadlineExceeded, KmsfsError
+from kmsfs.errors import DaemonUnreachable, DeadlineExceeded, KmsfsError, VolumeBusy
 from kmsfs.quantity import HEARTBEAT_SECONDS
 
 EventListener = Callable[[dict[str, Any]], None]
@@ -24,7 +24,8 @@ class KeyWatcher:
     """Watches keys. `on_event` runs in the watcher's thread for each change, and with the kinds `LOST` and `RESUMED`.
 
     Whoever holds something that a key allowed has to give it up at `RESUMED`: a change in between is told to nobody. `guard` is called when the
-    stream has begun, and with each heartbeat, before that counts: what it raises ends the stream, which begins again.
+    stream has begun, and with each heartbeat, before that counts: what it raises ends the stream, which begins again. Where it was refused, but for
+    what another holds, `RESUMED` comes all the same: the daemon is back, and whoever asks it learns why.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class KeyWatcher:
             if "e" in answer:
                 raise to_exception(answer["e"])
             # After the answer: a daemon that knows by now that somebody else has what is held here has said so before it.
-            self._guard()
+            self._begin()
             self._lease.asked(asked, answer["r"])
             if self._ready.is_set():
                 self._on_event({"kind": RESUMED})
@@ -131,3 +132,13 @@ class KeyWatcher:
         finally:
             with contextlib.suppress(OSError):
                 transport.close()
+
+    def _begin(self) -> None:
+        try:
+            self._guard()
+        except (DaemonUnreachable, DeadlineExceeded, VolumeBusy):
+            raise
+        except KmsfsError:
+            if self._ready.is_set():
+                self._on_event({"kind": RESUMED})
+            raise

@@ -123,6 +123,8 @@ class RunningMount:
         if inherited is not None:
             resume_lease(self._lease, inherited)
         self._lease_transport: Transport | None = None
+        self._taken = ""
+        """Why the lease was refused when the daemon came back, if it was."""
         _patiently(lambda: self._claim(patiently=True), forever=inherited is not None)
         self._records = self._open_records() if inherited is None else self._resume_records(inherited)
         self._watcher = KeyWatcher(session, [config.key_arn], self._on_event, self._keep_lease)
@@ -153,13 +155,20 @@ class RunningMount:
         )
 
     def _claim(self, *, patiently: bool = False) -> None:
+        """Hold the volume on a new connection. One on which that was refused holds nothing, so it is not kept."""
         if self._lease_transport is not None:
             self._lease_transport.close()
-        self._lease_transport = self._session.open_transport()
-        if patiently:
-            self._lease.claim_patiently(self._lease_transport)
-        else:
-            self._lease.claim(self._lease_transport)
+            self._lease_transport = None
+        transport = self._session.open_transport()
+        try:
+            if patiently:
+                self._lease.claim_patiently(transport)
+            else:
+                self._lease.claim(transport)
+        except KmsfsError:
+            transport.close()
+            raise
+        self._lease_transport = transport
 
     def _open_records(self) -> FreshnessStore | None:
         if self._request.follow:
@@ -181,7 +190,14 @@ class RunningMount:
         """The daemon has spoken: make sure that the lease is ours on a live connection."""
         if self._lease_transport is not None and self._lease_transport.idle():
             return
-        self._claim()
+        try:
+            self._claim()
+        except VolumeBusy as error:
+            if self._taken != error.detail:
+                _LOG.error("nothing more is stored: %s", error)
+            self._taken = error.detail
+            raise
+        self._taken = ""
 
     def _make_vfs(self) -> Vfs:
         config, keys = self._volume.config, self._volume.keys

@@ -201,7 +201,7 @@ class VolumeLease:
 
     def may_store(self, silent: float) -> bool:
         """Tell whether this session may still store something, `silent` seconds after the daemon's last word."""
-        return self._store_seconds is None or (self._held and silent < self._store_seconds)
+        return self._held and (self._store_seconds is None or silent < self._store_seconds)
 
     def inherit(
         self, number: int, unclean: set[int], head: bytes, directory_keys: dict[bytes, str], *, may_begin: bool

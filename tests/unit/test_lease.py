@@ -8,9 +8,9 @@ import pytest
 from kmsfs.client import lease as room
 from kmsfs.client import watch
 from kmsfs.client.lease import Lease
-from kmsfs.client.watch import KeyWatcher
+from kmsfs.client.watch import LOST, RESUMED, KeyWatcher
 from kmsfs.clock import passed
-from kmsfs.errors import DeadlineExceeded, VolumeBusy
+from kmsfs.errors import DaemonUnreachable, DeadlineExceeded, KeyDisabled, VolumeBusy
 from kmsfs.mount.volume import VolumeLease
 from kmsfs.quantity import LEASE_SECONDS, STORE_SECONDS, TAKEOVER_SECONDS
 from support.waiting import soon
@@ -157,6 +157,29 @@ def test_nor_does_a_heartbeat(clock, monkeypatch):
     assert asked[:3] == [1000, 1003, 1006] and watcher.silent == 3
 
 
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [(KeyDisabled("disabled"), True), (VolumeBusy("taken over"), False), (DaemonUnreachable("away again"), False)],
+)
+def test_a_daemon_that_is_back_and_says_no_is_believed_at_once(clock, monkeypatch, refusal, told):
+    """Not where somebody else has what is held here: nothing is to be asked for then."""
+    monkeypatch.setattr(watch, "passed", clock)
+    monkeypatch.setattr(watch, "_RETRY_SECONDS", 0.01)
+    asked, events = [], []
+
+    def guard():
+        asked.append(clock.now)
+        if len(asked) > 1:
+            raise refusal
+
+    watcher = KeyWatcher(Stream(clock, []), ["k"], lambda event: events.append(event["kind"]), guard)
+    watcher.start()
+    soon(True, lambda: len(asked) >= 3)
+    watcher.close()
+    assert events[0] == LOST and (RESUMED in events) == told
+    assert watcher.silent == 0 and clock.now == 1000
+
+
 def test_who_was_refused_his_lease_stores_nothing():
     class Answers:
         def __init__(self, *answers):
@@ -178,6 +201,9 @@ def test_who_was_refused_his_lease_stores_nothing():
     assert not shared.may_store(0)
     shared.claim(Answers({"r": {**opened, "StoreSeconds": STORE_SECONDS}}))
     assert shared.may_store(0)
+    with pytest.raises(VolumeBusy):
+        alone.claim(Answers(busy))
+    assert not alone.may_store(0)
 
 
 def test_storing_ends_before_another_host_may_begin():

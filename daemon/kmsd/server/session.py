@@ -1,8 +1,11 @@
 """One connection: cut frames, run them, make durable what they did, then answer."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -195,7 +198,11 @@ class Session(asyncio.Protocol):
             self._state.settlement.after(lambda _error: self._transport.close())
 
     def end(self) -> None:
-        """Cut the connection."""
+        """Cut the connection, at once: the loop closes it later, and until then its holder would take what it holds for his."""
+        if self._transport.is_closing():
+            return
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as held:
+            held.shutdown(socket.SHUT_RDWR)
         self._transport.abort()
 
     def end_if(self, concerns: Callable[[Caller], bool]) -> None:
