@@ -28,6 +28,8 @@ _LOG = logging.getLogger("kmsfs.mount")
 NAME_MAX = 255
 _NAMES_HELD = 8192
 _OWN_SECONDS = 1.5
+WRITTEN, MOVED_OUT, MOVED_IN, MADE, GONE = 0x08, 0x40, 0x80, 0x100, 0x200
+"""What can happen to an entry, by the numbers of inotify(7): closed after writing, moved from and to, created, deleted."""
 """We note a change so much before it happens at most."""
 
 
@@ -122,9 +124,9 @@ class VfsBase:
         """Whether entries came, went or moved since the last tick."""
         self.healing_ends = False
         """Set to let `heal` return before it is done."""
-        self.own_changes: dict[str, float] = {}
-        """When we changed which entries, by their names on disk, as time.monotonic() has it."""
-        self.own_changes_before: dict[str, float] = {}
+        self.own_changes: dict[tuple[str, int], float] = {}
+        """When we changed which entries, by their names on disk and what was done, as time.monotonic() has it."""
+        self.own_changes_before: dict[tuple[str, int], float] = {}
         self.watched = False
         """Whether somebody tells of changes, and forgets our own in time."""
 
@@ -146,15 +148,17 @@ class VfsBase:
             if self.locked is not None:
                 raise self.locked
 
-    def changed_here(self, disk_name: str) -> None:
-        """Remember that we changed an entry ourselves, so that the watcher does not take it for somebody else's."""
+    def changed_here(self, disk_name: str, *kinds: int) -> None:
+        """Remember what we do to an entry ourselves, so that the watcher does not take it for somebody else's doing."""
         if self.watched:
-            self.own_changes[disk_name] = time.monotonic()
+            now = time.monotonic()
+            for kind in kinds:
+                self.own_changes[disk_name, kind] = now
         self.names_changed = True
 
-    def changed_by_us(self, disk_name: str, since: float) -> bool:
-        """Whether a change of an entry that happened after `since`, as time.monotonic() has it, was likely our own."""
-        when = self.own_changes.get(disk_name) or self.own_changes_before.get(disk_name)
+    def changed_by_us(self, disk_name: str, kind: int, since: float) -> bool:
+        """Whether what was done to an entry after `since`, as time.monotonic() has it, was likely our own doing."""
+        when = self.own_changes.get((disk_name, kind)) or self.own_changes_before.get((disk_name, kind))
         return when is not None and when > since - _OWN_SECONDS
 
     def rotate_own_changes(self) -> None:

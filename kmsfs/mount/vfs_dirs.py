@@ -14,6 +14,7 @@ from kmsfs.formats.listing import ListedFile
 from kmsfs.formats.volume import CONFIG_NAME
 from kmsfs.mount.attributes import Requester, Stat
 from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs import GONE, MADE, MOVED_IN, MOVED_OUT
 from kmsfs.mount.vfs_files import FileOperations
 
 _LOG = logging.getLogger("kmsfs.mount")
@@ -49,7 +50,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
-        self.changed_here(disk_name)
+        self.changed_here(disk_name, MADE)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         mode = self.made_mode(parent, mode, who)
@@ -72,6 +73,7 @@ class DirectoryOperations(FileOperations):
         return node, self._stat(node, facts, None, b"")
 
     def _undo_mkdir(self, directory: int, disk_name: str) -> None:
+        self.changed_here(disk_name, GONE)
         with contextlib.suppress(OSError):
             os.unlink(f"{disk_name}/{DIR_ID_NAME}", dir_fd=directory)
         with contextlib.suppress(OSError):
@@ -86,7 +88,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
-        self.changed_here(disk_name)
+        self.changed_here(disk_name, MADE)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         os.symlink(self.keys.seal_link(target, self.tools.rng), disk_name, dir_fd=directory)
@@ -108,7 +110,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
-        self.changed_here(disk_name)
+        self.changed_here(disk_name, MADE)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         os.mknod(disk_name, self.made_mode(parent, mode, who), rdev, dir_fd=directory)
@@ -141,7 +143,7 @@ class DirectoryOperations(FileOperations):
         else:
             self.require_key_of(node, parent)
         disk_name, sidecar = self.disk_name(parent, name)
-        self.changed_here(disk_name)
+        self.changed_here(disk_name, MADE)
         directory = self.nodes.descriptor(parent)
         if node.is_file:
             self.add_home(node, parent, name)
@@ -168,7 +170,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
-        self.changed_here(disk_name)
+        self.changed_here(disk_name, GONE)
         known = parent.kids.get(name)
         directory = self.nodes.descriptor(parent)
         if known is not None:
@@ -262,7 +264,7 @@ class DirectoryOperations(FileOperations):
         self.require_unlocked()
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
-        self.changed_here(disk_name)
+        self.changed_here(disk_name, GONE)
         directory = self.nodes.descriptor(parent)
         self._remove_empty(directory, disk_name, parent.kids.get(name))
         self._drop_sidecar(directory, disk_name, sidecar)
@@ -333,8 +335,9 @@ class DirectoryOperations(FileOperations):
         new_disk, new_sidecar = self.disk_name(parent, name)
         if (old_parent, old_name) == (parent, name):
             return
-        self.changed_here(old_disk)
-        self.changed_here(new_disk)
+        exchange = (MOVED_IN, MOVED_OUT) if flags & _EXCHANGE else ()
+        self.changed_here(old_disk, MOVED_OUT, *exchange)
+        self.changed_here(new_disk, MOVED_IN, *exchange)
         source = old_parent.kids.get(old_name) or self.lookup(old_parent, old_name)[0]
         target = self._rename_target(parent, name, new_disk, flags)
         if target is source:

@@ -11,7 +11,7 @@ from kmsfs.envelope import content
 from kmsfs.envelope.kf1file import Kf1File
 from kmsfs.mount.attributes import Requester, Stat
 from kmsfs.mount.nodes import Node
-from kmsfs.mount.vfs import Recent
+from kmsfs.mount.vfs import GONE, MADE, Recent
 from kmsfs.mount.vfs_xattrs import ExtrasOperations
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
@@ -31,7 +31,7 @@ class FileOperations(ExtrasOperations):
         self.require_writable()
         disk_name, sidecar = self.disk_name(parent, name)
         fresh = self.provider.fresh(self.key_for(parent))
-        self.changed_here(disk_name)
+        self.changed_here(disk_name, MADE)
         directory = self.nodes.descriptor(parent)
         self.put_sidecar(directory, disk_name, sidecar)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -52,6 +52,7 @@ class FileOperations(ExtrasOperations):
 
     def undo_making(self, directory: int, disk_name: str) -> None:
         """Take back an entry that could not be given to its maker, by a quota for instance: he was told that it failed."""
+        self.changed_here(disk_name, GONE)
         with contextlib.suppress(OSError):
             os.unlink(disk_name, dir_fd=directory)
 

@@ -22,7 +22,7 @@ from kmsfs.envelope.slots import SlotPair, read_slots
 from kmsfs.errors import KmsfsError
 from kmsfs.formats.fileheader import SLOT_BYTES, Attributes
 from kmsfs.mount.nodes import Node
-from kmsfs.mount.vfs import Recent, VfsBase
+from kmsfs.mount.vfs import WRITTEN, Recent, VfsBase
 
 _LOG = logging.getLogger("kmsfs.mount")
 _RESTING_MAX = 4096
@@ -412,7 +412,7 @@ class OpenFiles(VfsBase):
     def _close_one(self) -> None:
         file, names = self._trash.pop()
         if self.watched:
-            self.own_changes.update(dict.fromkeys(names, time.monotonic()))
+            self.own_changes.update(dict.fromkeys(((name, WRITTEN) for name in names), time.monotonic()))
         file.close()
 
     # --- revocation -------------------------------------------------------------------------------------------

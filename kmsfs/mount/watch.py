@@ -19,15 +19,16 @@ from kmsfs.mount.durability import Vfs
 from kmsfs.mount.kernel.notify import KernelNotifier
 from kmsfs.mount.kernel.session import Lifetimes
 from kmsfs.mount.nodes import Node
+from kmsfs.mount.vfs import GONE, MADE, MOVED_IN, MOVED_OUT, WRITTEN
 
 if TYPE_CHECKING:
     from watchdog.observers.inotify_c import InotifyEvent
 
 _LOG = logging.getLogger("kmsfs.mount")
-_MASK = (
-    InotifyConstants.IN_CREATE | InotifyConstants.IN_DELETE | InotifyConstants.IN_MOVE
-    | InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_ONLYDIR
-)  # fmt: skip
+_IN_EXCL_UNLINK = 0x04000000
+_KINDS = MADE | GONE | MOVED_IN | MOVED_OUT | WRITTEN
+# What is closed after its name went says nothing of who has the name by then.
+_MASK = _KINDS | InotifyConstants.IN_ONLYDIR | _IN_EXCL_UNLINK
 _WAKING_SECONDS = 0.1
 _BATCH_SECONDS = 0.25
 """Events are read in batches: one wake-up for hundreds of them, where the mount itself makes most."""
@@ -68,7 +69,7 @@ class _DirectoryWatch:
         self._node = node
 
     def on_event(self, event: "InotifyEvent") -> None:
-        self._watcher.changed(self._node, os.fsdecode(event.name))
+        self._watcher.changed(self._node, os.fsdecode(event.name), event.mask & _KINDS)
 
     def on_watch_deleted(self, wd: int) -> None:
         self._watcher.deleted(wd)
@@ -148,11 +149,12 @@ class CipherWatcher:
             self._inotify.stop()
             self._inotify.join(timeout=2)
 
-    def changed(self, node: Node, disk_name: str) -> None:
-        """Drop what the kernel holds of an entry that somebody else changed."""
+    def changed(self, node: Node, disk_name: str, kind: int) -> None:
+        """Drop what the kernel holds of an entry to which somebody else did something."""
         vfs = self._vfs
+        since = self._inotify.since if self._inotify is not None else 0.0
         with vfs.lock:
-            if disk_name[:1] in (".", "s", "") or vfs.changed_by_us(disk_name, self._inotify.since if self._inotify is not None else 0.0):
+            if disk_name[:1] in (".", "s", "") or vfs.changed_by_us(disk_name, kind, since):
                 return
             vfs.changes_behind += 1
             try:
