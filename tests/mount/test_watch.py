@@ -115,11 +115,12 @@ def everything_done_to(vfs, watcher, folder_name):
     vfs.close_file(node)
     vfs.empty_trash()
     vfs.rename(root, b"pipe", folder, b"c")
-    vfs.open(node)
-    vfs.unlink(folder, b"b")
+    late, _ = vfs.create(folder, b"late", 0o644, WHO)
+    vfs.unlink(folder, b"late")
     # Its name went before it is closed, which nobody is to hear of.
-    vfs.release(node)
-    for name in (b"c", b"link"):
+    vfs.release(late)
+    vfs.empty_trash()
+    for name in (b"b", b"c", b"link"):
         vfs.unlink(folder, name)
     vfs.rmdir(root, folder_name)
 
