@@ -146,6 +146,9 @@ class ExtrasOperations(KeyOperations):
     def _load_extras(self, node: Node) -> Extras:
         if node.is_dir:
             return self.extras.load(self.dir_id(node), None)
+        if node.file is None and node.place() is None:
+            # Its record went with it.
+            raise OSError(errno.ESTALE, "the name is gone; the kernel looks again")
         attributes = node.file.attributes if node.file is not None else node.attributes
         if attributes is None:
             attributes = self.acquire(node).attributes

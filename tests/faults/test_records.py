@@ -109,6 +109,27 @@ def test_what_the_kernel_knows_without_a_name_is_recorded_until_it_lets_go(volum
     assert vfs.nodes.holds(node) == (ends != "forget")
 
 
+def test_attributes_of_a_file_that_is_gone_and_could_not_be_kept_open_are_not_damaged(volume, monkeypatch):
+    """On a full disk what is removed is closed at once; the kernel is to look again, and finds nothing."""
+    vfs = volume.vfs
+    node, _ = make(volume, b"a")
+    vfs.set_xattr(node, b"user.a", b"x", 0, WHO)
+    vfs.close_file(node)
+    monkeypatch.setattr(vfs, "may_put_off", lambda: False)
+    vfs.unlink(vfs.nodes.root, b"a")
+    vfs.tick()
+    assert node.file is None and vfs.nodes.holds(node)
+    for ask in (
+        lambda: vfs.get_xattr(node, b"user.a"),
+        lambda: vfs.list_xattrs(node, WHO),
+        lambda: vfs.set_xattr(node, b"user.b", b"x", 0, WHO),
+        lambda: vfs.remove_xattr(node, b"user.a", WHO),
+    ):
+        with pytest.raises(OSError, match="looks again") as refused:
+            ask()
+        assert refused.value.errno == errno.ESTALE
+
+
 def test_own_changes_are_not_kept_where_nobody_tells_of_any(volume):
     """On NFS, and where the kernel keeps nothing: they would be kept for ever."""
     make(volume, b"a")
