@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -33,7 +33,6 @@ from kmsd.dispatch.bindings import Services, bind_handlers
 from kmsd.dispatch.pipeline import Pipeline
 from kmsd.dispatch.status import AdminService, DaemonFacts
 from kmsd.door.app import Door
-from kmsd.door.listen import DoorServer, bind_endpoint
 from kmsd.events.changes import ChangeLog, Happened, key_change
 from kmsd.events.service import ChangeService
 from kmsd.grants.service import GrantService
@@ -59,7 +58,7 @@ from kmsd.keys.usage import KeyUsage
 from kmsd.keystores.service import KeyStoreService
 from kmsd.keystores.store import KeyStores
 from kmsd.metrics.counts import CallCounts
-from kmsd.metrics.exposition import MetricsService
+from kmsd.metrics.service import MetricsService
 from kmsd.metrics.traces import CallTraces
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
@@ -71,7 +70,7 @@ from kmsd.secrets.rotation import RotationService
 from kmsd.secrets.service import SecretService
 from kmsd.secrets.store import SecretStore
 from kmsd.secrets.upkeep import SecretUpkeepService
-from kmsd.server.listen import BACKLOG, bind_socket
+from kmsd.server.listen import BACKLOG, bind_endpoint, bind_socket
 from kmsd.server.notify import notify, watchdog_seconds
 from kmsd.server.session import ServerState, Session
 from kmsd.server.settling import Settlement
@@ -91,6 +90,9 @@ from kmsfs.clock import passed
 from kmsfs.errors import AuditUnavailable, DatabaseUnreachable, KmsfsError, StorageError
 from kmsfs.ids import account_of, account_of_realm, root_principal, uid_principal
 from kmsfs.quantity import HEARTBEAT_SECONDS
+
+if TYPE_CHECKING:
+    from kmsd.door.listen import DoorServer
 
 _LOG = logging.getLogger("kmsd")
 _COLLECT_EVERY = 10_000
@@ -286,15 +288,7 @@ class Daemon:
         beat = watchdog_seconds()
         if beat is not None:
             tasks.append(asyncio.create_task(self._every(beat, self._alive)))
-        if self._door_listener is not None or self._config.aws_socket is not None:
-            door = Door(self._state, self._book, self._config.home_region, self._config.socket)
-            if self._door_listener is not None:
-                self._doors.append(DoorServer(door, self._door_listener))
-            if self._config.aws_socket is not None:
-                listener = bind_socket(self._config.aws_socket, self._config.socket_mode)
-                self._doors.append(DoorServer(door, listener))
-        if self._metrics_listener is not None:
-            self._scrapes = DoorServer(self._metrics.application(), self._metrics_listener)
+        self._open_doors()
         if self._sharing is not None:
             self._sharing.begin()
         notify("READY=1\nSTATUS=serving")
@@ -316,6 +310,21 @@ class Daemon:
         self._state.makers.shutdown(wait=False, cancel_futures=True)
         self._close()
         return self._sealing
+
+    def _open_doors(self) -> None:
+        """Listen for HTTP where that was asked for, which is what its server is loaded for."""
+        if self._door_listener is None and self._config.aws_socket is None and self._metrics_listener is None:
+            return
+        from kmsd.door.listen import DoorServer
+
+        door = Door(self._state, self._book, self._config.home_region, self._config.socket)
+        if self._door_listener is not None:
+            self._doors.append(DoorServer(door, self._door_listener))
+        if self._config.aws_socket is not None:
+            listener = bind_socket(self._config.aws_socket, self._config.socket_mode)
+            self._doors.append(DoorServer(door, listener))
+        if self._metrics_listener is not None:
+            self._scrapes = DoorServer(self._metrics.application(), self._metrics_listener)
 
     def _seal(self) -> None:
         """Stop once the answers are out, and come back sealed."""

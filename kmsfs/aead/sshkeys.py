@@ -2,10 +2,6 @@
 
 import hashlib
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
-
 from kmsfs.errors import UnsupportedOperation
 
 ALGORITHMS = {
@@ -26,6 +22,10 @@ def ssh_public_key(public_key: bytes) -> str:
     Raises:
         UnsupportedOperation: if SSH has no such keys.
     """
+    # Every command of the command line loads this room, and next to none has to do with keys of SSH.
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+
     try:
         loaded = load_der_public_key(public_key)
         return loaded.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
@@ -35,6 +35,8 @@ def ssh_public_key(public_key: bytes) -> str:
 
 def dss_numbers(signature: bytes) -> tuple[int, int]:
     """Return r and s of an ECDSA signature in ASN.1 (ANSI X9.62)."""
+    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
     r, s = decode_dss_signature(signature)
     return r, s
 

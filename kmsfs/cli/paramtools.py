@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from kmsfs.cli import param
-from kmsfs.cli.importing import as_yaml, read_aws, read_values
 from kmsfs.cli.output import SETTINGS, call, confirm, pages, read_text_value, say, show
 from kmsfs.client.tree import variable_name
 from kmsfs.errors import KmsfsError, ParameterAlreadyExists, ParameterNotFound, UsageError
@@ -179,6 +178,8 @@ def export_tree(
         prefix = path.rstrip("/") + "/"
         document = {p["Name"].removeprefix(prefix): p["Value"] for p in found}
         if style == "yaml" and not SETTINGS.as_json:
+            from kmsfs.cli.importing import as_yaml
+
             print(as_yaml(document), end="")
         else:
             print(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
@@ -213,6 +214,8 @@ def import_tree(
     """Store every value of a file as a parameter. Example: kmsfs param import /app/prod --file .env"""
     if (source is None) == (from_aws is None):
         raise UsageError("give either --file or --from-aws")
+    from kmsfs.cli.importing import read_aws, read_values
+
     if from_aws is not None:
         values = read_aws(from_aws)
     else:

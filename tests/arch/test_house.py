@@ -240,3 +240,19 @@ def test_the_documentation_is_a_whole_site(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "guides" / "systemd.html").is_file() and (tmp_path / "search" / "search_index.json").is_file()
+
+
+LATER = {"uvicorn", "prometheus_client", "croniter", "segno", "psycopg", "yaml", "pydantic", "jinja2", "sqlalchemy.dialects.postgresql", "detect_secrets", "boto3"}
+
+
+@pytest.mark.parametrize(
+    ("program", "more"),
+    [("from kmsd.__main__ import main; main()", set()), ("from kmsfs.cli.main import run; run()", {"sqlalchemy", "cryptography", "asyncio", "watchdog"})],
+)
+def test_what_not_every_start_needs_is_loaded_later(program, more, tmp_path):
+    """Each is tens of milliseconds, at each start of a daemon or a command."""
+    words = ["serve", "--state", tmp_path / "none"] if "kmsd" in program else ["--socket", tmp_path / "none", "key", "list"]
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", program, *words], capture_output=True, text=True, check=False)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "hint: " in done.stderr.splitlines()[-1] and {"kmsfs.errors", "typer"} <= loaded, done.stderr[-1000:]
+    assert not loaded & (LATER | more)

@@ -21,7 +21,7 @@ from kmsd.keys.retiring import RetirementService
 from kmsd.keys.service import KeyService
 from kmsd.keys.upkeep import KeyUpkeepService
 from kmsd.keystores.service import KeyStoreService
-from kmsd.metrics.exposition import MetricsService
+from kmsd.metrics.service import MetricsService
 from kmsd.parameters.marks import ParameterMarkService
 from kmsd.parameters.service import ParameterService
 from kmsd.sealing.service import SealService

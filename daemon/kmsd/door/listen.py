@@ -8,8 +8,6 @@ from typing import Any
 
 import uvicorn
 
-from kmsfs.errors import StorageError
-
 
 class _Server(uvicorn.Server):
     """uvicorn without signal handlers: the daemon has its own."""
@@ -17,23 +15,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def bind_endpoint(endpoint: tuple[str, int]) -> socket.socket:
-    """Bind the door's socket; port 0 takes a free one.
-
-    Raises:
-        StorageError: if the address is taken.
-    """
-    family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(endpoint)
-    except OSError as error:
-        listener.close()
-        raise StorageError(f"cannot listen on {endpoint[0]}:{endpoint[1]}: {error.strerror}") from error
-    return listener
 
 
 class DoorServer:

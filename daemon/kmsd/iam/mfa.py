@@ -5,8 +5,6 @@ import io
 from dataclasses import replace
 from urllib.parse import quote
 
-import segno
-
 from kmsd.dispatch.call import Call
 from kmsd.iam.pages import as_user, page
 from kmsd.iam.records import MFA, USER, Entity, MfaDevice
@@ -217,6 +215,8 @@ def _codes(call: Call) -> tuple[str, str]:
 
 def _picture(device: MfaDevice) -> bytes:
     """Return a QR code, as PNG, of what an authenticator wants to know (Key URI format, github.com/google/google-authenticator/wiki)."""
+    import segno
+
     label = quote(f"kmsfs:{device.name}@{device.account}", safe="")
     seed = base64.b32encode(device.seed).decode().rstrip("=")
     drawn = io.BytesIO()

@@ -8,11 +8,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kmsd.dispatch.call import Call
 from kmsd.keys.registry import KeyRegistry
 from kmsd.metrics.counts import OK, CallCounts
-from kmsfs.api.shapes import admin as shapes
-from kmsfs.errors import AccessDenied
 
 
 class _Counted(Collector):
@@ -46,27 +43,21 @@ class _Counted(Collector):
         yield GaugeMetricFamily("kmsd_start_time_seconds", "When the daemon started, in Unix time.", value=self._started)
 
 
-class MetricsService:
-    """GetMetrics, and the same as an ASGI application."""
+def collectors(
+    counts: CallCounts, registry: KeyRegistry, started: float, sizes: dict[str, Callable[[], int]]
+) -> CollectorRegistry:
+    """Return what collects all numbers of a daemon that `started` then; `sizes` are those that its rooms tell, by name."""
+    made = CollectorRegistry()
+    made.register(_Counted(counts, registry, started, sizes))
+    ProcessCollector(namespace="kmsd", registry=made)
+    return made
 
-    def __init__(
-        self, counts: CallCounts, registry: KeyRegistry, started: float, sizes: dict[str, Callable[[], int]]
-    ) -> None:
-        self._management = registry.account
-        self._collectors = CollectorRegistry()
-        self._collectors.register(_Counted(counts, registry, started, sizes))
-        ProcessCollector(namespace="kmsd", registry=self._collectors)
 
-    def get_metrics(self, call: Call) -> shapes.GetMetricsResponse:
-        """GetMetrics: for administrators and the root of the managing account.
+def text_of(collected: CollectorRegistry) -> str:
+    """Return the numbers of this moment."""
+    return generate_latest(collected).decode()
 
-        Raises:
-            AccessDenied: for others, whom the numbers would tell what their neighbours do.
-        """
-        if not call.caller.root or call.caller.account != self._management:
-            raise AccessDenied("Only an administrator of the daemon may read its metrics.")
-        return shapes.GetMetricsResponse(text=generate_latest(self._collectors).decode())
 
-    def application(self) -> Any:
-        """Return the ASGI application that answers `GET /metrics`."""
-        return make_asgi_app(self._collectors)
+def application_of(collected: CollectorRegistry) -> Any:
+    """Return the ASGI application that answers `GET /metrics`."""
+    return make_asgi_app(collected)

@@ -8,8 +8,6 @@ import datetime
 import itertools
 import re
 
-from croniter import CroniterBadDateError, CroniterError, croniter
-
 from kmsfs.errors import InvalidParameter
 
 _CRON = re.compile(r"cron\((\S+) (\S+) (\S+) (\S+) (\S+) (\S+)\)\Z")
@@ -29,6 +27,9 @@ def next_fire(expression: str, now: float) -> float:
     Raises:
         InvalidParameter: if it is none, never comes, or comes more often than every four hours.
     """
+    # Few daemons have a schedule, and all of them start.
+    from croniter import CroniterBadDateError, CroniterError, croniter
+
     translated = _translate(expression)
     moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
     try:

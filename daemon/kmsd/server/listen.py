@@ -48,6 +48,23 @@ def pass_on(sockets: dict[str, socket.socket]) -> None:
     os.environ["LISTEN_FDNAMES"] = ":".join(sockets)
 
 
+def bind_endpoint(endpoint: tuple[str, int]) -> socket.socket:
+    """Bind an HTTP listener's socket; port 0 takes a free one.
+
+    Raises:
+        StorageError: if the address is taken.
+    """
+    family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(endpoint)
+    except OSError as error:
+        listener.close()
+        raise StorageError(f"cannot listen on {endpoint[0]}:{endpoint[1]}: {error.strerror}") from error
+    return listener
+
+
 def bind_socket(path: Path, mode: int) -> socket.socket:
     """Bind a Unix socket; a dead one at the same path is replaced.
 

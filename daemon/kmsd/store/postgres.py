@@ -8,11 +8,10 @@ when it knows all that was written before (`exclusive`), and takes over what oth
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-from sqlalchemy.dialects import postgresql
-
-from kmsd.store.database import ZERO, Changes, SealedStore, Transaction, statements
+from kmsd.store.database import ZERO, Changes, SealedStore, Statements, Transaction, statements
 from kmsd.store.link import Link, database_errors, engine_of
 from kmsd.store.schema import METADATA, SCHEMA_VERSION, SHARED, Table
 from kmsd.store.sealing import RowSealer
@@ -29,7 +28,6 @@ from kmsfs.errors import (
 from kmsfs.quantity import DATABASE_FRESH_SECONDS, DATABASE_LEASE_SECONDS
 
 CHANNEL = "kmsd_state"
-_TEXTS = statements(postgresql.dialect(paramstyle="format"), postgresql.insert)  # type: ignore[no-untyped-call]
 _LOCK = 0x6B6D7364
 _LOAD = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _HEAD = 'SELECT blob FROM head WHERE "only" = 1'
@@ -43,6 +41,14 @@ _FINISH = (
 _CHANGES_KEPT = 100_000
 _ROWS_AT_ONCE = 500
 Statement = tuple[str, tuple[Any, ...]]
+
+
+@cache
+def _texts() -> Statements:
+    # A daemon whose state is a file of its own need not know PostgreSQL.
+    from sqlalchemy.dialects import postgresql
+
+    return statements(postgresql.dialect(paramstyle="format"), postgresql.insert)  # type: ignore[no-untyped-call]
 
 
 class _PostgresTransaction(Transaction):
@@ -70,7 +76,7 @@ class _PostgresTransaction(Transaction):
 
     def finds(self) -> list[Statement]:
         """Return what finds the rows that there are."""
-        return [(_TEXTS.find, (int(table), self._sealer.row_id(table, key))) for table, key in self._wanted]
+        return [(_texts().find, (int(table), self._sealer.row_id(table, key))) for table, key in self._wanted]
 
     def writes(self, found: list[list[Any]]) -> list[Statement]:
         """Return what writes, given the rows that `finds` found."""
@@ -81,10 +87,10 @@ class _PostgresTransaction(Transaction):
             if wanted is not None:
                 parent_id, value = wanted
                 blob = self._sealed(table, row_id, parent_id, before + 1, value)
-                statements.append((_TEXTS.put, (int(table), row_id, parent_id, before + 1, blob)))
+                statements.append((_texts().put, (int(table), row_id, parent_id, before + 1, blob)))
                 self.written.append([int(table), natural_key, before + 1, blob[-16:]])
             elif before:
-                statements.append((_TEXTS.delete, (int(table), row_id)))
+                statements.append((_texts().delete, (int(table), row_id)))
                 self.written.append([int(table), natural_key, 0, b""])
         return statements
 
@@ -100,7 +106,7 @@ class PostgresStore(SealedStore):
             UsageError: if it holds no state, or another realm's.
             UnsupportedFormat, CorruptStore: if the state is not what it should be.
         """
-        super().__init__(sealer, _TEXTS)
+        super().__init__(sealer, _texts())
         self.url = url
         """Where the database is."""
         self._host = host
@@ -282,7 +288,7 @@ class PostgresStore(SealedStore):
         for begin in range(0, len(everything), _ROWS_AT_ONCE):
             some = everything[begin : begin + _ROWS_AT_ONCE]
             ids = [self._sealer.row_id(table, natural_key) for (table, natural_key), _ in some]
-            finds = [(_TEXTS.find, (int(place[0]), row_id)) for (place, _), row_id in zip(some, ids, strict=True)]
+            finds = [(_texts().find, (int(place[0]), row_id)) for (place, _), row_id in zip(some, ids, strict=True)]
             for ((table, natural_key), said), row_id, rows in zip(some, ids, self._link.batch(*finds), strict=True):
                 row = rows[0] if rows else None
                 if said != ((row.ver, bytes(row.blob[-16:])) if row is not None else (0, b"")):
@@ -360,8 +366,8 @@ def create_shared(url: str, realm_id: bytes, rows: Iterable[Sequence[Any]], head
         METADATA.create_all(connection)
         SHARED.create_all(connection)
         for row in rows:
-            connection.exec_driver_sql(_TEXTS.put, tuple(row))
-        connection.exec_driver_sql(_TEXTS.put_head, (1, head))
+            connection.exec_driver_sql(_texts().put, tuple(row))
+        connection.exec_driver_sql(_texts().put_head, (1, head))
         connection.exec_driver_sql('INSERT INTO kmsfs_format ("only", version, realm) VALUES (1, %s, %s)', (SCHEMA_VERSION, realm_id))
 
 
