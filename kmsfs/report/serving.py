@@ -80,6 +80,6 @@ def serve_page(page: ReportPage, listener: Any) -> None:
     """Serve until SIGINT or SIGTERM."""
     config = uvicorn.Config(
         page, interface="asgi3", lifespan="off", access_log=False, log_config=None, server_header=False, date_header=False,
-        http="httptools", limit_concurrency=32,
+        proxy_headers=False, http="httptools", limit_concurrency=32,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])

@@ -79,6 +79,25 @@ def test_each_user_gets_his_own(daemon, endpoint):
     call("AssignLocalUser", {"Uid": 4321, "AccountId": ACCOUNT})
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
+def test_nobody_gets_anothers_by_saying_that_he_comes_from_there(daemon, endpoint, header):
+    """A header names the address and port of a connection that root holds open: whose it is, the kernel says of this one."""
+    let_others_in(daemon.folder)
+    os.chmod(daemon.socket, 0o666)
+    host, _, port = endpoint.removeprefix("http://").rpartition(":")
+    program = "import sys, urllib.request as u; print(u.urlopen(u.Request(sys.argv[1], headers={sys.argv[2]: sys.argv[3]})).read().decode())"
+    with socket.create_connection((host.strip("[]"), int(port))) as held:
+        mine = f"{host}:{held.getsockname()[1]}"
+        said = f'for="{mine}"' if header == "Forwarded" else mine
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", program, endpoint + "/credentials", header, said],
+            user=4321, group=4321, extra_groups=[], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert whoami(endpoint, json.loads(done.stdout)) == f"arn:aws:iam::{ACCOUNT}:uid/4321"
+
+
 def test_no_page_in_a_browser_gets_any(endpoint):
     port = endpoint.rpartition(":")[2]
     for headers in ({"Host": f"evil.example:{port}"}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Mode": "cors"}, {"Host": ""}):

@@ -20,6 +20,7 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 
 from kmsfs.client.session import ClientSession
+from kmsfs.errors import AccessDenied
 
 REGION = "eu-central-1"
 
@@ -81,6 +82,29 @@ def test_policies_and_grants_speak_awss_arns(door):
     grant = kms.create_grant(KeyId=key["KeyId"], GranteePrincipal=me, Operations=["Decrypt"])
     assert kms.list_grants(KeyId=key["KeyId"])["Grants"][0]["GranteePrincipal"] == me
     kms.revoke_grant(KeyId=key["Arn"], GrantId=grant["GrantId"])
+
+
+def test_where_a_request_comes_from_decides(door):
+    daemon, _, _ = door
+    kms, session = client(door, "kms"), daemon.session()
+    key = kms.create_key()["KeyMetadata"]["KeyId"]
+    document = json.loads(session.call("GetKeyPolicy", {"KeyId": key})["Policy"])
+    document["Statement"] += [
+        {"Effect": "Deny", "Principal": "*", "Action": "kms:GenerateDataKey", "Resource": "*", "Condition": {"NotIpAddress": {"aws:SourceIp": ["127.0.0.0/8"]}}},
+        {"Effect": "Deny", "Principal": "*", "Action": "kms:Encrypt", "Resource": "*", "Condition": {"IpAddress": {"aws:SourceIp": ["127.0.0.1"]}}},
+    ]
+    kms.put_key_policy(KeyId=key, PolicyName="default", Policy=json.dumps(document))
+    assert kms.generate_data_key(KeyId=key, KeySpec="AES_256")["Plaintext"]
+    # A header says nothing of it.
+    kms.meta.events.register("before-sign.kms.*", lambda request, **_: request.headers.add_header("X-Forwarded-For", "198.51.100.7"))
+    assert code_of(kms.encrypt, KeyId=key, Plaintext=b"x") == "AccessDeniedException"
+    assert kms.generate_data_key(KeyId=key, KeySpec="AES_256")["Plaintext"]
+    # What comes over the Unix socket comes from nowhere.
+    assert session.call("Encrypt", {"KeyId": key, "Plaintext": b"x"})["CiphertextBlob"]
+    with pytest.raises(AccessDenied):
+        session.call("GenerateDataKey", {"KeyId": key, "KeySpec": "AES_256"})
+    document["Statement"][-1]["Condition"] = {"IpAddress": {"aws:SourceIp": "127.0.0.1/40"}}
+    assert code_of(kms.put_key_policy, KeyId=key, PolicyName="default", Policy=json.dumps(document)) == "MalformedPolicyDocumentException"
 
 
 def test_parameters(door):

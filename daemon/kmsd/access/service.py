@@ -8,7 +8,7 @@ from kmsd.access.denials import Denials
 from kmsd.authz.decide import Decision, Question, decide
 from kmsd.authz.explain import Step, explain, without_conditions, without_constraints
 from kmsd.authz.guardrails import Guardrails
-from kmsd.authz.policy import compile_policy
+from kmsd.authz.policy import compile_new_policy
 from kmsd.authz.principal import Caller, make_caller
 from kmsd.dispatch.authorise import Authoriser
 from kmsd.dispatch.call import Call
@@ -70,7 +70,7 @@ class AccessService:
         key = call.the_key
         caller = self._caller(check_principal(request.principal))
         question = self._question(call, request.action, request.asked_context, request.via_service)
-        policy = key.policy if request.policy is None else compile_policy(request.policy)
+        policy = key.policy if request.policy is None else compile_new_policy(request.policy)
         decision, steps = explain(caller, question, policy, key.grants.values(), self._guardrails.policies)
         return _answer(caller.principal, question, decision, steps)
 

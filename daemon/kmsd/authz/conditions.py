@@ -5,9 +5,13 @@ context keys". A key that the request does not have fails a plain operator, and 
 IfExists.
 """
 
+import base64
 import datetime
+import ipaddress
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kmsd.authz.wildcard import matches
 from kmsfs.errors import MalformedPolicy
@@ -24,7 +28,7 @@ RESOURCE_TAGS = {"ssm": "ssm:resourceTag/", "secretsmanager": "secretsmanager:Re
 """What else than aws:ResourceTag/ the tags of a service's resources are called."""
 _TAGS = (PRINCIPAL_TAG, RESOURCE_TAG, REQUEST_TAG, *RESOURCE_TAGS.values())
 REQUEST_KEYS = (
-    "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:TagKeys", "aws:username",
+    "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:SourceIp", "aws:TagKeys", "aws:username",
     "kms:BypassPolicyLockoutSafetyCheck", "kms:CallerAccount", "kms:EncryptionAlgorithm", "kms:EncryptionContextKeys",
     "kms:GrantConstraintType", "kms:GrantIsForAWSResource", "kms:GrantOperations", "kms:GranteePrincipal", "kms:KeyOrigin", "kms:KeySpec", "kms:KeyUsage",
     "kms:MacAlgorithm", "kms:MessageType", "kms:RequestAlias", "kms:ResourceAliases", "kms:RetiringPrincipal",
@@ -38,7 +42,7 @@ REQUEST_KEYS = (
 """All keys that a request may have, but those that end in a name of the caller's own: contexts and tags."""
 ALWAYS_THERE = frozenset(
     {
-        "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:username", "kms:CallerAccount",
+        "aws:CurrentTime", "aws:EpochTime", "aws:MultiFactorAuthAge", "aws:MultiFactorAuthPresent", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:SourceIp", "aws:username", "kms:CallerAccount",
         "kms:EncryptionContextKeys", "kms:ViaService", "kmsfs:VolumeId",
     }
 )  # fmt: skip
@@ -67,24 +71,56 @@ def spelling_of(key: str) -> str:
 
 
 def _number(text: str) -> float:
-    return float(text)
+    number = float(text)
+    if math.isnan(number):
+        raise ValueError("not a number")
+    return number
 
 
 def _date(text: str) -> float:
     try:
-        return float(text)
+        return _number(text)
     except ValueError:
-        return datetime.datetime.fromisoformat(text).timestamp()
+        date = datetime.datetime.fromisoformat(text)
+        # W3C's dates without a zone, and days, are UTC's here, wherever the daemon runs.
+        return (date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+@lru_cache(maxsize=1024)
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(text, strict=False)
+
+
+def _binary(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
 
 
 def _numeric(compare: Callable[[float, float], bool], read: Callable[[str], float]) -> _Test:
     def test(actual: str, wanted: str) -> bool:
         try:
             return compare(read(actual), read(wanted))
-        except ValueError:
+        except (ValueError, OverflowError):
             return False
 
     return test
+
+
+def _within(actual: str, wanted: str) -> bool:
+    try:
+        return ipaddress.ip_address(actual) in _network(wanted)
+    except ValueError:
+        return False
+
+
+def _same_bytes(actual: str, wanted: str) -> bool:
+    try:
+        return _binary(actual) == _binary(wanted)
+    except ValueError:
+        return False
 
 
 def _equal(actual: str, wanted: str) -> bool:
@@ -106,6 +142,8 @@ _POSITIVE: dict[str, _Test] = {
     "ArnEquals": _like,
     "ArnLike": _like,
     "Bool": _equal_any_case,
+    "BinaryEquals": _same_bytes,
+    "IpAddress": _within,
 }
 _NEGATIVE: dict[str, _Test] = {
     "StringNotEquals": _equal,
@@ -113,14 +151,22 @@ _NEGATIVE: dict[str, _Test] = {
     "StringNotLike": _like,
     "ArnNotEquals": _like,
     "ArnNotLike": _like,
+    "NotIpAddress": _within,
 }
-for _prefix, _read in (("Numeric", _number), ("Date", _date)):
+_READERS: dict[str, tuple[Callable[[str], object], str]] = {
+    "Bool": (_truth, "true or false"), "Null": (_truth, "true or false"), "BinaryEquals": (_binary, "text in base64"),
+    "IpAddress": (_network, "an address or a network, such as 203.0.113.0/24"),
+    "NotIpAddress": (_network, "an address or a network, such as 203.0.113.0/24"),
+}  # fmt: skip
+"""What reads the values of an operator, where not every text is one, and what it reads."""
+for _prefix, _read, _what in (("Numeric", _number, "a number"), ("Date", _date, "a date, such as 2026-01-31T00:00:00Z")):
     _POSITIVE[f"{_prefix}Equals"] = _numeric(lambda a, b: a == b, _read)
     _NEGATIVE[f"{_prefix}NotEquals"] = _numeric(lambda a, b: a == b, _read)
     _POSITIVE[f"{_prefix}LessThan"] = _numeric(lambda a, b: a < b, _read)
     _POSITIVE[f"{_prefix}LessThanEquals"] = _numeric(lambda a, b: a <= b, _read)
     _POSITIVE[f"{_prefix}GreaterThan"] = _numeric(lambda a, b: a > b, _read)
     _POSITIVE[f"{_prefix}GreaterThanEquals"] = _numeric(lambda a, b: a >= b, _read)
+    _READERS |= {name: (_read, _what) for name in (*_POSITIVE, *_NEGATIVE) if name.startswith(_prefix)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +221,27 @@ def parse_conditions(block: object) -> tuple[Condition, ...]:
             Condition(base, spelling_of(key), _values(key, raw), qualifier, base != rest) for key, raw in keys.items()
         ]
     return tuple(found)
+
+
+def refuse_unreadable(conditions: tuple[Condition, ...], *, variables: bool) -> None:
+    """Refuse conditions whose values cannot be read as what their operators compare; such a one is never met, that of a Deny neither.
+
+    `variables` tells whether a value with `${` is read only when a request has been asked for.
+
+    Raises:
+        MalformedPolicy: if there is one.
+    """
+    for condition in conditions:
+        reader, what = _READERS.get(condition.operator, (str, ""))
+        for value in condition.values:
+            if variables and "${" in value:
+                continue
+            try:
+                reader(value)
+            except (ValueError, KeyError, OverflowError):
+                raise MalformedPolicy(
+                    f"The value {value[:64]!r} of {condition.operator} on {condition.key[:64]} cannot be read: it takes {what}."
+                ) from None
 
 
 def _known(base: str, rest: str) -> bool:

@@ -37,6 +37,8 @@ class Question(msgspec.Struct, frozen=True):
             "aws:CurrentTime": str(self.now),
             "aws:EpochTime": str(self.now),
         }
+        if caller.address:
+            values["aws:SourceIp"] = caller.address
         if ":user/" in caller.principal:
             values["aws:username"] = caller.principal.rpartition("/")[2]
         if caller.access_key_id.startswith(TEMPORARY):

@@ -5,7 +5,7 @@ everything else, of the account's root and of administrators too.
 """
 
 from kmsd.authz.decide import Decision, Question
-from kmsd.authz.policy import KeyPolicy, compile_policy
+from kmsd.authz.policy import KeyPolicy, compile_new_policy
 from kmsd.authz.principal import Caller
 from kmsd.authz.statement import ANY_SERVICE
 from kmsfs.errors import AccessDenied, MalformedPolicy
@@ -18,7 +18,7 @@ def compile_guardrail(name: str, text: str) -> KeyPolicy:
         MalformedPolicy, LimitExceeded: naming it, if it is none.
     """
     try:
-        policy = compile_policy(text, ANY_SERVICE)
+        policy = compile_new_policy(text, ANY_SERVICE)
     except MalformedPolicy as error:
         raise MalformedPolicy(f"guardrail {name}: {error.detail}") from error
     if any(statement.allow for statement in policy.statements):

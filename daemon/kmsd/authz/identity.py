@@ -4,15 +4,17 @@ Source: IAM user guide, "Policy evaluation logic" and "Permissions boundaries fo
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kmsd.authz.conditions import RequestValues
+from kmsd.authz.conditions import RequestValues, refuse_unreadable
 from kmsd.authz.statement import IDENTITY_ELEMENTS, Statement, compile_statement, unique_fields
 from kmsfs.errors import LimitExceeded, MalformedPolicy
 
 POLICY_MAX_CHARACTERS = 10_240
+_ARN = re.compile(r"arn:([^:]*:){4}.")
 ALLOW, DENY, SILENT = "allow", "deny", "silent"
 
 
@@ -109,3 +111,20 @@ def compile_identity_policy(name: str, text: str) -> IdentityPolicy:
         compile_statement(statement, None, IDENTITY_ELEMENTS, version=version) for statement in statements
     )
     return IdentityPolicy(name, text, compiled)
+
+
+def compile_new_identity_policy(name: str, text: str) -> IdentityPolicy:
+    """As `compile_identity_policy`, for a policy that is about to be stored: what AWS refuses today, and what would never be met.
+
+    Raises:
+        MalformedPolicy, LimitExceeded: why it cannot be stored.
+    """
+    policy = compile_identity_policy(name, text)
+    if json.loads(text)["Version"] == "2008-10-17":
+        raise MalformedPolicy("Policy document must be version 2012-10-17 or greater.")
+    for statement in policy.statements:
+        refuse_unreadable(statement.conditions, variables=statement.variables)
+        for resource in statement.resources:
+            if resource != "*" and not _ARN.match(resource):
+                raise MalformedPolicy(f'Resource {resource[:256]} must be in ARN format or "*".')
+    return policy

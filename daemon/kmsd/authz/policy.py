@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+from kmsd.authz.conditions import refuse_unreadable
 from kmsd.authz.statement import RESOURCE_ELEMENTS, Statement, compile_statement, unique_fields
 from kmsfs.errors import LimitExceeded, MalformedPolicy
 from kmsfs.ids import root_principal
@@ -135,3 +136,17 @@ def compile_policy(text: str, service: str = "kms") -> KeyPolicy:
         raise MalformedPolicy("Statement ids (Sid) must be unique.")
     return KeyPolicy(text, compiled, any(statement.asks_of_the_request for statement in compiled),
                      any(statement.asks_for_values for statement in compiled))  # fmt: skip
+
+
+def compile_new_policy(text: str, service: str = "kms") -> KeyPolicy:
+    """As `compile_policy`, for a policy that is about to be stored: what would never be met is refused.
+
+    What was stored by an earlier version is as good as it was then.
+
+    Raises:
+        MalformedPolicy, LimitExceeded: why it cannot be stored.
+    """
+    policy = compile_policy(text, service)
+    for statement in policy.statements:
+        refuse_unreadable(statement.conditions, variables=statement.variables)
+    return policy

@@ -25,6 +25,8 @@ class Caller:
     """Whether the caller stands for the account itself: its root, or a local administrator."""
     mfa_at: float | None = None
     """When the caller showed a code of his MFA device for these temporary credentials, in seconds since the epoch."""
+    address: str = ""
+    """Where the request came from, if it came over IP."""
     unit: str = ""
     """The systemd unit that asks for a credential."""
     tags: dict[str, str] = field(default_factory=dict)

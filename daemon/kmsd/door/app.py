@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Door:
         if scope["method"] == "GET" and scope["path"] == CREDENTIALS_PATH:
             await _send(send, *self._credentials(scope, headers, request_id), request_id, JSON)
             return
-        asked, kind = HttpRequest(scope["method"], headers), JSON
+        asked, kind = HttpRequest(scope["method"], headers, address=_address(scope)), JSON
         try:
             if scope["method"] not in ("GET", "POST") or scope["path"] != "/":
                 raise UnknownOperation("This door answers GET / and POST / only.")
@@ -119,7 +120,7 @@ class Door:
         token = asked.said(_TOKEN)
         if token and not asked.signed_in_url and _TOKEN.lower() not in scope.headers:
             raise UnknownCredentials("The security token included in the request is not signed.")
-        caller = self._book.caller(scope.access_key_id, token, now)
+        caller = replace(self._book.caller(scope.access_key_id, token, now), address=asked.address)
         # By the machine's clock, as the caller signs by his own; what is over is over by the realm's.
         check_signature(scope, asked, self._book.secret_of, time.time())
         if scope.service != request.service:
@@ -176,6 +177,12 @@ class Door:
             message = held.outward_text(message)
         status = 500 if bug else error.http_status
         return status, error_bytes(error, message, request_id, kind)
+
+
+def _address(scope: dict[str, Any]) -> str:
+    """Return the client's IP address; one of a Unix socket has none. What a header says of it counts for nothing."""
+    client = scope.get("client")
+    return str(client[0]) if client is not None and client[1] else ""
 
 
 async def _body(receive: Receive) -> bytes:

@@ -21,8 +21,9 @@ class DoorServer:
     """A running door."""
 
     def __init__(self, app: Any, listener: socket.socket) -> None:
+        # Who is at the other end the kernel says, never a header: by the address credentials are given, and policies decide.
         config = uvicorn.Config(
-            app, interface="asgi3", lifespan="off", access_log=False, log_config=None, server_header=False,
+            app, interface="asgi3", lifespan="off", access_log=False, log_config=None, server_header=False, proxy_headers=False,
             date_header=False, http="httptools", timeout_keep_alive=75, limit_concurrency=128,
         )  # fmt: skip
         self._server = _Server(config)

@@ -36,6 +36,8 @@ class HttpRequest:
     headers: Mapping[str, str]
     fields: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    address: str = ""
+    """The client's IP address, if it has one."""
 
     @property
     def signed_in_url(self) -> bool:

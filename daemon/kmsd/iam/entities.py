@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kmsd.authz.policy import compile_policy
+from kmsd.authz.policy import compile_new_policy
 from kmsd.dispatch.call import Call, Handler
 from kmsd.iam.pages import as_group, as_role, as_user, check_document, page
 from kmsd.iam.records import GROUP, POLICY, PREFIXES, ROLE, USER, Entity
@@ -45,7 +45,7 @@ def compile_trust(text: str) -> str:
         MalformedIdentityPolicy: if it is not.
     """
     try:
-        return compile_policy(text, "sts").text
+        return compile_new_policy(text, "sts").text
     except (MalformedPolicy, LimitExceeded) as error:
         raise MalformedIdentityPolicy(error.detail) from error
 

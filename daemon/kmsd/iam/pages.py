@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from kmsd.authz.identity import compile_identity_policy
+from kmsd.authz.identity import compile_new_identity_policy
 from kmsd.dispatch.paging import page_of
 from kmsd.iam.records import Entity
 from kmsfs.api.shapes import iam as shapes
@@ -31,7 +31,7 @@ def check_document(text: str) -> str:
         IamLimitExceeded: if it is too long.
     """
     try:
-        return compile_identity_policy("", text).text
+        return compile_new_identity_policy("", text).text
     except MalformedPolicy as error:
         raise MalformedIdentityPolicy(error.detail) from error
     except LimitExceeded as error:

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable
 
 from kmsd.authz.decide import Question, decide
-from kmsd.authz.policy import KeyPolicy, account_policy, compile_policy, default_policy
+from kmsd.authz.policy import KeyPolicy, account_policy, compile_new_policy, compile_policy, default_policy
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.paging import Names
@@ -228,7 +228,7 @@ class KeyService:
 
     def _compiled(self, text: str) -> KeyPolicy:
         """Return a compiled policy whose principals exist (KMS API, PutKeyPolicy)."""
-        policy = compile_policy(text)
+        policy = compile_new_policy(text)
         for statement in policy.statements:
             for principal in statement.principals:
                 if not self._principal_exists(principal):

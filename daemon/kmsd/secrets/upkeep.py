@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kmsd.authz.policy import KeyPolicy, compile_policy
+from kmsd.authz.policy import KeyPolicy, compile_new_policy
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.paging import Names
 from kmsd.secrets.filters import make_test
@@ -166,7 +166,7 @@ def _require_default(policy_name: str) -> None:
 
 def _compiled(text: str) -> KeyPolicy:
     try:
-        return compile_policy(text, SERVICE)
+        return compile_new_policy(text, SERVICE)
     except (MalformedPolicy, LimitExceeded) as error:
         raise MalformedPolicy(f"This resource policy contains an error: {error.detail}") from error
 

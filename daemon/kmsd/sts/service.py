@@ -5,6 +5,7 @@ from kmsd.authz.guardrails import Guardrails
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.conditionkeys import values_of_resource, values_of_tags
 from kmsd.iam.mfa import MfaCodes
+from kmsd.iam.pages import check_document
 from kmsd.iam.records import ROLE
 from kmsd.iam.store import IamStore
 from kmsd.iam.tagging import with_tags
@@ -103,6 +104,8 @@ class TokenService:
             role.arn, role.entity_id, request.role_session_name, request.policy,
             [descriptor.arn for descriptor in request.policy_arns], tags=tags, transitive=transitive,
         )  # fmt: skip
+        if request.policy is not None:
+            check_document(request.policy)
         try:
             session_policies(self._iam, role.account, session)
         except MalformedPolicy as error:
