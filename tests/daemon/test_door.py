@@ -86,7 +86,7 @@ def test_policies_and_grants_speak_awss_arns(door):
 
 def test_where_a_request_comes_from_decides(door):
     daemon, _, _ = door
-    kms, session = client(door, "kms"), daemon.session()
+    kms, session = client(door, "kms", region="us-east-1"), daemon.session()
     key = kms.create_key()["KeyMetadata"]["KeyId"]
     document = json.loads(session.call("GetKeyPolicy", {"KeyId": key})["Policy"])
     document["Statement"] += [
