@@ -27,6 +27,7 @@ _PRINCIPAL = re.compile(
     rf"(?P<resource>root|(uid|gid)/\d{{1,10}}|service/[a-z]{{1,32}}|unit/[\w:.\\@-]{{1,255}}|(user|role)/{_NAMED})\Z"
     rf"|arn:kmsfs:sts::\d{{12}}:assumed-role/{_NAMED}\Z"
 )
+_UNIQUE_ID = re.compile(r"A(IDA|ROA)[A-Z2-7]{17}\Z")
 
 
 def account_of_realm(realm_id: bytes) -> str:
@@ -136,6 +137,14 @@ def check_principal(text: str) -> str:
             f"{text[:120]!r} is not a principal", hint="principals look like arn:kmsfs:iam::ACCOUNT:uid/1000"
         )
     return text
+
+
+def is_unique_id(text: str) -> bool:
+    """Tell whether `text` is what stands in a policy or grant for a user or role that is gone: his unique id, which nobody else gets.
+
+    Source: IAM user guide, "IAM identifiers", Unique identifiers.
+    """
+    return _UNIQUE_ID.match(text) is not None
 
 
 def check_alias(name: str) -> str:

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ from kmsd.iam.store import IamStore
 from kmsd.iam.tagging import IamTagService
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.dependents import DependentsService
+from kmsd.keys.following import follow_principal
 from kmsd.keys.importing import ImportService
 from kmsd.keys.loaded import PairStore
 from kmsd.keys.material import MaterialVault
@@ -177,6 +179,7 @@ class Daemon:
             self._account, self._store, pipeline, os.urandom, keepers, changes.publish, self._guardrails, config.parameter_limits
         )
         secret_store = SecretStore(self._store, changes.publish, self._guardrails)
+        self._iam.followers += [partial(follow_principal, registry), secret_store.follow_principal]
         self._secrets = SecretService(secret_store, pipeline, os.urandom)
         retirement = RetirementService(registry, (parameters.stored_values, secret_store.stored_values))
         self._volumes = volumes = VolumeService(self._store, self._account, _boot_id(), self._clock(), os.urandom)

@@ -110,6 +110,15 @@ def test_what_one_daemon_does_the_other_knows(hosts):
     b("DeleteAlias", AliasName="alias/shared")
     b("DeleteSecret", SecretId="db", ForceDeleteWithoutRecovery=True)
     wait_for(lambda: code_of(a, "GetSecretValue", SecretId="db") == "ResourceNotFoundException", 1)
+    # What names who goes names his id, on every host.
+    alice = a("GetUser", UserName="alice")["User"]
+    policy = json.loads(a("GetKeyPolicy", KeyId=key["KeyId"])["Policy"])
+    policy["Statement"].append({"Effect": "Allow", "Principal": {"AWS": alice["Arn"]}, "Action": "kms:Encrypt", "Resource": "*"})
+    a("PutKeyPolicy", KeyId=key["KeyId"], Policy=json.dumps(policy))
+    a("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=alice["Arn"], Operations=["Decrypt"])
+    b("DeleteUser", UserName="alice")
+    wait_for(lambda: f'"{alice["UserId"]}"' in a("GetKeyPolicy", KeyId=key["KeyId"])["Policy"])
+    assert [each["GranteePrincipal"] for each in a("ListGrants", KeyId=key["KeyId"])["Grants"]] == [alice["UserId"]]
     assert len(a("ListKeyRotations", KeyId=key["KeyId"])["Rotations"]) == 1
     rotated = b("Encrypt", KeyId=key["KeyId"], Plaintext=b"of b")["CiphertextBlob"]
     assert a("Decrypt", CiphertextBlob=rotated)["Plaintext"] == b"of b"

@@ -8,7 +8,14 @@ import pytest
 
 from kmsd.authz.decide import Question, decide
 from kmsd.authz.grants import Grant
-from kmsd.authz.policy import compile_policy, default_policy, service_key_policy
+from kmsd.authz.policy import (
+    compile_new_policy,
+    compile_policy,
+    default_policy,
+    names_principal,
+    service_key_policy,
+    with_principal,
+)
 from kmsd.authz.principal import make_caller
 from kmsd.authz.variables import Unresolved, resolve
 from kmsd.authz.wildcard import matches
@@ -310,3 +317,38 @@ def test_a_policy_says_whether_it_asks_of_the_request():
     condition = lambda name: {"Condition": {"StringEquals": {name: "x"}}}  # noqa: E731
     assert not asks() and not asks(**condition("KMS:viaService")) and not asks(**condition("kms:encryptioncontext:a"))
     assert asks(**condition("aws:ResourceTag/a")) and asks(**condition("kms:GrantOperations")) and asks(Resource="${aws:username}")
+
+
+OLD, NEW = arn("user", "ann"), "AIDA" + "A" * 17
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"Statement":\n [ {"Principal" : {"AWS":"OLD"} }]}', '{"Statement":\n [ {"Principal" : {"AWS":"NEW"} }]}'),
+        ('{"Statement": {"NotPrincipal": {"AWS": ["x", "OLD"], "Service": "OLD2"}}}', '{"Statement": {"NotPrincipal": {"AWS": ["x", "NEW"], "Service": "OLD2"}}}'),
+        ('{"Statement": [{"Principal": "*"}]}', '{"Statement": [{"Principal": "*"}]}'),
+    ],
+)
+def test_another_name_leaves_a_policy_as_it_was_written(text, expected):
+    text, expected = (each.replace("OLD2", "ec2.amazonaws.com").replace("OLD", OLD).replace("NEW", NEW) for each in (text, expected))
+    assert with_principal(text, OLD, NEW) == expected
+
+
+def test_what_only_looks_like_a_principal_stays():
+    said = {"Statement": [{"Sid": "é", "Principal": {"AWS": [OLD, OLD + "a"]}, "Condition": {"StringEquals": {"aws:PrincipalArn": OLD}}}]}
+    found = json.loads(with_principal(json.dumps(said), OLD, NEW))
+    assert found["Statement"][0] == {**said["Statement"][0], "Principal": {"AWS": [NEW, OLD + "a"]}}
+    # As JSON may be written, too.
+    escaped = json.dumps(said).replace("user/ann", "user\\/ann")
+    assert json.loads(with_principal(escaped, OLD, NEW)) == found
+
+
+def test_the_id_of_who_is_gone_is_kept_and_is_nobodys():
+    text = json.dumps({"Statement": [statement(who=NEW)]})
+    assert not ask(compile_policy(text)).allowed and names_principal(compile_policy(text), NEW)
+    with pytest.raises(MalformedPolicy, match="invalid principals"):
+        compile_new_policy(text)
+    for text in ("AIDA" + "A" * 16, "AGPA" + "A" * 17, "AIDA" + "a" * 17):
+        with pytest.raises(MalformedPolicy):
+            compile_policy(json.dumps({"Statement": [statement(who=text)]}))

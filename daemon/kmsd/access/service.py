@@ -17,7 +17,7 @@ from kmsd.iam.store import IamStore
 from kmsd.keys.registry import KeyRegistry, KmsKey
 from kmsfs.api.shapes import access as shapes
 from kmsfs.errors import AccessDenied, DecisionNotFound, NoSuchEntity
-from kmsfs.ids import check_principal, root_principal
+from kmsfs.ids import check_principal, is_unique_id, root_principal
 
 _NOBODY = 65_534
 EVERYBODY = "*"
@@ -110,7 +110,8 @@ class AccessService:
                 names.add(EVERYBODY)
         names |= {grant.grantee for grant in key.grants.values()}
         names |= {entity.arn for kind in (USER, ROLE) for entity in self._iam.all_of(account, kind)}
-        yield from names
+        # What is left of a user or role who is gone speaks of nobody; so does a grant to one who never was.
+        yield from (name for name in names if not is_unique_id(name) and self._iam.principal_exists(name))
 
     def _caller(self, principal: str) -> Caller:
         """The caller that goes by a name: with the policies of an IAM entity, or the groups of a local user."""

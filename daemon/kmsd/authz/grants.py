@@ -1,6 +1,7 @@
 """Grants as the evaluator sees them: operations, grantee and encryption-context constraints."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from kmsd.authz.principal import Caller
 from kmsfs.ids import root_principal
@@ -57,3 +58,19 @@ class Grant:
     def over(self, now: float) -> bool:
         """Tell whether its time is over."""
         return self.expires is not None and now >= self.expires
+
+    def row(self) -> dict[str, Any]:
+        """The sealed row of this grant."""
+        return {
+            "id": self.grant_id, "key": self.key_id, "grantee": self.grantee, "retiring": self.retiring,
+            "operations": sorted(self.operations), "equals": self.equals, "subset": self.subset, "name": self.name,
+            "created": self.created, "issuer": self.issuer, "expires": self.expires, "reason": self.reason,
+        }  # fmt: skip
+
+
+def grant_of(row: dict[str, Any]) -> Grant:
+    """Read a sealed row."""
+    return Grant(
+        row["id"], row["key"], row["grantee"], row["retiring"], frozenset(row["operations"]),
+        row["equals"], row["subset"], row["name"], row["created"], row["issuer"], row.get("expires"), row.get("reason"),
+    )  # fmt: skip

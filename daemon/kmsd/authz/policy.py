@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kmsd.authz.conditions import refuse_unreadable
 from kmsd.authz.statement import RESOURCE_ELEMENTS, Statement, compile_statement, unique_fields
 from kmsfs.errors import LimitExceeded, MalformedPolicy
-from kmsfs.ids import root_principal
+from kmsfs.ids import is_unique_id, root_principal
 from kmsfs.quantity import POLICY_MAX_BYTES
 
 _VERSIONS = (None, "2012-10-17", "2008-10-17")
@@ -149,4 +149,31 @@ def compile_new_policy(text: str, service: str = "kms") -> KeyPolicy:
     policy = compile_policy(text, service)
     for statement in policy.statements:
         refuse_unreadable(statement.conditions, variables=statement.variables)
+        if any(is_unique_id(principal) for principal in statement.principals):
+            raise MalformedPolicy("Policy contains a statement with one or more invalid principals.")
     return policy
+
+
+def names_principal(policy: KeyPolicy, principal: str) -> bool:
+    """Tell whether a statement names a principal, be it to except it."""
+    return any(principal in statement.principals for statement in policy.statements)
+
+
+def with_principal(text: str, old: str, new: str) -> str:
+    """Return a policy's text with another name of a principal; the rest stays as it was written, where that can be told apart."""
+    document = json.loads(text)
+    statements = document["Statement"]
+    found = 0
+    for statement in [statements] if isinstance(statements, dict) else statements:
+        for element in ("Principal", "NotPrincipal"):
+            held = statement.get(element)
+            if not isinstance(held, dict) or "AWS" not in held:
+                continue
+            named = held["AWS"]
+            found += named.count(old) if isinstance(named, list) else named == old
+            held["AWS"] = [new if name == old else name for name in named] if isinstance(named, list) else new if named == old else named
+    written = json.dumps(old)
+    if text.count(written) == found:
+        return text.replace(written, json.dumps(new))
+    # It is written in another way, or stands elsewhere too, as in a condition, where it is a text like any other.
+    return json.dumps(document, indent=1, ensure_ascii=False)

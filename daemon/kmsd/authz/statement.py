@@ -8,7 +8,7 @@ from kmsd.authz.conditions import ALWAYS_THERE, CALLERS_OWN, Condition, RequestV
 from kmsd.authz.variables import Unresolved, has_variables, literal, resolve
 from kmsd.authz.wildcard import matches
 from kmsfs.errors import InvalidArn, MalformedPolicy
-from kmsfs.ids import check_principal
+from kmsfs.ids import check_principal, is_unique_id
 
 _ACTION = re.compile(r"[a-z0-9-]+:[A-Za-z*?]+\Z")
 IDENTITY_ELEMENTS = frozenset(
@@ -183,7 +183,7 @@ def _principals(raw: dict[str, Any]) -> tuple[frozenset[str], bool, bool]:
         raise MalformedPolicy('Principal must be "*" or {"AWS": …}.')
     texts = _texts(value, "Principal")
     try:
-        names = frozenset(check_principal(text) for text in texts if text != "*")
+        names = frozenset(text if is_unique_id(text) else check_principal(text) for text in texts if text != "*")
     except InvalidArn as error:
         raise MalformedPolicy(
             f"Policy contains a statement with an invalid principal: {error.detail}"

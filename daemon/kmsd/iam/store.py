@@ -1,15 +1,18 @@
 """IAM's entities in memory, written through to the sealed store; compiled identities of callers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from kmsd.authz.identity import Identity, IdentityPolicy, compile_identity_policy
-from kmsd.authz.policy import KeyPolicy, compile_policy
+from kmsd.authz.policy import KeyPolicy, compile_policy, names_principal, with_principal
 from kmsd.iam.records import GROUP, POLICY, ROLE, USER, AccessKey, Entity, MfaDevice, entity_of
-from kmsd.store.database import Changes, SealedStore
+from kmsd.store.database import Changes, SealedStore, Transaction
 from kmsd.store.schema import Table
 from kmsfs.errors import CorruptStore, NoSuchEntity
 
+Follower = Callable[[str, str, Transaction], Callable[[], None]]
+"""Given a principal's old and new name, puts into a transaction what says the new one; returns what lets that be seen once it is stored."""
 _RESTORE = "restore a backup of the state"
 _WORDS = {USER: "user", GROUP: "group", ROLE: "role", POLICY: "policy"}
 
@@ -28,6 +31,8 @@ class IamStore:
         """By the ARN of whose it is, and its name: names alone are those of one account."""
         self._identities: dict[str, Identity] = {}
         self._trust: dict[str, KeyPolicy] = {}
+        self.followers: list[Follower] = []
+        """Whoever keeps policies or grants that name users and roles."""
         for row in store.scan(Table.IDENTITY):
             self._keep(entity_of(row))
         for row in store.scan(Table.ACCESS_KEY):
@@ -107,10 +112,37 @@ class IamStore:
         self._keep(entity)
 
     def remove(self, entity: Entity) -> None:
-        """Remove an entity."""
+        """Remove an entity. What names a user or role names his unique id from now on, so that nobody else is meant who gets his name.
+
+        Source: IAM user guide, "AWS JSON policy elements: Principal", IAM user principals.
+
+        Raises:
+            CorruptStore: if what names him is damaged.
+        """
         with self._store.transaction() as work:
             work.delete(Table.IDENTITY, entity.arn)
+            seen = self._rename(entity.arn, entity.entity_id, work) if entity.kind in (USER, ROLE) else []
         self._drop(entity)
+        for see in seen:
+            see()
+
+    def _rename(self, old: str, new: str, work: Transaction) -> list[Callable[[], None]]:
+        return [follow(old, new, work) for follow in (self._follow_in_trust, *self.followers)]
+
+    def _follow_in_trust(self, old: str, new: str, work: Transaction) -> Callable[[], None]:
+        changed = []
+        for role in self._by_arn.values():
+            # A role that trusts itself, and is the one that goes, goes.
+            if role.kind == ROLE and role.arn != old and names_principal(self.trust(role), old):
+                changed.append(replace(role, trust=with_principal(role.trust, old, new)))
+                work.put(Table.IDENTITY, role.arn, changed[-1].row())
+
+        def seen() -> None:
+            """Let the new names count."""
+            for role in changed:
+                self._keep(role)
+
+        return seen
 
     def put_key(self, key: AccessKey) -> None:
         """Store a new or changed access key."""

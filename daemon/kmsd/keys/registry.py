@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Any
 
 from kmsd.authz.conditions import RESOURCE_TAG, tag_key
-from kmsd.authz.grants import Grant
+from kmsd.authz.grants import Grant, grant_of
 from kmsd.authz.policy import KeyPolicy, compile_policy
 from kmsd.authz.principal import Caller
 from kmsd.keys.indexes import ListingIndexes
@@ -265,6 +265,11 @@ class KeyRegistry:
             setattr(key, name, getattr(changed, name))
         self._changed(key, event)
 
+    def take_policy(self, key: KmsKey, policy: KeyPolicy) -> None:
+        """Let a policy count that is stored already, under the key's next generation."""
+        key.policy, key.generation = policy, key.generation + 1
+        self._changed(key, "policy")
+
     def rotate(self, key: KmsKey, now: float, kind: str, *, next_rotation: float | None = None) -> None:
         """Add new material under the next term and make it current; `kind` is AUTOMATIC or ON_DEMAND."""
         term = key.term + 1
@@ -375,14 +380,8 @@ class KeyRegistry:
 
     def add_grant(self, key: KmsKey, grant: Grant) -> None:
         """Store a grant; it counts at once."""
-        row = {
-            "id": grant.grant_id, "key": grant.key_id, "grantee": grant.grantee, "retiring": grant.retiring,
-            "operations": sorted(grant.operations), "equals": grant.equals, "subset": grant.subset,
-            "name": grant.name, "created": grant.created, "issuer": grant.issuer, "expires": grant.expires,
-            "reason": grant.reason,
-        }  # fmt: skip
         with self.store.transaction() as work:
-            work.put(Table.GRANT, f"{key.key_id}/{grant.grant_id}", row)
+            work.put(Table.GRANT, f"{key.key_id}/{grant.grant_id}", grant.row())
         self._keep_grant(key, grant)
         self._changed(key, "grant-created")
 
@@ -391,6 +390,12 @@ class KeyRegistry:
         with self.store.transaction() as work:
             work.delete(Table.GRANT, f"{key.key_id}/{grant.grant_id}")
         self._forget_grant(key, grant)
+
+    def replace_grant(self, key: KmsKey, grant: Grant) -> None:
+        """Let a grant that is stored already be seen in the place of the one of the same id."""
+        self._forget_grant(key, key.grants[grant.grant_id])
+        self._keep_grant(key, grant)
+        self._changed(key, "grant-created")
 
     def end_expired_grants(self, now: float) -> list[Grant]:
         """Remove the grants whose time is over; return them."""
@@ -477,7 +482,7 @@ class KeyRegistry:
                 self._keep_alias(self._alias_of(row))
         for row in sorted(self.store.scan(Table.GRANT), key=itemgetter("id")):
             if row["key"] in self.keys:
-                self._keep_grant(self.keys[row["key"]], _grant_of(row))
+                self._keep_grant(self.keys[row["key"]], grant_of(row))
 
     def _key_of(self, stored: dict[str, Any]) -> KmsKey:
         row = {**_BEFORE_SPECS, "scope": self._home, **stored}
@@ -529,11 +534,12 @@ class KeyRegistry:
         for row in filter(None, written.values()):
             self._keep_alias(self._alias_of(row))
         for row in filter(None, ended.values()):
-            key, grant = self.keys[row["key"]], _grant_of(row)
+            key, grant = self.keys[row["key"]], grant_of(row)
             if grant.grant_id in key.grants:
-                self._forget_grant(key, key.grants[grant.grant_id])
-            self._keep_grant(key, grant)
-            self._changed(key, "grant-created")
+                self.replace_grant(key, grant)
+            else:
+                self._keep_grant(key, grant)
+                self._changed(key, "grant-created")
 
     def _take_facts(self, key: KmsKey, stored: KmsKey) -> None:
         event = _event(key, stored)
@@ -565,13 +571,6 @@ def _destroy(material: TokenMaterial, arn: str) -> None:
         material.destroy()
     except (TokenUnavailable, KeyInvalidState) as error:
         _LOG.warning("%s is deleted, but its material is still in its token: %s", arn, error.detail)
-
-
-def _grant_of(row: dict[str, Any]) -> Grant:
-    return Grant(
-        row["id"], row["key"], row["grantee"], row["retiring"], frozenset(row["operations"]),
-        row["equals"], row["subset"], row["name"], row["created"], row["issuer"], row.get("expires"), row.get("reason"),
-    )  # fmt: skip
 
 
 _STORED = (

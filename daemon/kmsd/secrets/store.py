@@ -8,14 +8,14 @@ from typing import Any
 
 from kmsd.authz.decide import Question, decide, decide_by_identity
 from kmsd.authz.guardrails import Guardrails
-from kmsd.authz.policy import KeyPolicy, compile_policy
+from kmsd.authz.policy import KeyPolicy, compile_policy, names_principal, with_principal
 from kmsd.authz.principal import Caller
 from kmsd.dispatch.call import Call
 from kmsd.dispatch.conditionkeys import values_of_management, values_of_resource
 from kmsd.dispatch.paging import Names
 from kmsd.events.changes import Change
 from kmsd.secrets.records import Secret, Version, secret_of
-from kmsd.store.database import Changes, SealedStore
+from kmsd.store.database import Changes, SealedStore, Transaction
 from kmsd.store.schema import Table
 from kmsfs.errors import AccessDenied, CorruptStore, SecretNotFound
 from kmsfs.ids import account_of, region_of
@@ -171,6 +171,26 @@ class SecretStore:
         present = self._by_arn.get(secret.arn)
         self._keep(secret)
         self._tell(secret, _operation(present, secret))
+
+    def follow_principal(self, old: str, new: str, work: Transaction) -> Callable[[], None]:
+        """Put secrets whose policies name a principal by its new name into a transaction; return what lets that be seen once it is stored.
+
+        Raises:
+            LimitExceeded: if a policy would be too long.
+        """
+        changed = []
+        for arn, policy in self._policies.items():
+            if names_principal(policy, old):
+                changed.append(replace(self._by_arn[arn], policy=compile_policy(with_principal(policy.text, old, new), SERVICE).text))
+                work.put(Table.SECRET, arn, changed[-1].row())
+
+        def seen() -> None:
+            """Let the new names count, and tell whoever follows the secrets."""
+            for secret in changed:
+                self._keep(secret)
+                self._tell(secret, "Update")
+
+        return seen
 
     def remove(self, secret: Secret) -> None:
         """Remove a secret and all its versions for ever."""
