@@ -40,8 +40,10 @@ from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
 from kmsd.iam.entities import EntityService, IamService
 from kmsd.iam.mfa import MfaCodes, MfaService
+from kmsd.iam.overview import OverviewService
 from kmsd.iam.policies import AccessKeyService, PolicyService
 from kmsd.iam.records import GROUP, ROLE, USER
+from kmsd.iam.simulation import SimulationService
 from kmsd.iam.store import IamStore
 from kmsd.iam.tagging import IamTagService
 from kmsd.keys.crypto import CryptoService
@@ -243,10 +245,13 @@ class Daemon:
             )  # fmt: skip
             self._sharing = Sharing(self._store, takers, self._stop.set)
 
-    def _identities(self) -> tuple[tuple[EntityService, ...], IamService, PolicyService, AccessKeyService]:
+    def _identities(
+        self,
+    ) -> tuple[tuple[EntityService, ...], IamService, PolicyService, AccessKeyService, SimulationService, OverviewService]:
         iam, rng = self._iam, os.urandom
         kinds = tuple(EntityService(kind, iam, rng) for kind in (USER, GROUP, ROLE))
-        return kinds, IamService(iam, rng), PolicyService(iam, rng), AccessKeyService(iam, rng)
+        keys, simulation = AccessKeyService(iam, rng), SimulationService(iam)
+        return kinds, IamService(iam, rng), PolicyService(iam, rng), keys, simulation, OverviewService(iam)
 
     def serve(self, listener: socket.socket, credentials: socket.socket | None = None) -> bool:
         """Serve until SIGTERM or SIGINT or a Seal, credentials of systemd's units too where there is a socket for them; then close cleanly.
@@ -410,6 +415,7 @@ class Daemon:
             self._record("RotateKey", key=arn)
         with contextlib.suppress(KmsfsError):
             self._usage.write()
+            self._iam.write_uses()
             self._store.tidy()
 
     def _alive(self) -> None:

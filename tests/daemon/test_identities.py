@@ -1,9 +1,13 @@
 """Whom policies, grants and trust mean when a user or role goes, or gets another name."""
 
+import base64
 import json
 import signal
+import time
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
 
 from conftest import DaemonProcess
 from support.iamworld import World, allow, document, refused
@@ -155,3 +159,201 @@ def test_a_mount_of_who_was_removed_learns_of_it(world, daemon):
             break
     assert event["kind"] == "policy" and event["generation"] > 1
     transport.close()
+
+
+def given_device(iam, name):
+    """An MFA device of a user's."""
+    made = iam.create_virtual_mfa_device(VirtualMFADeviceName=name)["VirtualMFADevice"]
+    codes = TOTP(base64.b32decode(made["Base32StringSeed"]), 6, SHA1(), 30)
+    now = int(time.time())
+    first, second = (codes.generate(now + ahead).decode() for ahead in (0, 30))
+    iam.enable_mfa_device(UserName=name, SerialNumber=made["SerialNumber"], AuthenticationCode1=first, AuthenticationCode2=second)
+    return made["SerialNumber"]
+
+
+# --- other names ------------------------------------------------------------------------------------------------
+
+
+def test_a_user_with_another_name_stays_who_he_is(world, daemon):
+    iam, kms = world.client("iam"), world.client("kms")
+    name, credentials = world.user(policy=[allow(["sts:GetSessionToken", "iam:GetUser"])])
+    before = iam.get_user(UserName=name)["User"]
+    iam.create_group(GroupName=f"g-{name}")
+    iam.add_user_to_group(GroupName=f"g-{name}", UserName=name)
+    device = given_device(iam, name)
+    key = key_for(world, before["Arn"])
+    grant = kms.create_grant(KeyId=key, GranteePrincipal=before["Arn"], Operations=["Decrypt", "GenerateDataKey"])["GrantId"]
+    session = world.client("sts", credentials).get_session_token()["Credentials"]
+    session = session["AccessKeyId"], session["SecretAccessKey"], session["SessionToken"]
+    new = f"new-{name}"
+    iam.update_user(UserName=name, NewUserName=new, NewPath="/staff/")
+    after = iam.get_user(UserName=new)["User"]
+    assert after["Arn"] == f"arn:aws:iam::{ACCOUNT}:user/staff/{new}" and after["UserId"] == before["UserId"]
+    assert refused(iam.get_user, UserName=name) == "NoSuchEntity"
+    assert him_in(kms.get_key_policy(KeyId=key, PolicyName="default")["Policy"]) == after["Arn"]
+    assert [each["GranteePrincipal"] for each in kms.list_grants(KeyId=key)["Grants"]] == [after["Arn"]]
+    assert iam.get_mfa_device(SerialNumber=device, UserName=new)["UserName"] == new
+    assert [each["SerialNumber"] for each in iam.list_mfa_devices(UserName=new)["MFADevices"]] == [device]
+    assert [each["UserName"] for each in iam.get_group(GroupName=f"g-{name}")["Users"]] == [new]
+
+    def works(world):
+        for who in (credentials, session):
+            assert world.client("sts", who).get_caller_identity()["Arn"] == after["Arn"]
+            assert world.client("kms", who).generate_data_key(KeyId=key, KeySpec="AES_256")["Plaintext"]
+            assert world.client("kms", who).encrypt(KeyId=key, Plaintext=b"x")["CiphertextBlob"]
+        assert world.client("iam", credentials).get_user()["User"]["UserName"] == new
+
+    works(world)
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    world = World(daemon)
+    works(world)
+    iam = world.client("iam")
+    # His path alone, and the case of his name alone.
+    iam.update_user(UserName=new, NewPath="/")
+    assert iam.get_user(UserName=new)["User"]["Path"] == "/"
+    iam.update_user(UserName=new, NewUserName=new.upper())
+    after = iam.get_user(UserName=new)["User"]
+    assert after["UserName"] == new.upper()
+    other, _ = world.user()
+    assert refused(iam.update_user, UserName=new, NewUserName=other.upper()) == "EntityAlreadyExists"
+    assert refused(iam.update_user, UserName="nobody", NewPath="/") == "NoSuchEntity"
+    iam.update_user(UserName=new)
+    # Who gets the old name is somebody else.
+    _, somebody = world.user(name)
+    assert not may(world.client("kms", somebody).encrypt, KeyId=key, Plaintext=b"x")
+    world.client("kms").revoke_grant(KeyId=key, GrantId=grant)
+
+
+def test_a_name_that_makes_a_policy_too_long_is_refused_and_nothing_has_changed(world):
+    iam, kms = world.client("iam"), world.client("kms")
+    name, _ = world.user(name="x")
+    arn = iam.get_user(UserName=name)["User"]["Arn"]
+    key = key_for(world, arn)
+    policy = json.loads(kms.get_key_policy(KeyId=key, PolicyName="default")["Policy"])
+    policy["Statement"][-1]["Condition"] = {"StringNotEquals": {"kms:EncryptionContext:a": ""}}
+    policy["Statement"][-1]["Condition"]["StringNotEquals"]["kms:EncryptionContext:a"] = "x" * (32_768 - len(json.dumps(policy).replace("arn:aws:", "arn:kmsfs:")))
+    kms.put_key_policy(KeyId=key, PolicyName="default", Policy=json.dumps(policy))
+    assert refused(iam.update_user, UserName=name, NewUserName="a-longer-name") in ("LimitExceeded", "LimitExceededException")
+    assert iam.get_user(UserName=name)["User"]["Arn"] == arn
+    assert him_in(kms.get_key_policy(KeyId=key, PolicyName="default")["Policy"]) == arn
+    iam.update_user(UserName=name, NewUserName="y")
+    without_keys(world, "y")
+    iam.delete_user(UserName="y")
+
+
+def test_groups_and_roles(world):
+    iam = world.client("iam")
+    name, credentials = world.user()
+    iam.create_group(GroupName="before")
+    iam.put_group_policy(GroupName="before", PolicyName="p", PolicyDocument=document(allow("kms:ListKeys")))
+    iam.add_user_to_group(GroupName="before", UserName=name)
+    iam.update_group(GroupName="before", NewGroupName="after", NewPath="/x/")
+    assert [group["Arn"] for group in iam.list_groups_for_user(UserName=name)["Groups"]] == [f"arn:aws:iam::{ACCOUNT}:group/x/after"]
+    assert may(world.client("kms", credentials).list_keys)
+    assert refused(iam.get_group, GroupName="before") == "NoSuchEntity"
+    iam.create_group(GroupName="third")
+    assert refused(iam.update_group, GroupName="third", NewGroupName="AFTER") == "EntityAlreadyExists"
+    trust = document({"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, "Action": "sts:AssumeRole"})
+    iam.create_role(RoleName="worker", AssumeRolePolicyDocument=trust, Description="old")
+    iam.update_role(RoleName="worker", MaxSessionDuration=7200)
+    assert (iam.get_role(RoleName="worker")["Role"]["Description"], iam.get_role(RoleName="worker")["Role"]["MaxSessionDuration"]) == ("old", 7200)
+    iam.update_role(RoleName="worker", Description="new")
+    assert (iam.get_role(RoleName="worker")["Role"]["Description"], iam.get_role(RoleName="worker")["Role"]["MaxSessionDuration"]) == ("new", 7200)
+    assert iam.update_role_description(RoleName="worker", Description="newest")["Role"]["Description"] == "newest"
+    assert refused(iam.update_role, RoleName="nobody") == "NoSuchEntity"
+
+
+# --- overviews --------------------------------------------------------------------------------------------------
+
+
+def test_who_has_a_policy(world):
+    iam = world.client("iam")
+    arn = iam.create_policy(PolicyName="wanted", PolicyDocument=document(allow("kms:ListKeys")))["Policy"]["Arn"]
+    name, _ = world.user()
+    limited, _ = world.user(PermissionsBoundary=arn, Path="/limited/")
+    iam.attach_user_policy(UserName=name, PolicyArn=arn)
+    iam.create_group(GroupName="havers")
+    iam.attach_group_policy(GroupName="havers", PolicyArn=arn)
+
+    def found(**more):
+        answer = iam.get_paginator("list_entities_for_policy").paginate(PolicyArn=arn, PaginationConfig={"PageSize": 1}, **more).build_full_result()
+        return sorted(each.get("UserName") or each.get("GroupName") for kind in ("PolicyUsers", "PolicyGroups", "PolicyRoles") for each in answer[kind])
+
+    assert found() == sorted([name, limited, "havers"])
+    assert found(EntityFilter="User") == sorted([name, limited]) and found(EntityFilter="AWSManagedPolicy") == []
+    assert found(PolicyUsageFilter="PermissionsBoundary") == [limited] and found(PolicyUsageFilter="PermissionsPolicy") == sorted([name, "havers"])
+    assert found(PathPrefix="/limited/") == [limited]
+    assert refused(iam.list_entities_for_policy, PolicyArn=arn + "x") == "NoSuchEntity"
+
+
+def test_everybody_with_what_he_may_do(world):
+    iam = world.client("iam")
+    name, _ = world.user(policy=[allow("kms:ListKeys")], Tags=[{"Key": "a", "Value": "b"}])
+    arn = iam.create_policy(PolicyName=f"p-{name}", PolicyDocument=document(allow("kms:ListAliases")))["Policy"]["Arn"]
+    iam.attach_user_policy(UserName=name, PolicyArn=arn)
+    trust = document({"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:user/{name}"}, "Action": "sts:AssumeRole"})
+    iam.create_role(RoleName=f"r-{name}", AssumeRolePolicyDocument=trust)
+    pages = iam.get_paginator("get_account_authorization_details")
+    whole = pages.paginate(PaginationConfig={"PageSize": 2}).build_full_result()
+    [user] = [each for each in whole["UserDetailList"] if each["UserName"] == name]
+    assert user["UserPolicyList"][0]["PolicyDocument"]["Statement"][0]["Action"] == "kms:ListKeys" and user["Tags"] == [{"Key": "a", "Value": "b"}]
+    assert user["AttachedManagedPolicies"] == [{"PolicyName": f"p-{name}", "PolicyArn": arn}]
+    [role] = [each for each in whole["RoleDetailList"] if each["RoleName"] == f"r-{name}"]
+    assert role["AssumeRolePolicyDocument"]["Statement"][0]["Principal"]["AWS"] == f"arn:aws:iam::{ACCOUNT}:user/{name}"
+    [policy] = [each for each in whole["Policies"] if each["Arn"] == arn]
+    assert policy["AttachmentCount"] == 1 and policy["PolicyVersionList"][0]["Document"]["Statement"][0]["Action"] == "kms:ListAliases"
+    only = pages.paginate(Filter=["Group"]).build_full_result()
+    assert only["UserDetailList"] == only["RoleDetailList"] == only["Policies"] == []
+    summary = iam.get_account_summary()["SummaryMap"]
+    assert summary["Users"] == len(whole["UserDetailList"]) and summary["UsersQuota"] == 5000 and summary["Policies"] == len(whole["Policies"])
+
+
+def test_when_an_access_key_was_used_last(world, daemon):
+    iam = world.client("iam")
+    name, credentials = world.user()
+    asked = lambda: iam.get_access_key_last_used(AccessKeyId=credentials[0])  # noqa: E731
+    assert asked()["UserName"] == name and asked()["AccessKeyLastUsed"] == {"ServiceName": "N/A", "Region": "N/A"}
+    assert not may(world.client("kms", credentials, region="eu-west-1").list_keys)
+    used = asked()["AccessKeyLastUsed"]
+    assert (used["ServiceName"], used["Region"]) == ("kms", "eu-west-1") and used["LastUsedDate"].year >= 2026
+    # Not by who only says that he has it.
+    refused(world.client("sts", (credentials[0], "wrong")).get_caller_identity)
+    assert asked()["AccessKeyLastUsed"]["ServiceName"] == "kms"
+    assert refused(iam.get_access_key_last_used, AccessKeyId="AKIAAAAAAAAAAAAAAAAA") == "AccessDenied"
+
+
+def test_policies_are_tried_out_before_anybody_has_them(world):
+    iam = world.client("iam")
+
+    def said(policies, action="kms:Decrypt", limits=(), **more):
+        answer = iam.simulate_custom_policy(PolicyInputList=[document(*policies)], ActionNames=[action], PermissionsBoundaryPolicyInputList=[document(*limits)] if limits else [], **more)
+        return answer["EvaluationResults"][0]["EvalDecision"]
+
+    assert said([allow("kms:*")]) == "allowed" and said([allow("kms:Encrypt")]) == "implicitDeny"
+    assert said([allow("kms:*"), {**allow("kms:Decrypt"), "Effect": "Deny"}]) == "explicitDeny"
+    assert said([allow("kms:*")], limits=[allow("ssm:*")]) == "implicitDeny" and said([allow("kms:*")], limits=[allow("kms:*")]) == "allowed"
+    office = allow("kms:*", Condition={"IpAddress": {"aws:SourceIp": "203.0.113.0/24"}})
+    entry = lambda address: {"ContextEntries": [{"ContextKeyName": "aws:SourceIp", "ContextKeyType": "ip", "ContextKeyValues": [address]}]}  # noqa: E731
+    assert said([office], **entry("203.0.113.4")) == "allowed" and said([office], **entry("198.51.100.4")) == "implicitDeny"
+    key = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/x"
+    assert said([allow("kms:*", key)], ResourceArns=[key]) == "allowed" and said([allow("kms:*", key)], ResourceArns=[key + "y"]) == "implicitDeny"
+    assert refused(iam.simulate_custom_policy, PolicyInputList=["{"], ActionNames=["kms:Decrypt"]) == "MalformedPolicyDocument"
+
+
+def test_what_tools_ask_before_they_remove_somebody(world):
+    iam = world.client("iam")
+    name, credentials = world.user(policy=[allow("iam:*")])
+    trust = document({"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, "Action": "sts:AssumeRole"})
+    iam.create_role(RoleName=f"r-{name}", AssumeRolePolicyDocument=trust)
+    assert iam.list_instance_profiles_for_role(RoleName=f"r-{name}")["InstanceProfiles"] == [] == iam.list_instance_profiles()["InstanceProfiles"]
+    assert iam.list_ssh_public_keys(UserName=name)["SSHPublicKeys"] == [] and iam.list_signing_certificates(UserName=name)["Certificates"] == []
+    assert iam.list_service_specific_credentials(UserName=name)["ServiceSpecificCredentials"] == [] == iam.list_account_aliases()["AccountAliases"]
+    his = world.client("iam", credentials)
+    assert his.list_ssh_public_keys()["SSHPublicKeys"] == [] and refused(his.get_login_profile) == "NoSuchEntity"
+    for call in (iam.list_ssh_public_keys, iam.list_signing_certificates, iam.list_service_specific_credentials, iam.get_login_profile):
+        assert refused(call, UserName="nobody") == "NoSuchEntity"
+    assert refused(iam.list_instance_profiles_for_role, RoleName="nobody") == "NoSuchEntity"
+    device = iam.create_virtual_mfa_device(VirtualMFADeviceName=f"d-{name}")["VirtualMFADevice"]["SerialNumber"]
+    assert iam.get_mfa_device(SerialNumber=device)["SerialNumber"] == device
+    assert refused(iam.get_mfa_device, SerialNumber=device, UserName=name) == "NoSuchEntity" == refused(iam.get_mfa_device, SerialNumber=device + "x")

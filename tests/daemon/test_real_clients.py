@@ -201,4 +201,4 @@ def test_ansible_changes_what_differs_and_nothing_else(environment, tmp_path):
     done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     results = re.findall(r"^TASK \[.*: (\w+)\] \**\n(?:.*\n)*?(\w+): \[localhost\]", done.stdout, re.MULTILINE)
-    assert len(results) == 11 and all(wanted == was for wanted, was in results), done.stdout
+    assert len(results) == 32 and all(wanted == was for wanted, was in results), done.stdout

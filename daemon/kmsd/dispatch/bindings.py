@@ -11,7 +11,9 @@ from kmsd.events.service import ChangeService
 from kmsd.grants.service import GrantService
 from kmsd.iam.entities import EntityService, IamService
 from kmsd.iam.mfa import MfaService
+from kmsd.iam.overview import OverviewService
 from kmsd.iam.policies import AccessKeyService, PolicyService
+from kmsd.iam.simulation import SimulationService
 from kmsd.iam.tagging import IamTagService
 from kmsd.keys.crypto import CryptoService
 from kmsd.keys.dependents import DependentsService
@@ -54,6 +56,8 @@ class Services:
     iam: IamService
     policies: PolicyService
     access_keys: AccessKeyService
+    simulation: SimulationService
+    iam_overview: OverviewService
     mfa: MfaService
     iam_tags: IamTagService
     imports: ImportService
@@ -172,7 +176,11 @@ def _of_identities(services: Services) -> dict[str, Handler]:
         "RemoveUserFromGroup": services.iam.remove_user_from_group,
         "ListGroupsForUser": services.iam.list_groups_for_user,
         "UpdateAssumeRolePolicy": services.iam.update_assume_role_policy,
-        "SimulatePrincipalPolicy": services.iam.simulate,
+        "UpdateRole": services.iam.update_role,
+        "UpdateRoleDescription": services.iam.update_role_description,
+        **services.iam_overview.handlers(),
+        "SimulatePrincipalPolicy": services.simulation.of_principal,
+        "SimulateCustomPolicy": services.simulation.custom,
         "CreatePolicy": services.policies.create_policy,
         "GetPolicy": services.policies.get_policy,
         "ListPolicies": services.policies.list_policies,
@@ -184,6 +192,7 @@ def _of_identities(services: Services) -> dict[str, Handler]:
         "DeletePolicyVersion": services.policies.delete_policy_version,
         "CreateAccessKey": services.access_keys.create_access_key,
         "ListAccessKeys": services.access_keys.list_access_keys,
+        "GetAccessKeyLastUsed": services.access_keys.get_access_key_last_used,
         "UpdateAccessKey": services.access_keys.update_access_key,
         "DeleteAccessKey": services.access_keys.delete_access_key,
         "PutAccessKey": services.access_keys.put_access_key,
@@ -192,6 +201,7 @@ def _of_identities(services: Services) -> dict[str, Handler]:
         "ResyncMFADevice": services.mfa.resync_mfa_device,
         "DeactivateMFADevice": services.mfa.deactivate_mfa_device,
         "DeleteVirtualMFADevice": services.mfa.delete_virtual_mfa_device,
+        "GetMFADevice": services.mfa.get_mfa_device,
         "ListMFADevices": services.mfa.list_mfa_devices,
         "ListVirtualMFADevices": services.mfa.list_virtual_mfa_devices,
     }

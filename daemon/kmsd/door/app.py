@@ -19,6 +19,7 @@ from kmsd.door.peers import groups_of, may_connect, uid_of_peer
 from kmsd.door.protocol import JSON, DoorRequest, answer_bytes, answer_type, error_bytes, read_request
 from kmsd.door.references import refuse_alias
 from kmsd.door.sigv4 import HttpRequest, check_signature, parse_signature, read_url
+from kmsd.iam.records import KeyUse
 from kmsd.server.session import ServerState
 from kmsd.sts.credentials import CredentialBook
 from kmsfs.api.plain import with_bytes
@@ -125,6 +126,7 @@ class Door:
         check_signature(scope, asked, self._book.secret_of, time.time())
         if scope.service != request.service:
             raise InvalidSignature(f"Credential should be scoped to correct service: '{request.service}'.")
+        self._book.note_use(scope.access_key_id, KeyUse(now, scope.service, scope.region))
         return caller, scope.region
 
     def _credentials(self, scope: dict[str, Any], headers: Mapping[str, str], request_id: str) -> tuple[int, bytes]:

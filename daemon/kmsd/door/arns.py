@@ -20,7 +20,7 @@ _FIELDS = frozenset(
     }
 )  # fmt: skip
 _DOCUMENTS = frozenset(
-    {"AssumeRolePolicyDocument", "Document", "Policy", "PolicyDocument", "PolicyInputList", "ResourcePolicy"}
+    {"AssumeRolePolicyDocument", "Document", "Policy", "PolicyDocument", "PermissionsBoundaryPolicyInputList", "PolicyInputList", "ResourcePolicy"}
 )
 _BOUND_BY_SSM = "PARAMETER_ARN"
 _SERVICES = "(kms|ssm|secretsmanager)"

@@ -4,6 +4,7 @@ import base64
 import datetime
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, quote
 from xml.sax.saxutils import escape
@@ -11,7 +12,7 @@ from xml.sax.saxutils import escape
 import msgspec
 
 from kmsd.door.sigv4 import HttpRequest
-from kmsfs.api.operation import Operation
+from kmsfs.api.operation import Operation, Shape
 from kmsfs.api.registry import of_service
 from kmsfs.errors import KmsfsError, SerializationFailed, UnknownOperation
 
@@ -26,6 +27,7 @@ _SPACES = {
     "sts": "https://sts.amazonaws.com/doc/2011-06-15/",
     "iam": "https://iam.amazonaws.com/doc/2010-05-08/",
 }
+_MAPS = frozenset({"SummaryMap"})
 _DOCUMENTS = frozenset({"PolicyDocument", "AssumeRolePolicyDocument", "Document"})
 """Policies travel URL-encoded (IAM API reference, GetUserPolicy)."""
 _QUERY_CODES = {"AccessDeniedException": "AccessDenied", "ValidationException": "ValidationError"}
@@ -109,7 +111,9 @@ def _typed(operation: Operation, fields: dict[str, str]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in fields.items():
         _place(nested, name.split("."), value)
-    plain = {name: _lists(value) for name, value in nested.items()}
+    # An empty list is written as a field without a value.
+    empty = _optional_lists(operation.request)
+    plain = {name: [] if value == "" and name in empty else _lists(value) for name, value in nested.items()}
     try:
         request = msgspec.convert(plain, operation.request, strict=False)
     except msgspec.ValidationError:
@@ -117,6 +121,11 @@ def _typed(operation: Operation, fields: dict[str, str]) -> dict[str, Any]:
         return plain
     typed: dict[str, Any] = msgspec.to_builtins(request)
     return typed
+
+
+@cache
+def _optional_lists(request: type[Shape]) -> frozenset[str]:
+    return frozenset(each.encode_name for each in msgspec.structs.fields(request) if each.default_factory is list)
 
 
 def _place(nested: dict[str, Any], path: list[str], value: str) -> None:
@@ -157,6 +166,9 @@ def answer_bytes(request: DoorRequest, result: dict[str, Any], request_id: str, 
 
 
 def _xml(name: str, value: Any) -> str:
+    if name in _MAPS and isinstance(value, dict):
+        entries = "".join(f"<entry>{_xml('key', key)}{_xml('value', item)}</entry>" for key, item in value.items())
+        return f"<{name}>{entries}</{name}>"
     if isinstance(value, dict):
         return f"<{name}>{''.join(_xml(key, item) for key, item in value.items())}</{name}>"
     if isinstance(value, list):

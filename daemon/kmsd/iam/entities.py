@@ -8,18 +8,18 @@ from typing import Any
 from kmsd.authz.policy import compile_new_policy
 from kmsd.dispatch.call import Call, Handler
 from kmsd.iam.pages import as_group, as_role, as_user, check_document, page
-from kmsd.iam.records import GROUP, POLICY, PREFIXES, ROLE, USER, Entity
+from kmsd.iam.records import GROUP, PREFIXES, ROLE, USER, Entity
 from kmsd.iam.store import IamStore
 from kmsd.iam.tagging import with_tags
 from kmsfs.aead.nonces import Rng
 from kmsfs.api.operation import Shape
 from kmsfs.api.shapes import iam as shapes
+from kmsfs.api.shapes import identities
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import (
     DeleteConflict,
     EntityAlreadyExists,
     IamLimitExceeded,
-    InvalidIamInput,
     LimitExceeded,
     MalformedIdentityPolicy,
     MalformedPolicy,
@@ -27,7 +27,7 @@ from kmsfs.errors import (
 )
 from kmsfs.ids import iam_arn
 
-_PER_KIND_MAX = 5000
+PER_KIND_MAX = 5000
 _ATTACHED_MAX = 20
 _SHAPES = {USER: shapes.USERS, GROUP: shapes.GROUPS, ROLE: shapes.ROLES}
 _AS: dict[str, Callable[[Entity], Shape]] = {USER: as_user, GROUP: as_group, ROLE: as_role}
@@ -75,6 +75,8 @@ class EntityService:
             f"Detach{kind}Policy": self.detach,
             f"ListAttached{kind}Policies": self.list_attached,
         }
+        if self._kind != ROLE:
+            found[f"Update{kind}"] = self.update
         if self._kind != GROUP:
             found[f"Put{kind}PermissionsBoundary"] = self.put_boundary
             found[f"Delete{kind}PermissionsBoundary"] = self.delete_boundary
@@ -98,8 +100,8 @@ class EntityService:
         name: str = getattr(request, f"{self._kind}_name")
         if self._store.get(account, self._kind, name) is not None:
             raise EntityAlreadyExists(f"{self._shapes.kind} with name {name} already exists.")
-        if len(self._store.all_of(account, self._kind)) >= _PER_KIND_MAX:
-            raise IamLimitExceeded(f"Cannot exceed quota of {_PER_KIND_MAX} {self._kind}s.")
+        if len(self._store.all_of(account, self._kind)) >= PER_KIND_MAX:
+            raise IamLimitExceeded(f"Cannot exceed quota of {PER_KIND_MAX} {self._kind}s.")
         boundary = getattr(request, "permissions_boundary", None)
         if boundary is not None:
             self._store.policy(account, boundary)
@@ -113,6 +115,19 @@ class EntityService:
         )  # fmt: skip
         self._store.put(entity)
         return self.one(entity)
+
+    def update(self, call: Call) -> Empty:
+        """Give one another name or path: all that belongs to him, and all that names him, follows."""
+        entity, request = self.named(call), call.request
+        name: str = getattr(request, f"new_{self._kind}_name") or entity.name
+        path: str = request.new_path or entity.path
+        present = self._store.get(entity.account, self._kind, name)
+        if present is not None and present.entity_id != entity.entity_id:
+            raise EntityAlreadyExists(f"{self._shapes.kind} with name {name} already exists.")
+        if (name, path) != (entity.name, entity.path):
+            arn = iam_arn(entity.account, self._kind, path, name)
+            self._store.rename(entity, replace(entity, arn=arn, path=path, name=name, updated=call.now))
+        return Empty()
 
     def delete(self, call: Call) -> Empty:
         """Delete one."""
@@ -275,44 +290,18 @@ class IamService:
         self._store.put(replace(role, trust=trust, updated=call.now))
         return Empty()
 
-    def simulate(self, call: Call) -> shapes.SimulationResponse:
-        """SimulatePrincipalPolicy: the evaluator itself answers, over the entity's identity policies."""
-        from kmsd.authz.conditions import spelling_of
-        from kmsd.authz.decide import Question
-        from kmsd.authz.identity import ALLOW, DENY, compile_identity_policy
-        from kmsd.authz.principal import Caller
+    def update_role(self, call: Call) -> Empty:
+        """UpdateRole: what is not given stays."""
+        request: identities.UpdateRoleRequest = call.request
+        role = self._store.find(call.caller.account, ROLE, request.role_name)
+        description = role.description if request.description is None else request.description
+        seconds = role.session_seconds if request.max_session_duration is None else request.max_session_duration
+        self._store.put(replace(role, description=description, session_seconds=seconds, updated=call.now))
+        return Empty()
 
-        request: shapes.SimulatePrincipalPolicyRequest = call.request
-        entity = self._store.of_arn(request.policy_source_arn)
-        if entity is None or entity.kind == POLICY or entity.account != call.caller.account:
-            raise NoSuchEntity(f"{request.policy_source_arn} cannot be found.")
-        identity = self._store.identity(entity)
-        extra = tuple(
-            compile_identity_policy(f"input/{number}", check_document(text))
-            for number, text in enumerate(request.policy_input_list)
-        )
-        identity = replace(identity, policies=(*identity.policies, *extra))
-        caller = Caller(entity.account, -1, -1, 0, entity.arn, frozenset({entity.arn}), tags=entity.tags)
-        given: dict[str, str | list[str]] = {
-            spelling_of(entry.context_key_name): entry.context_key_values
-            if (entry.context_key_type or "").endswith("List") or len(entry.context_key_values) != 1
-            else entry.context_key_values[0]
-            for entry in request.context_entries
-            if entry.context_key_name is not None
-        }
-        words = {ALLOW: "allowed", DENY: "explicitDeny"}
-        results = []
-        for action in request.action_names:
-            if ":" not in action:
-                raise InvalidIamInput(f"Invalid Entity Action: {action}")
-            for resource in request.resource_arns or ["*"]:
-                values = Question(action, resource, now=call.now, values=given).request_values(caller)
-                verdict, _ = identity.says(action, resource, values)
-                results.append(
-                    shapes.EvaluationResult(
-                        eval_action_name=action,
-                        eval_resource_name=resource,
-                        eval_decision=words.get(verdict, "implicitDeny"),
-                    )
-                )
-        return shapes.SimulationResponse(evaluation_results=results, is_truncated=False)
+    def update_role_description(self, call: Call) -> identities.UpdateRoleDescriptionResponse:
+        """UpdateRoleDescription."""
+        role = self._store.find(call.caller.account, ROLE, call.request.role_name)
+        changed = replace(role, description=call.request.description, updated=call.now)
+        self._store.put(changed)
+        return identities.UpdateRoleDescriptionResponse(role=as_role(changed))

@@ -6,13 +6,14 @@ from dataclasses import replace
 from urllib.parse import quote
 
 from kmsd.dispatch.call import Call
-from kmsd.iam.pages import as_user, page
+from kmsd.iam.pages import as_user, page, user_meant
 from kmsd.iam.records import MFA, USER, Entity, MfaDevice
 from kmsd.iam.store import IamStore
 from kmsd.iam.tagging import with_tags
 from kmsfs.aead.nonces import Rng
 from kmsfs.aead.onetime import matching_step, step_at
 from kmsfs.api.shapes import iam as shapes
+from kmsfs.api.shapes import identities
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import (
     AccessDenied,
@@ -20,7 +21,6 @@ from kmsfs.errors import (
     EntityAlreadyExists,
     IamLimitExceeded,
     InvalidAuthenticationCode,
-    InvalidIamInput,
     NoSuchEntity,
 )
 from kmsfs.ids import iam_arn
@@ -161,7 +161,7 @@ class MfaService:
 
     def list_mfa_devices(self, call: Call) -> shapes.ListMfaDevicesResponse:
         """ListMFADevices."""
-        user = self._user(call)
+        user = user_meant(self._store, call)
         devices, more = page(
             self._store.devices_of(user.account, user.name), lambda device: device.arn, call.request
         )
@@ -186,17 +186,17 @@ class MfaService:
         ]
         return shapes.ListVirtualMfaDevicesResponse(virtual_mfa_devices=found, **more)
 
-    def _named(self, call: Call) -> tuple[Entity, MfaDevice]:
-        return self._user(call), self._device(call)
+    def get_mfa_device(self, call: Call) -> identities.GetMfaDeviceResponse:
+        """GetMFADevice."""
+        device = self._device(call)
+        if call.request.user_name is not None:
+            self._require_whose(device, user_meant(self._store, call))
+        return identities.GetMfaDeviceResponse(
+            user_name=device.user, serial_number=device.arn, enable_date=device.enabled or None
+        )
 
-    def _user(self, call: Call) -> Entity:
-        name: str | None = call.request.user_name
-        if name is not None:
-            return self._store.find(call.caller.account, USER, name)
-        himself = self._store.of_arn(call.caller.principal)
-        if himself is None or himself.kind != USER:
-            raise InvalidIamInput("Must specify userName when calling with credentials of no user.")
-        return himself
+    def _named(self, call: Call) -> tuple[Entity, MfaDevice]:
+        return user_meant(self._store, call), self._device(call)
 
     def _device(self, call: Call) -> MfaDevice:
         device = self._store.mfa_devices.get(call.request.serial_number)

@@ -5,15 +5,17 @@ from dataclasses import replace
 
 from kmsd.dispatch.call import Call
 from kmsd.iam.entities import new_entity_id
-from kmsd.iam.pages import as_policy, as_user, check_document, page
+from kmsd.iam.pages import as_policy, as_user, as_version, check_document, page, user_meant
 from kmsd.iam.records import ACTIVE, POLICY, USER, AccessKey, Entity
 from kmsd.iam.store import IamStore
 from kmsd.iam.tagging import with_tags
 from kmsfs.aead.nonces import Rng
 from kmsfs.api.operation import Shape
 from kmsfs.api.shapes import iam as shapes
+from kmsfs.api.shapes import identities
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import (
+    AccessDenied,
     DeleteConflict,
     EntityAlreadyExists,
     IamLimitExceeded,
@@ -22,8 +24,8 @@ from kmsfs.errors import (
 )
 from kmsfs.ids import iam_arn
 
-_VERSIONS_MAX = 5
-_KEYS_PER_USER_MAX = 2
+VERSIONS_MAX = 5
+KEYS_PER_USER_MAX = 2
 
 
 class PolicyService:
@@ -86,9 +88,9 @@ class PolicyService:
         request: shapes.CreatePolicyVersionRequest = call.request
         entity = self._named(call)
         document = check_document(request.policy_document)
-        if len(entity.versions) >= _VERSIONS_MAX:
+        if len(entity.versions) >= VERSIONS_MAX:
             raise IamLimitExceeded(
-                f"A managed policy can have up to {_VERSIONS_MAX} versions. Before you create a new version, you must delete an existing version."
+                f"A managed policy can have up to {VERSIONS_MAX} versions. Before you create a new version, you must delete an existing version."
             )
         number = max(int(version[1:]) for version in [*entity.versions, entity.default_version]) + 1
         version = f"v{number}"
@@ -100,18 +102,18 @@ class PolicyService:
             updated=call.now,
         )
         self._store.put(changed)
-        return shapes.PolicyVersionResponse(policy_version=_version(changed, version))
+        return shapes.PolicyVersionResponse(policy_version=as_version(changed, version))
 
     def get_policy_version(self, call: Call) -> shapes.PolicyVersionResponse:
         """GetPolicyVersion."""
         entity = self._named(call)
         version = _require_version(entity, call.request.version_id)
-        return shapes.PolicyVersionResponse(policy_version=_version(entity, version, whole=True))
+        return shapes.PolicyVersionResponse(policy_version=as_version(entity, version, whole=True))
 
     def list_policy_versions(self, call: Call) -> shapes.ListPolicyVersionsResponse:
         """ListPolicyVersions, newest first."""
         entity = self._named(call)
-        versions = [_version(entity, version) for version in reversed(entity.versions)]
+        versions = [as_version(entity, version) for version in reversed(entity.versions)]
         return shapes.ListPolicyVersionsResponse(versions=versions, is_truncated=False)
 
     def set_default_policy_version(self, call: Call) -> Empty:
@@ -142,15 +144,6 @@ def _require_version(entity: Entity, version: str) -> str:
     return version
 
 
-def _version(entity: Entity, version: str, *, whole: bool = False) -> shapes.PolicyVersion:
-    return shapes.PolicyVersion(
-        document=entity.versions[version] if whole else None,
-        version_id=version,
-        is_default_version=version == entity.default_version,
-        create_date=entity.version_dates[version],
-    )
-
-
 class AccessKeyService:
     """CreateAccessKey to PutAccessKey, and GetUser, which like them may mean the caller himself."""
 
@@ -169,8 +162,8 @@ class AccessKeyService:
     def create_access_key(self, call: Call) -> shapes.AccessKeyResponse:
         """CreateAccessKey: two a user."""
         user = self._user(call)
-        if len(self._store.keys_of(call.caller.account, user)) >= _KEYS_PER_USER_MAX:
-            raise IamLimitExceeded(f"Cannot exceed quota for AccessKeysPerUser: {_KEYS_PER_USER_MAX}")
+        if len(self._store.keys_of(call.caller.account, user)) >= KEYS_PER_USER_MAX:
+            raise IamLimitExceeded(f"Cannot exceed quota for AccessKeysPerUser: {KEYS_PER_USER_MAX}")
         key_id = "AKIA" + base64.b32encode(self._rng(10)).decode()
         secret = base64.b64encode(self._rng(30)).decode()
         key = AccessKey(key_id, call.caller.account, user, secret, ACTIVE, call.now)
@@ -197,6 +190,17 @@ class AccessKeyService:
             for key in self._store.keys_of(call.caller.account, self._user(call))
         ]
         return shapes.ListAccessKeysResponse(access_key_metadata=keys, is_truncated=False)
+
+    def get_access_key_last_used(self, call: Call) -> identities.GetAccessKeyLastUsedResponse:
+        """GetAccessKeyLastUsed: of an access key of this account."""
+        key = self._store.access_keys.get(call.request.access_key_id)
+        if key is None or key.account != call.caller.account:
+            raise AccessDenied(
+                f"User: {call.caller.principal} is not authorized to perform: iam:GetAccessKeyLastUsed on resource: access key {call.request.access_key_id}"
+            )
+        used = self._store.last_use(key)
+        shown = identities.AccessKeyLastUsed(last_used_date=used.at or None, service_name=used.service or "N/A", region=used.region or "N/A")
+        return identities.GetAccessKeyLastUsedResponse(user_name=key.user or "root", access_key_last_used=shown)
 
     def update_access_key(self, call: Call) -> Empty:
         """UpdateAccessKey."""
@@ -232,15 +236,10 @@ class AccessKeyService:
             NoSuchEntity: if there is no such user.
             InvalidIamInput: if the caller is no user.
         """
-        name: str | None = call.request.user_name
-        if name is None:
-            marker = ":user/"
-            if marker in call.caller.principal:
-                return call.caller.principal.rpartition("/")[2]
-            if call.caller.root and call.operation.name != "GetUser":
-                return None
-            raise InvalidIamInput("Must specify userName when calling with credentials of no user.")
-        return self._store.find(call.caller.account, USER, name).name
+        root = call.caller.root and self._store.of_arn(call.caller.principal) is None
+        if call.request.user_name is None and root and call.operation.name != "GetUser":
+            return None
+        return user_meant(self._store, call).name
 
     def _key(self, call: Call) -> AccessKey:
         key = self._store.access_keys.get(call.request.access_key_id)

@@ -71,6 +71,15 @@ class MfaDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyUse:
+    """The last use of an access key: when, in seconds since the epoch (0: never), of which service, and where."""
+
+    at: float = 0.0
+    service: str = ""
+    region: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AccessKey:
     """A long-lived access key; `user` None stands for the account root."""
 
@@ -80,6 +89,9 @@ class AccessKey:
     secret: str
     status: str
     created: float
+    used_at: float = 0.0
+    used_service: str = ""
+    used_region: str = ""
 
     def row(self) -> dict[str, Any]:
         """The sealed row."""

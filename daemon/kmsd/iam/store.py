@@ -6,13 +6,15 @@ from typing import Any
 
 from kmsd.authz.identity import Identity, IdentityPolicy, compile_identity_policy
 from kmsd.authz.policy import KeyPolicy, compile_policy, names_principal, with_principal
-from kmsd.iam.records import GROUP, POLICY, ROLE, USER, AccessKey, Entity, MfaDevice, entity_of
+from kmsd.iam.records import GROUP, POLICY, ROLE, USER, AccessKey, Entity, KeyUse, MfaDevice, entity_of
 from kmsd.store.database import Changes, SealedStore, Transaction
 from kmsd.store.schema import Table
 from kmsfs.errors import CorruptStore, NoSuchEntity
 
 Follower = Callable[[str, str, Transaction], Callable[[], None]]
 """Given a principal's old and new name, puts into a transaction what says the new one; returns what lets that be seen once it is stored."""
+_USE_SECONDS = 3600.0
+_ROWS_AT_ONCE = 1000
 _RESTORE = "restore a backup of the state"
 _WORDS = {USER: "user", GROUP: "group", ROLE: "role", POLICY: "policy"}
 
@@ -24,7 +26,11 @@ class IamStore:
         self._store = store
         self._by_arn: dict[str, Entity] = {}
         self._by_name: dict[tuple[str, str, str], str] = {}
+        self._by_id: dict[str, str] = {}
+        """ARNs by unique id."""
         self.access_keys: dict[str, AccessKey] = {}
+        self._used: dict[str, KeyUse] = {}
+        """The last uses of access keys that this daemon has seen."""
         self.mfa_devices: dict[str, MfaDevice] = {}
         """By serial number, which is the ARN."""
         self._compiled: dict[tuple[str, str], IdentityPolicy] = {}
@@ -61,6 +67,11 @@ class IamStore:
     def of_arn(self, arn: str) -> Entity | None:
         """Return an entity by ARN, or None."""
         return self._by_arn.get(arn)
+
+    def of_id(self, entity_id: str) -> Entity | None:
+        """Return an entity by its unique id, or None."""
+        arn = self._by_id.get(entity_id)
+        return self._by_arn[arn] if arn is not None else None
 
     def tags_of(self, arn: str) -> dict[str, str]:
         """Return the tags of an entity or MFA device; none of what is not there."""
@@ -144,6 +155,63 @@ class IamStore:
 
         return seen
 
+    def rename(self, entity: Entity, changed: Entity) -> None:
+        """Give a user or group another name or path, with all that belongs to him, and in all that names him.
+
+        Raises:
+            LimitExceeded: if a policy that names him would be too long; nothing has changed then.
+        """
+        users = self.members(entity) if entity.kind == GROUP else []
+        moved = [replace(user, groups=tuple(changed.name if name == entity.name else name for name in user.groups)) for user in users]
+        keys = [replace(key, user=changed.name) for key in self.keys_of(entity.account, entity.name)] if entity.kind == USER else []
+        devices = [replace(each, user=changed.name) for each in self.devices_of(entity.account, entity.name)] if entity.kind == USER else []
+        with self._store.transaction() as work:
+            if changed.arn != entity.arn:
+                work.delete(Table.IDENTITY, entity.arn)
+            for each in (changed, *moved):
+                work.put(Table.IDENTITY, each.arn, each.row())
+            for key in keys:
+                work.put(Table.ACCESS_KEY, key.key_id, key.row())
+            for device in devices:
+                work.put(Table.MFA_DEVICE, device.arn, device.row())
+            follows = entity.kind == USER and changed.arn != entity.arn
+            seen = self._rename(entity.arn, changed.arn, work) if follows else []
+        self._drop(entity)
+        for each in (changed, *moved):
+            self._keep(each)
+        self.access_keys.update((key.key_id, key) for key in keys)
+        self.mfa_devices.update((device.arn, device) for device in devices)
+        for see in seen:
+            see()
+
+    def note_use(self, key_id: str, use: KeyUse) -> None:
+        """Remember a use of an access key; it is stored by `write_uses`."""
+        self._used[key_id] = use
+
+    def last_use(self, key: AccessKey) -> KeyUse:
+        """Return the last use of an access key that is known here."""
+        stored = KeyUse(key.used_at, key.used_service, key.used_region)
+        return max(stored, self._used.get(key.key_id, stored), key=lambda use: use.at)
+
+    def write_uses(self) -> None:
+        """Store last uses that are an hour newer than what is stored of the same key, the latter ones stay in memory.
+
+        Raises:
+            StorageError: if they cannot be written; they stay noted.
+        """
+        due = {}
+        for key_id, use in self._used.items():
+            key = self.access_keys.get(key_id)
+            if key is not None and use.at >= key.used_at + _USE_SECONDS:
+                due[key_id] = replace(key, used_at=use.at, used_service=use.service, used_region=use.region)
+        written = dict(list(due.items())[:_ROWS_AT_ONCE])
+        if written:
+            with self._store.transaction() as work:
+                for key_id, key in written.items():
+                    work.put(Table.ACCESS_KEY, key_id, key.row())
+            self.access_keys.update(written)
+        self._used = {key_id: use for key_id, use in self._used.items() if key_id in self.access_keys}
+
     def put_key(self, key: AccessKey) -> None:
         """Store a new or changed access key."""
         with self._store.transaction() as work:
@@ -188,12 +256,18 @@ class IamStore:
 
     def _drop(self, entity: Entity) -> None:
         del self._by_arn[entity.arn]
-        del self._by_name[entity.account, entity.kind, entity.name.casefold()]
+        place = entity.account, entity.kind, entity.name.casefold()
+        if self._by_name.get(place) == entity.arn:
+            # Else somebody has the name already: he himself, below another path.
+            del self._by_name[place]
+        if self._by_id.get(entity.entity_id) == entity.arn:
+            del self._by_id[entity.entity_id]
         self._forget()
 
     def _keep(self, entity: Entity) -> None:
         self._by_arn[entity.arn] = entity
         self._by_name[entity.account, entity.kind, entity.name.casefold()] = entity.arn
+        self._by_id[entity.entity_id] = entity.arn
         self._forget()
 
     def _forget(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from kmsd.authz.identity import Identity
 from kmsd.authz.principal import Caller, make_caller
-from kmsd.iam.records import ACTIVE, ROLE, USER, Entity
+from kmsd.iam.records import ACTIVE, ROLE, USER, Entity, KeyUse
 from kmsd.iam.store import IamStore
 from kmsd.iam.tagging import merged
 from kmsd.sts.sessions import SessionIdentity, session_policies
@@ -41,6 +41,11 @@ class CredentialBook:
         """Return the secret that signs for an access key id. Secret."""
         key = self._iam.access_keys.get(access_key_id)
         return key.secret if key is not None else self._tokens.secret_of(access_key_id)
+
+    def note_use(self, access_key_id: str, use: KeyUse) -> None:
+        """Remember that a long-lived access key has signed a request."""
+        if access_key_id in self._iam.access_keys:
+            self._iam.note_use(access_key_id, use)
 
     def caller(self, access_key_id: str, token: str, now: float) -> Caller:
         """Return for whom the credentials stand.
@@ -81,9 +86,9 @@ class CredentialBook:
     def _of_session(self, session: SessionIdentity, access_key_id: str) -> Caller:
         if session.root:
             return self._root(session.arn.split(":", 5)[4], access_key_id)
-        entity = self._iam.of_arn(session.arn)
-        if entity is None or entity.entity_id != session.entity_id:
-            # The user or role is gone, or was made anew: its sessions end with it.
+        entity = self._iam.of_id(session.entity_id)
+        if entity is None:
+            # The user or role is gone: its sessions end with it. One that was made anew under the name has another id.
             raise UnknownCredentials(INVALID)
         if entity.kind != ROLE:
             return replace(self._of_user(entity, access_key_id), mfa_at=session.mfa_at)

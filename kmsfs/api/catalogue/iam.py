@@ -2,7 +2,7 @@
 
 from kmsfs import errors
 from kmsfs.api.operation import Operation, Resource, Shape
-from kmsfs.api.shapes import iam
+from kmsfs.api.shapes import iam, identities
 from kmsfs.api.shapes.keys import Empty
 from kmsfs.errors import KmsfsError
 
@@ -17,7 +17,7 @@ def _declare(
     name: str, request: type[Shape], response: type[Shape], summary: str, declared: tuple[type[KmsfsError], ...],
     *, mutates: bool = True, service: str = "iam", secret: tuple[str, ...] = (),
 ) -> Operation:  # fmt: skip
-    kept = {"tags", "policy_document", "assume_role_policy_document", "secret_access_key", "policy_input_list", "authentication_code1", "authentication_code2"}
+    kept = {"tags", "policy_document", "assume_role_policy_document", "secret_access_key", "policy_input_list", "permissions_boundary_policy_input_list", "authentication_code1", "authentication_code2"}
     audit = tuple(field for field in request.__struct_fields__ if field not in kept)
     return Operation(
         name, service, f"{service}:{name}", request, response, summary, resource=Resource.IAM, mutates=mutates, audit=audit,
@@ -110,6 +110,39 @@ IAM_OPERATIONS = (
              "List virtual MFA devices.", _COMMON, mutates=False),
     _declare("SimulatePrincipalPolicy", iam.SimulatePrincipalPolicyRequest, iam.SimulationResponse,
              "Tell what an entity's identity policies say.", (*_FIND, errors.MalformedIdentityPolicy), mutates=False),
+    _declare("SimulateCustomPolicy", identities.SimulateCustomPolicyRequest, iam.SimulationResponse,
+             "Tell what given policies say.", (*_COMMON, errors.MalformedIdentityPolicy, errors.IamLimitExceeded), mutates=False),
+    _declare("UpdateUser", identities.UpdateUserRequest, Empty, "Give a user another name or path.",
+             (*_FIND, errors.EntityAlreadyExists, errors.LimitExceeded)),
+    _declare("UpdateGroup", identities.UpdateGroupRequest, Empty, "Give a group another name or path.",
+             (*_FIND, errors.EntityAlreadyExists)),
+    _declare("UpdateRole", identities.UpdateRoleRequest, Empty, "Change a role's description or how long its sessions last.", _FIND),
+    _declare("UpdateRoleDescription", identities.UpdateRoleDescriptionRequest, identities.UpdateRoleDescriptionResponse,
+             "Change a role's description.", _FIND),
+    _declare("ListEntitiesForPolicy", identities.ListEntitiesForPolicyRequest, identities.ListEntitiesForPolicyResponse,
+             "List who has a managed policy.", _FIND, mutates=False),
+    _declare("GetAccessKeyLastUsed", identities.GetAccessKeyLastUsedRequest, identities.GetAccessKeyLastUsedResponse,
+             "Tell when an access key was last used.", _FIND, mutates=False),
+    _declare("GetMFADevice", identities.GetMfaDeviceRequest, identities.GetMfaDeviceResponse, "Tell of an MFA device.", _FIND,
+             mutates=False),
+    _declare("GetAccountSummary", identities.GetAccountSummaryRequest, identities.GetAccountSummaryResponse,
+             "Count the account's identities.", _COMMON, mutates=False),
+    _declare("GetAccountAuthorizationDetails", identities.GetAccountAuthorizationDetailsRequest,
+             identities.GetAccountAuthorizationDetailsResponse, "Tell of everybody with what he may do.", _COMMON, mutates=False),
+    _declare("ListInstanceProfilesForRole", identities.OfRoleRequest, identities.InstanceProfilesResponse,
+             "List a role's instance profiles: there are none here.", _FIND, mutates=False),
+    _declare("ListInstanceProfiles", identities.InPathRequest, identities.InstanceProfilesResponse,
+             "List instance profiles: there are none here.", _COMMON, mutates=False),
+    _declare("ListSSHPublicKeys", identities.OfUserRequest, identities.SshPublicKeysResponse,
+             "List a user's SSH keys: there are none here.", _FIND, mutates=False),
+    _declare("ListSigningCertificates", identities.OfUserRequest, identities.SigningCertificatesResponse,
+             "List a user's certificates: there are none here.", _FIND, mutates=False),
+    _declare("ListServiceSpecificCredentials", identities.ServiceCredentialsRequest, identities.ServiceCredentialsResponse,
+             "List a user's credentials of single services: there are none here.", _FIND, mutates=False),
+    _declare("ListAccountAliases", identities.PageRequest, identities.AccountAliasesResponse,
+             "List the account's aliases: there are none here.", _COMMON, mutates=False),
+    _declare("GetLoginProfile", identities.LoginProfileRequest, identities.LoginProfileResponse,
+             "Tell of a user's password for AWS's console: nobody has one here.", _FIND, mutates=False),
     _declare("PutAccessKey", iam.PutAccessKeyRequest, Empty,
              "Let an access key whose secret is known elsewhere stand for a user or the account root.", _MAKE,
              service="kmsfs", secret=("SecretAccessKey",)),

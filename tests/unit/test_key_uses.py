@@ -1,0 +1,71 @@
+"""When access keys were used: in memory at once, stored once an hour."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+from kmsd.iam.records import ACTIVE, AccessKey, KeyUse
+from kmsd.iam.store import IamStore
+from kmsd.store.schema import Table
+
+KEY = AccessKey("AKIA" + "A" * 16, "1" * 12, "ann", "secret", ACTIVE, 0.0)
+
+
+class Store:
+    """Rows, and how often some were written."""
+
+    def __init__(self, rows=()):
+        self.rows, self.writes, self.fails = list(rows), [], False
+
+    def scan(self, table):
+        return self.rows if table is Table.ACCESS_KEY else []
+
+    @contextmanager
+    def transaction(self):
+        yield self
+        if self.fails:
+            raise OSError("full")
+
+    def put(self, table, key, row):
+        assert table is Table.ACCESS_KEY and key == KEY.key_id
+        self.writes.append(row)
+
+
+def test_a_use_is_stored_once_an_hour():
+    store = Store([KEY.row()])
+    iam = IamStore(store)
+    iam.write_uses()
+    assert not store.writes and iam.last_use(KEY) == KeyUse()
+    for second in range(11_000, 11_000 + 3 * 3600, 60):
+        iam.note_use(KEY.key_id, KeyUse(float(second), "kms", "eu-west-1"))
+        iam.write_uses()
+        assert iam.last_use(iam.access_keys[KEY.key_id]).at == second
+    assert [row["used_at"] for row in store.writes] == [11_000, 14_600, 18_200]
+    # Another daemon over the same state knows it from the rows.
+    assert IamStore(Store(store.writes[-1:])).last_use(AccessKey(**store.writes[-1])) == KeyUse(18_200.0, "kms", "eu-west-1")
+
+
+def test_rows_of_before_and_keys_that_are_gone():
+    old = {name: value for name, value in KEY.row().items() if not name.startswith("used")}
+    store = Store([old])
+    iam = IamStore(store)
+    assert iam.last_use(iam.access_keys[KEY.key_id]) == KeyUse()
+    iam.note_use(KEY.key_id, KeyUse(5000.0, "kms", "x"))
+    iam.note_use("AKIA" + "B" * 16, KeyUse(5000.0, "kms", "x"))
+    iam.write_uses()
+    assert len(store.writes) == 1
+    # What it is given later, its status for instance, does not take that away.
+    assert replace(iam.access_keys[KEY.key_id], status="Inactive").used_at == 5000.0
+
+
+def test_what_cannot_be_stored_stays_noted():
+    store = Store([KEY.row()])
+    iam = IamStore(store)
+    iam.note_use(KEY.key_id, KeyUse(5000.0, "kms", "x"))
+    store.fails = True
+    try:
+        iam.write_uses()
+    except OSError:
+        store.fails = False
+    assert iam.access_keys[KEY.key_id].used_at == 0 and iam.last_use(KEY).at == 5000
+    iam.write_uses()
+    assert iam.access_keys[KEY.key_id].used_at == 5000
