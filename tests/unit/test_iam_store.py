@@ -1,9 +1,11 @@
-"""When access keys were used: in memory at once, stored once an hour."""
+"""What IAM's store keeps in memory: when access keys were used, and what other daemons wrote."""
 
 from contextlib import contextmanager
 from dataclasses import replace
 
-from kmsd.iam.records import ACTIVE, AccessKey, KeyUse
+import pytest
+
+from kmsd.iam.records import ACTIVE, AccessKey, Entity, KeyUse
 from kmsd.iam.store import IamStore
 from kmsd.store.schema import Table
 
@@ -69,3 +71,19 @@ def test_what_cannot_be_stored_stays_noted():
     assert iam.access_keys[KEY.key_id].used_at == 0 and iam.last_use(KEY).at == 5000
     iam.write_uses()
     assert iam.access_keys[KEY.key_id].used_at == 5000
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+@pytest.mark.parametrize("name", ["ann", "Ann", "eve"])
+def test_another_name_that_another_daemon_gave(first, name):
+    """In whatever order the two rows are told of."""
+    user = Entity("user", "arn:kmsfs:iam::111111111111:user/ann", "1" * 12, "/", "ann", "AIDA" + "A" * 17, 0.0, 0.0)
+    renamed = replace(user, arn=f"arn:kmsfs:iam::111111111111:user/team/{name}", path="/team/", name=name)
+    iam = IamStore(Store())
+    iam.take({Table.IDENTITY: {user.arn: user.row()}})
+    rows = {user.arn: None, renamed.arn: renamed.row()}
+    iam.take({Table.IDENTITY: rows if first == "old" else dict(reversed(rows.items()))})
+    assert iam.of_arn(renamed.arn) == iam.get("1" * 12, "user", name) == iam.of_id(user.entity_id) == renamed
+    assert iam.of_arn(user.arn) is None and (name == "eve") == (iam.get("1" * 12, "user", "ann") is None)
+    iam.take({Table.IDENTITY: {renamed.arn: None}})
+    assert iam.get("1" * 12, "user", name) is None is iam.of_id(user.entity_id)
