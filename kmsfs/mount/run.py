@@ -155,7 +155,11 @@ class RunningMount:
         )
 
     def _claim(self, *, patiently: bool = False) -> None:
-        """Hold the volume on a new connection. One on which that was refused holds nothing, so it is not kept."""
+        """Hold the volume on a new connection; one on which that was refused holds nothing, so it is not kept.
+
+        Raises:
+            VolumeBusy, KmsfsError: as `VolumeLease.claim`.
+        """
         if self._lease_transport is not None:
             self._lease_transport.close()
             self._lease_transport = None

@@ -299,9 +299,11 @@ class IamService:
         self._store.put(replace(role, description=description, session_seconds=seconds, updated=call.now))
         return Empty()
 
-    def update_role_description(self, call: Call) -> identities.UpdateRoleDescriptionResponse:
+    def update_role_description(self, call: Call) -> Shape:
         """UpdateRoleDescription."""
         role = self._store.find(call.caller.account, ROLE, call.request.role_name)
         changed = replace(role, description=call.request.description, updated=call.now)
         self._store.put(changed)
-        return identities.UpdateRoleDescriptionResponse(role=as_role(changed))
+        made: Any = shapes.ROLES.one
+        answer: Shape = made(role=as_role(changed))
+        return answer

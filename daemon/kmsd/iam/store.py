@@ -126,9 +126,6 @@ class IamStore:
         """Remove an entity. What names a user or role names his unique id from now on, so that nobody else is meant who gets his name.
 
         Source: IAM user guide, "AWS JSON policy elements: Principal", IAM user principals.
-
-        Raises:
-            CorruptStore: if what names him is damaged.
         """
         with self._store.transaction() as work:
             work.delete(Table.IDENTITY, entity.arn)
@@ -194,7 +191,7 @@ class IamStore:
         return max(stored, self._used.get(key.key_id, stored), key=lambda use: use.at)
 
     def write_uses(self) -> None:
-        """Store last uses that are an hour newer than what is stored of the same key, the latter ones stay in memory.
+        """Store last uses that are an hour newer than what is stored of the same access key; others stay in memory.
 
         Raises:
             StorageError: if they cannot be written; they stay noted.

@@ -471,11 +471,14 @@ class ContextEntry(Shape, kw_only=True):
     ) = None
 
 
+ActionNames = Annotated[list[Annotated[str, Meta(min_length=3, max_length=128)]], Meta(min_length=1, max_length=100)]
+
+
 class SimulatePrincipalPolicyRequest(Shape, kw_only=True):
     """What an entity might do."""
 
     policy_source_arn: ArnText
-    action_names: Annotated[list[Annotated[str, Meta(min_length=3, max_length=128)]], Meta(min_length=1, max_length=100)]
+    action_names: ActionNames
     resource_arns: Annotated[list[str], Meta(max_length=100)] = []
     policy_input_list: list[PolicyDocument] = []
     context_entries: list[ContextEntry] = []

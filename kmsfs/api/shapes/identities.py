@@ -8,6 +8,7 @@ from kmsfs.api.operation import Shape
 from kmsfs.api.shapes.common import Seconds
 from kmsfs.api.shapes.iam import (
     AccessKeyIdText,
+    ActionNames,
     ArnText,
     AttachedBoundary,
     AttachedPolicy,
@@ -18,7 +19,6 @@ from kmsfs.api.shapes.iam import (
     MaxItems,
     PolicyDocument,
     PolicyVersion,
-    Role,
     SerialNumber,
     Tag,
 )
@@ -55,12 +55,6 @@ class UpdateRoleDescriptionRequest(Shape, kw_only=True):
 
     role_name: EntityName
     description: RoleDescription
-
-
-class UpdateRoleDescriptionResponse(Shape, kw_only=True):
-    """The role."""
-
-    role: Role
 
 
 class ListEntitiesForPolicyRequest(Shape, kw_only=True):
@@ -126,10 +120,6 @@ class GetAccessKeyLastUsedResponse(Shape, kw_only=True):
     access_key_last_used: AccessKeyLastUsed
 
 
-class GetAccountSummaryRequest(Shape, kw_only=True):
-    """Nothing."""
-
-
 class GetAccountSummaryResponse(Shape, kw_only=True):
     """How much there is of everything, and how much there may be."""
 
@@ -149,9 +139,6 @@ class GetMfaDeviceResponse(Shape, kw_only=True):
     user_name: str | None = None
     serial_number: str
     enable_date: Seconds | None = None
-
-
-ActionNames = Annotated[list[Annotated[str, Meta(min_length=3, max_length=128)]], Meta(min_length=1, max_length=100)]
 
 
 class SimulateCustomPolicyRequest(Shape, kw_only=True):
@@ -252,28 +239,12 @@ class GetAccountAuthorizationDetailsResponse(Shape, kw_only=True):
     marker: str | None = None
 
 
-class OfUserRequest(Shape, kw_only=True):
-    """Whose; his who asks if nobody is named."""
-
-    user_name: EntityName | None = None
-    marker: IamMarker | None = None
-    max_items: MaxItems = 100
-
-
 class ServiceCredentialsRequest(Shape, kw_only=True):
     """Whose, and of which service."""
 
     user_name: EntityName | None = None
     service_name: str | None = None
     all_users: bool | None = None
-    marker: IamMarker | None = None
-    max_items: MaxItems = 100
-
-
-class OfRoleRequest(Shape, kw_only=True):
-    """Which role's."""
-
-    role_name: EntityName
     marker: IamMarker | None = None
     max_items: MaxItems = 100
 
@@ -325,12 +296,6 @@ class AccountAliasesResponse(Shape, kw_only=True):
 
     account_aliases: list[str]
     is_truncated: bool = field(name="IsTruncated")
-
-
-class LoginProfileRequest(Shape, kw_only=True):
-    """Whose."""
-
-    user_name: EntityName | None = None
 
 
 class LoginProfile(Shape, kw_only=True):
