@@ -6,7 +6,7 @@ No built-in exception crosses a room's door. The wire codes are AWS's where the 
 
 import errno as _errno
 from enum import Enum, IntEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 Audience = Literal["caller", "operator", "bug"]
 
@@ -67,6 +67,10 @@ class KmsfsError(Exception):
 
     def __str__(self) -> str:
         return self.detail
+
+    def again(self) -> Self:
+        """Return this error to be raised once more; what its last raise held, frames with all that was in them, is let go."""
+        return self.with_traceback(None)
 
 
 # --- InvalidRequest: you asked wrongly -------------------------------------------------------------------

@@ -123,7 +123,7 @@ class RunningMount:
         if inherited is not None:
             resume_lease(self._lease, inherited)
         self._lease_transport: Transport | None = None
-        self._taken = ""
+        self._taken: VolumeBusy | None = None
         """Why the lease was refused when the daemon came back, if it was."""
         _patiently(lambda: self._claim(patiently=True), forever=inherited is not None)
         self._records = self._open_records() if inherited is None else self._resume_records(inherited)
@@ -197,11 +197,11 @@ class RunningMount:
         try:
             self._claim()
         except VolumeBusy as error:
-            if self._taken != error.detail:
+            if self._taken is None:
                 _LOG.error("nothing more is stored: %s", error)
-            self._taken = error.detail
+            self._taken = error
             raise
-        self._taken = ""
+        self._taken = None
 
     def _make_vfs(self) -> Vfs:
         config, keys = self._volume.config, self._volume.keys
@@ -228,6 +228,7 @@ class RunningMount:
         vfs.store_directory_key = self._lease.set_directory_key
         vfs.revalidate = self._revalidate
         vfs.lease_holds = lambda: self._watcher.alive
+        vfs.taken_over = lambda: self._taken
         if not self._request.follow:
             vfs.listings = ListingStore(keys.listing, listings_path(config.volume_id))
         return vfs
@@ -333,7 +334,7 @@ class RunningMount:
                     raise Conflict("the kernel is being told of changes", hint="try again in a moment")
                 self._revalidate(force=True)
                 if self.vfs.locked is not None:
-                    raise self.vfs.locked
+                    raise self.vfs.locked.again()
                 store_all(self.vfs)
                 with self.vfs.lock:
                     state = self._state(kernel, descriptor, control, since_ns)

@@ -95,6 +95,8 @@ class VfsBase:
         self.revalidate: Callable[[], None] = lambda: None
         self.forget_directory: Callable[[Node], None] = lambda _node: None
         self.lease_holds: Callable[[], bool] = lambda: True
+        self.taken_over: Callable[[], KmsfsError | None] = lambda: None
+        """Tells why the volume is not held, where that is known."""
         self.privileged = os.geteuid() == 0
         self._sealed_names: dict[tuple[int, bytes], tuple[str, str | None]] = {}
         """Names on disk by directory and plain name: deterministic, so never wrong while the directory's node lives."""
@@ -140,13 +142,14 @@ class VfsBase:
         """
         if not self.lease_holds():
             self.drop_keys()
-            raise KeyLease(
-                "the key daemon is silent: the volume is unusable until it is back", hint="start kmsd"
-            )
+            taken = self.taken_over()
+            if taken is not None:
+                raise taken.again()
+            raise KeyLease("the key daemon is silent: the volume is unusable until it is back", hint="start kmsd")
         if self.locked is not None:
             self.revalidate()
             if self.locked is not None:
-                raise self.locked
+                raise self.locked.again()
 
     def changed_here(self, disk_name: str, *kinds: int) -> None:
         """Remember what we do to an entry ourselves, so that the watcher does not take it for somebody else's doing."""
@@ -207,7 +210,7 @@ class VfsBase:
     def dir_id(self, node: Node) -> bytes:
         """Return a directory's id, checked against its place."""
         if node.damage is not None:
-            raise node.damage
+            raise node.damage.again()
         if not node.dir_id:
             place = node.place()
             if place is None:

@@ -86,7 +86,7 @@ class OpenFiles(VfsBase):
             CorruptFile, KmsfsError, OSError: if it cannot be opened.
         """
         if node.damage is not None:
-            raise node.damage
+            raise node.damage.again()
         if node.file is None:
             place = node.place()
             if place is None:

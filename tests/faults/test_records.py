@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from kmsfs.backing.posix import PosixFile
-from kmsfs.errors import StorageError
+from kmsfs.errors import StorageError, VolumeBusy
 from kmsfs.mount import durability
 from kmsfs.mount.attributes import Requester
 from kmsfs.mount.durability import Vfs
@@ -128,6 +128,27 @@ def test_attributes_of_a_file_that_is_gone_and_could_not_be_kept_open_are_not_da
         with pytest.raises(OSError, match="looks again") as refused:
             ask()
         assert refused.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("why", ["damaged", "locked", "taken over"])
+def test_what_is_refused_again_and_again_holds_nothing_of_the_times_before(volume, why):
+    """The same error each time: a raise adds to its traceback, which keeps every frame and what was in it."""
+    vfs = volume.vfs
+    node, _ = make(volume, b"a")
+    error = VolumeBusy("refused")
+    if why == "damaged":
+        node.damage = error
+    elif why == "locked":
+        vfs.locked = error
+    else:
+        vfs.lease_holds, vfs.taken_over = lambda: False, lambda: error
+    for _ in range(50):
+        with pytest.raises(VolumeBusy):
+            vfs.open(node)
+    place, frames = error.__traceback__, 0
+    while place is not None:
+        place, frames = place.tb_next, frames + 1
+    assert frames < 10
 
 
 def test_own_changes_are_not_kept_where_nobody_tells_of_any(volume):

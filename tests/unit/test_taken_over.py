@@ -40,7 +40,7 @@ class Daemon:
 def mount_of(daemon):
     mount = RunningMount.__new__(RunningMount)
     mount._session = mount._lease = daemon
-    mount._lease_transport, mount._taken = None, ""
+    mount._lease_transport, mount._taken = None, None
     mount._claim()
     return mount
 
