@@ -19,6 +19,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 
+from kmsd.door.listen import CONNECTIONS_MAX
 from kmsfs.client.session import ClientSession
 from kmsfs.errors import AccessDenied
 
@@ -335,6 +336,38 @@ def test_many_clients_at_once(door):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert not failures
+
+
+@pytest.mark.parametrize("said", [b"", b"POST / HTTP/1.1\r\nHost: x\r\n", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nx"])
+def test_who_holds_connections_and_asks_nothing_keeps_nobody_out(door, said):
+    _, endpoint, _ = door
+    host, _, port = endpoint.removeprefix("http://").rpartition(":")
+    kms = client(door, "kms")
+    kms.list_keys()
+    held = []
+    try:
+        for number in range(CONNECTIONS_MAX + 72):
+            held.append(socket.create_connection((host, int(port))))
+            held[-1].sendall(said)
+            if number % 50 == 49:
+                # Who asks now and then stays, whoever comes.
+                kms.list_keys()
+        assert kms.list_keys()["Keys"] == [] and client(door, "sts").get_caller_identity()["Account"]
+        ended = [is_cut(each) for each in held]
+        assert all(ended[:70]) and not any(ended[100:])
+    finally:
+        for each in held:
+            each.close()
+
+
+def is_cut(connection):
+    connection.settimeout(0.02)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 def test_the_audit_log_names_the_credentials(door):

@@ -4,9 +4,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+CONNECTIONS_MAX = 128
+"""How many connections a door holds at once."""
 
 
 class _Server(uvicorn.Server):
@@ -17,6 +22,35 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Connection(HttpToolsProtocol):
+    """A connection that makes room for the next one where there are too many: the one that has done nothing for the longest goes.
+
+    Who opens many and asks nothing, or sends requests that never end, keeps nobody out; AWS's clients connect anew.
+    """
+
+    served = 0.0
+    """When its last whole request had come, or was answered, or it was opened, by the loop's clock."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the place of another one, if there is no other place."""
+        self.served = self.loop.time()
+        while len(self.connections) >= CONNECTIONS_MAX:
+            idlest = min(self.connections, key=attrgetter("served"))
+            self.connections.discard(idlest)
+            idlest.transport.abort()
+        super().connection_made(transport)
+
+    def on_message_complete(self) -> None:
+        """Note that a whole request has come."""
+        self.served = self.loop.time()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Note that it was answered."""
+        self.served = self.loop.time()
+        super().on_response_complete()
+
+
 class DoorServer:
     """A running door."""
 
@@ -24,7 +58,7 @@ class DoorServer:
         # Who is at the other end the kernel says, never a header: by the address credentials are given, and policies decide.
         config = uvicorn.Config(
             app, interface="asgi3", lifespan="off", access_log=False, log_config=None, server_header=False, proxy_headers=False,
-            date_header=False, http="httptools", timeout_keep_alive=75, limit_concurrency=128,
+            date_header=False, http=_Connection, timeout_keep_alive=75,
         )  # fmt: skip
         self._server = _Server(config)
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
