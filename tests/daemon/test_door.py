@@ -4,6 +4,7 @@ import datetime
 import subprocess
 import sys
 import json
+import signal
 import socket
 import threading
 import time
@@ -358,6 +359,22 @@ def test_who_holds_connections_and_asks_nothing_keeps_nobody_out(door, said):
     finally:
         for each in held:
             each.close()
+
+
+def test_of_those_who_came_at_one_moment_the_first_goes_first(door):
+    daemon, endpoint, _ = door
+    host, _, port = endpoint.removeprefix("http://").rpartition(":")
+    held = []
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        held = [socket.create_connection((host, int(port))) for _ in range(CONNECTIONS_MAX + 100)]
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    assert client(door, "kms").list_keys()["Keys"] == []
+    ended = [is_cut(each) for each in held]
+    assert all(ended[:100]) and not any(ended[101:])
+    for each in held:
+        each.close()
 
 
 def is_cut(connection):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections.abc import Iterator
 from operator import attrgetter
@@ -28,12 +29,13 @@ class _Connection(HttpToolsProtocol):
     Who opens many and asks nothing, or sends requests that never end, keeps nobody out; AWS's clients connect anew.
     """
 
-    served = 0.0
-    """When its last whole request had come, or was answered, or it was opened, by the loop's clock."""
+    served = 0
+    """The number of what it did last: it was opened, a whole request had come or was answered. A clock would have the same time for many."""
+    _numbers = itertools.count()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the place of another one, if there is no other place."""
-        self.served = self.loop.time()
+        self.served = next(self._numbers)
         while len(self.connections) >= CONNECTIONS_MAX:
             idlest = min(self.connections, key=attrgetter("served"))
             self.connections.discard(idlest)
@@ -42,12 +44,12 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note that a whole request has come."""
-        self.served = self.loop.time()
+        self.served = next(self._numbers)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Note that it was answered."""
-        self.served = self.loop.time()
+        self.served = next(self._numbers)
         super().on_response_complete()
 
 
