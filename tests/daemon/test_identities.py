@@ -264,6 +264,27 @@ def test_groups_and_roles(world):
     assert refused(iam.update_role, RoleName="nobody") == "NoSuchEntity"
 
 
+def test_who_renames_must_be_allowed_both_names(world):
+    """Else whoever may rename below one path could take anybody to where other policies count."""
+    team = f"arn:aws:iam::{ACCOUNT}:user/team/*"
+    _, caller = world.user(policy=[
+        allow("iam:UpdateUser", team), allow("iam:UpdateUser", f"arn:aws:iam::{ACCOUNT}:user/tagged/*", Condition={"StringEquals": {"aws:ResourceTag/team": "blue"}}),
+        allow("iam:UpdateGroup", f"arn:aws:iam::{ACCOUNT}:group/team/*"),
+    ])  # fmt: skip
+    his, admin = world.client("iam", caller), world.client("iam")
+    name, _ = world.user(Path="/team/", Tags=[{"Key": "team", "Value": "blue"}])
+    assert refused(his.update_user, UserName=name, NewPath="/admin/") == "AccessDenied"
+    his.update_user(UserName=name, NewPath="/team/sub/")
+    his.update_user(UserName=name, NewUserName=f"{name}-2")
+    his.update_user(UserName=f"{name}-2", NewPath="/tagged/")
+    assert refused(his.update_user, UserName=f"{name}-2", NewPath="/") == "AccessDenied"
+    assert admin.get_user(UserName=f"{name}-2")["User"]["Path"] == "/tagged/"
+    admin.create_group(GroupName=f"g-{name}", Path="/team/")
+    assert refused(his.update_group, GroupName=f"g-{name}", NewPath="/") == "AccessDenied"
+    his.update_group(GroupName=f"g-{name}", NewGroupName=f"h-{name}")
+    assert refused(his.update_user, UserName="nobody", NewPath="/team/") == "AccessDenied"
+
+
 # --- overviews --------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from kmsd.dispatch.call import Call
 from kmsd.dispatch.conditionkeys import values_of_call, values_of_management, values_of_resource
 from kmsd.grants.service import GrantService
 from kmsd.grants.tokens import GrantTokens
-from kmsd.iam.resources import resource_of
+from kmsd.iam.resources import renamed, resource_of
 from kmsd.iam.store import IamStore
 from kmsd.keys.lifecycle import check_state, check_usage
 from kmsd.keys.registry import KeyRegistry, KmsKey
@@ -158,7 +158,11 @@ class Authoriser:
     def _on_account(self, call: Call) -> None:
         """The account's identities are its root's, its administrators' and theirs whom IAM lets."""
         himself = call.operation.service == "iam"
-        self._require_identity(call, resource_of(call.request, call.caller, self._iam, himself=himself))
+        resource = resource_of(call.request, call.caller, self._iam, himself=himself)
+        self._require_identity(call, resource)
+        target = renamed(call.request, call.caller, self._iam)
+        if target is not None:
+            self._require_identity(call, target, now_called=resource)
 
     def _on_secrets(self, call: Call) -> None:
         """Each secret is decided on where it is found; what names none is for everybody whom no guardrail bars."""
@@ -179,9 +183,9 @@ class Authoriser:
             raise AccessDenied("You don't have permissions to access this resource.")
         self._require_identity(call, "*")
 
-    def _require_identity(self, call: Call, resource: str) -> None:
+    def _require_identity(self, call: Call, resource: str, *, now_called: str = "") -> None:
         values = values_of_management(call)
-        tags = self._iam.tags_of(resource)
+        tags = self._iam.tags_of(now_called or resource)
         if tags:
             values = {**values, **values_of_resource("iam", tags)}
         question = Question(call.operation.action, resource, now=call.now, via=call.via, values=values)

@@ -38,6 +38,22 @@ def resource_of(request: Any, caller: Caller, store: IamStore, *, himself: bool)
     return EVERYTHING
 
 
+def renamed(request: Any, caller: Caller, store: IamStore) -> str | None:
+    """Return the ARN that a user or group is to have from now on, None if none is to have another one.
+
+    Source: IAM API reference, UpdateUser: "you must have permission on both the source and target object".
+    """
+    for field, kind in _NAMED:
+        if not hasattr(request, f"new_{field}"):
+            continue
+        found = store.get(caller.account, kind, getattr(request, field))
+        if found is None:
+            return None
+        arn = iam_arn(caller.account, kind, request.new_path or found.path, getattr(request, f"new_{field}") or found.name)
+        return arn if arn != found.arn else None
+    return None
+
+
 def _arn(store: IamStore, account: str, kind: str, name: str, path: str) -> str:
     found = store.get(account, kind, name)
     return found.arn if found is not None else iam_arn(account, kind, path, name)
