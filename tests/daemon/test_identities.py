@@ -86,8 +86,12 @@ def test_who_is_made_anew_under_a_name_has_nothing_of_who_had_it_before(world, d
         world = World(daemon)
         assert allowed(again) == [False] * 4
     session = daemon.session()
+    # Nor does a grant to one who never was keep anybody from being told.
+    never = session.call("CreateGrant", {"KeyId": key, "GranteePrincipal": f"arn:kmsfs:iam::{ACCOUNT}:user/never", "Operations": ["Encrypt"]})["GrantId"]
     answer = session.call("ListAuthorizedPrincipals", {"KeyId": key, "Action": "kms:Encrypt"})
-    assert user["UserId"] not in {each["Principal"] for each in answer["Principals"]}
+    told = {each["Principal"] for each in answer["Principals"]}
+    assert told and user["UserId"] not in told and not any("never" in each for each in told)
+    session.call("RevokeGrant", {"KeyId": key, "GrantId": never})
     # Whom a policy means is said anew, not by the id of who is gone.
     text = world.client("kms").get_key_policy(KeyId=key, PolicyName="default")["Policy"]
     assert refused(world.client("kms").put_key_policy, KeyId=key, PolicyName="default", Policy=text) == "MalformedPolicyDocumentException"
@@ -283,6 +287,19 @@ def test_who_renames_must_be_allowed_both_names(world):
     assert refused(his.update_group, GroupName=f"g-{name}", NewPath="/") == "AccessDenied"
     his.update_group(GroupName=f"g-{name}", NewGroupName=f"h-{name}")
     assert refused(his.update_user, UserName="nobody", NewPath="/team/") == "AccessDenied"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["{", '{"Version": "2012-10-17"}', document(allow("kms:*", Condition={"DateLessThan": {"aws:CurrentTime": "tomorrow"}})), document(allow("kms:*", "key/x"))],
+)
+def test_a_session_gets_no_policy_that_nobody_could_store(world, policy):
+    trust = document({"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, "Action": "sts:AssumeRole"})
+    name, caller = world.user(policy=[allow("sts:AssumeRole")])
+    role = world.client("iam").create_role(RoleName=f"s-{name}", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+    sts = world.client("sts", caller)
+    assert refused(sts.assume_role, RoleArn=role, RoleSessionName="session", Policy=policy) == "MalformedPolicyDocument"
+    assert sts.assume_role(RoleArn=role, RoleSessionName="session", Policy=document(allow("kms:*")))["Credentials"]
 
 
 # --- overviews --------------------------------------------------------------------------------------------------

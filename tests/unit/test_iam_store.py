@@ -9,6 +9,8 @@ from kmsd.iam.records import ACTIVE, AccessKey, Entity, KeyUse
 from kmsd.iam.store import IamStore
 from kmsd.store.schema import Table
 
+from support.realmworld import World
+
 KEY = AccessKey("AKIA" + "A" * 16, "1" * 12, "ann", "secret", ACTIVE, 0.0)
 
 
@@ -71,6 +73,20 @@ def test_what_cannot_be_stored_stays_noted():
     assert iam.access_keys[KEY.key_id].used_at == 0 and iam.last_use(KEY).at == 5000
     iam.write_uses()
     assert iam.access_keys[KEY.key_id].used_at == 5000
+
+
+def test_the_daemon_stores_what_was_noted(tmp_path):
+    """With what else it does once a minute; of temporary keys, which are nobody's row, nothing is kept."""
+    world = World(tmp_path)
+    key = replace(KEY, account=world.me.account)
+    world.daemon._iam.put_key(key)
+    for key_id in (key.key_id, "ASIA" + "A" * 16):
+        world.daemon._book.note_use(key_id, KeyUse(world.now, "kms", "eu-west-1"))
+    assert set(world.daemon._iam._used) == {key.key_id}
+    world.daemon._purge()
+    world.restart()
+    assert world.daemon._iam.last_use(world.daemon._iam.access_keys[key.key_id]) == KeyUse(world.now, "kms", "eu-west-1")
+    world.daemon._close()
 
 
 @pytest.mark.parametrize("first", ["old", "new"])

@@ -184,7 +184,7 @@ class Door:
 def _address(scope: dict[str, Any]) -> str:
     """Return the client's IP address; one of a Unix socket has none. What a header says of it counts for nothing."""
     client = scope.get("client")
-    return str(client[0]) if client is not None and client[1] else ""
+    return str(client[0]) if client is not None else ""
 
 
 async def _body(receive: Receive) -> bytes:

@@ -9,6 +9,7 @@ from kmsd.authz.policy import compile_new_policy
 from kmsd.dispatch.call import Call, Handler
 from kmsd.iam.pages import as_group, as_role, as_user, check_document, page
 from kmsd.iam.records import GROUP, PREFIXES, ROLE, USER, Entity
+from kmsd.iam.resources import moved
 from kmsd.iam.store import IamStore
 from kmsd.iam.tagging import with_tags
 from kmsfs.aead.nonces import Rng
@@ -118,15 +119,13 @@ class EntityService:
 
     def update(self, call: Call) -> Empty:
         """Give one another name or path: all that belongs to him, and all that names him, follows."""
-        entity, request = self.named(call), call.request
-        name: str = getattr(request, f"new_{self._kind}_name") or entity.name
-        path: str = request.new_path or entity.path
-        present = self._store.get(entity.account, self._kind, name)
+        entity = self.named(call)
+        changed = moved(entity, call.request)
+        present = self._store.get(entity.account, self._kind, changed.name)
         if present is not None and present.entity_id != entity.entity_id:
-            raise EntityAlreadyExists(f"{self._shapes.kind} with name {name} already exists.")
-        if (name, path) != (entity.name, entity.path):
-            arn = iam_arn(entity.account, self._kind, path, name)
-            self._store.rename(entity, replace(entity, arn=arn, path=path, name=name, updated=call.now))
+            raise EntityAlreadyExists(f"{self._shapes.kind} with name {changed.name} already exists.")
+        if changed != entity:
+            self._store.rename(entity, replace(changed, updated=call.now))
         return Empty()
 
     def delete(self, call: Call) -> Empty:

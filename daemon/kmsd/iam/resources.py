@@ -1,9 +1,10 @@
 """The ARN that an operation of IAM acts on (Service Authorization Reference, "Actions, resources, and condition keys for IAM")."""
 
+from dataclasses import replace
 from typing import Any
 
 from kmsd.authz.principal import Caller
-from kmsd.iam.records import GROUP, MFA, POLICY, ROLE, USER
+from kmsd.iam.records import GROUP, MFA, POLICY, ROLE, USER, Entity
 from kmsd.iam.store import IamStore
 from kmsfs.ids import iam_arn
 
@@ -49,9 +50,16 @@ def renamed(request: Any, caller: Caller, store: IamStore) -> str | None:
         found = store.get(caller.account, kind, getattr(request, field))
         if found is None:
             return None
-        arn = iam_arn(caller.account, kind, request.new_path or found.path, getattr(request, f"new_{field}") or found.name)
+        arn = moved(found, request).arn
         return arn if arn != found.arn else None
     return None
+
+
+def moved(entity: Entity, request: Any) -> Entity:
+    """Return a user or group under the name and path that an UpdateUser or UpdateGroup asks for."""
+    name: str = getattr(request, f"new_{entity.kind}_name") or entity.name
+    path: str = request.new_path or entity.path
+    return replace(entity, arn=iam_arn(entity.account, entity.kind, path, name), path=path, name=name)
 
 
 def _arn(store: IamStore, account: str, kind: str, name: str, path: str) -> str:

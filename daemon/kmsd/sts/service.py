@@ -14,11 +14,8 @@ from kmsd.sts.tokens import IssuedCredentials, SessionTokens
 from kmsfs.api.shapes import sts as shapes
 from kmsfs.errors import (
     AccessDenied,
-    IamLimitExceeded,
     InvalidSessionTag,
-    LimitExceeded,
     MalformedIdentityPolicy,
-    MalformedPolicy,
 )
 from kmsfs.ids import session_principal
 
@@ -106,12 +103,7 @@ class TokenService:
         )  # fmt: skip
         if request.policy is not None:
             check_document(request.policy)
-        try:
-            session_policies(self._iam, role.account, session)
-        except MalformedPolicy as error:
-            raise MalformedIdentityPolicy(error.detail) from error
-        except LimitExceeded as error:
-            raise IamLimitExceeded(error.detail) from error
+        session_policies(self._iam, role.account, session)
         made = self._tokens.issue({"iam": session.facts()}, call.now, request.duration_seconds)
         return shapes.AssumeRoleResponse(
             credentials=_credentials(made),
