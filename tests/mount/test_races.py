@@ -1,5 +1,6 @@
 """Everything at once on few names: no answer that a file system does not give, and nothing amiss afterwards."""
 
+import errno
 import json
 import os
 import shutil
@@ -59,6 +60,19 @@ def read_all(root):
                 assert os.readlink(path) in races.NAMES
 
 
+def hear_of_lost_writes(root, *errnos):
+    """Let the kernel say which cached writes it could not store: it tells whoever closes the file next, a reader too, and once."""
+    for parent, _, files in os.walk(root):
+        for name in files:
+            path = Path(parent, name)
+            if stat.S_ISREG(path.lstat().st_mode):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.close(descriptor)
+                except OSError as error:
+                    assert error.errno in errnos
+
+
 @pytest.mark.parametrize("life", range(LIVES))
 def test_nobody_is_told_what_no_file_system_says(make_mount, life):
     mount = make_mount().start()
@@ -116,6 +130,7 @@ def test_a_key_that_comes_and_goes_meanwhile(daemon, make_mount, life):
         session.call("EnableKey", {"KeyId": key})
     _, answered, wrong = ended(running)
     assert answered > 100 and wrong == []
+    hear_of_lost_writes(mount.plain, errno.EIO)
     read_all(mount.plain)
     mount.again()
     read_all(mount.plain)
@@ -132,6 +147,7 @@ def test_a_full_disk_meanwhile(make_mount, life):
         # ESTALE: what is removed there is given back at once, whoever has just found it.
         _, answered, wrong = ended(started(mount, 3000 + life, "ENOSPC", "ESTALE"))
         assert answered > 100 and wrong == []
+        hear_of_lost_writes(mount.plain, errno.EIO, errno.ENOSPC)
         read_all(mount.plain)
         subprocess.run(["mount", "-o", "remount,size=50m", mount.cipher], check=True)
         read_all(mount.plain)
