@@ -60,10 +60,10 @@ def test_the_cost_does_not_grow_with_the_grants_of_others():
 
     assert [g.grant_id for g in seen(20)] == [g.grant_id for g in seen(20_000)] == [f"{7:064d}"]
     key = key_of(20_000)
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(1000):
         list(key.grants_for(caller))
-    assert time.perf_counter() - began < 0.2, "it looks at every grant"
+    assert time.process_time() - began < 0.2, "it looks at every grant"
     for held in list(key.grants.values()):
         key.drop_grant(held)
     assert not key.grants and not key._by_grantee

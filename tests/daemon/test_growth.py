@@ -139,10 +139,10 @@ def test_a_decision_looks_at_the_statements_that_concern_it(monkeypatch):
 
 def test_the_same_policy_is_compiled_once():
     assert compile_policy(default_policy(ME)) is compile_policy(default_policy(ME))
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(2000):
         compile_policy(default_policy(ME))
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_truncated_is_told_where_it_is_false(call):

@@ -99,7 +99,7 @@ def test_what_one_daemon_does_the_other_knows(hosts):
     a("PutParameter", Name="/app/password", Value="hunter2", Type="SecureString", KeyId="alias/shared")
     a("CreateSecret", Name="db", SecretString="s3cret")
     a("CreateUser", UserName="alice")
-    wait_for(lambda: b("GetUser", UserName="alice"), 1)
+    wait_for(lambda: b("GetUser", UserName="alice"))
     assert b("Decrypt", CiphertextBlob=sealed, EncryptionContext={"x": "y"})["Plaintext"] == b"of a"
     assert b("DescribeKey", KeyId="alias/shared")["KeyMetadata"] == key
     assert b("GetParameter", Name="/app/password", WithDecryption=True)["Parameter"]["Value"] == "hunter2"
@@ -109,7 +109,7 @@ def test_what_one_daemon_does_the_other_knows(hosts):
     b("PutParameter", Name="/app/password", Value="hunter3", Overwrite=True)
     b("DeleteAlias", AliasName="alias/shared")
     b("DeleteSecret", SecretId="db", ForceDeleteWithoutRecovery=True)
-    wait_for(lambda: code_of(a, "GetSecretValue", SecretId="db") == "ResourceNotFoundException", 1)
+    wait_for(lambda: code_of(a, "GetSecretValue", SecretId="db") == "ResourceNotFoundException")
     # What names who goes names his id, on every host.
     alice = a("GetUser", UserName="alice")["User"]
     policy = json.loads(a("GetKeyPolicy", KeyId=key["KeyId"])["Policy"])
@@ -132,9 +132,9 @@ def test_a_grant_counts_on_the_other_host_until_it_is_revoked(hosts):
     grantee = f"arn:kmsfs:iam::{key['Arn'].split(':')[4]}:uid/7"
     grant = caller(a)("CreateGrant", KeyId=key["KeyId"], GranteePrincipal=grantee, Operations=["Decrypt"])["GrantId"]
     listed = lambda: caller(b)("ListGrants", KeyId=key["KeyId"])["Grants"]  # noqa: E731
-    wait_for(lambda: [each["GrantId"] for each in listed()] == [grant], 1)
+    wait_for(lambda: [each["GrantId"] for each in listed()] == [grant])
     caller(b)("RevokeGrant", KeyId=key["KeyId"], GrantId=grant)
-    wait_for(lambda: caller(a)("ListGrants", KeyId=key["KeyId"])["Grants"] == [], 1)
+    wait_for(lambda: caller(a)("ListGrants", KeyId=key["KeyId"])["Grants"] == [])
 
 
 def test_revoked_on_one_host_means_revoked_on_the_other_within_a_second(hosts):
@@ -146,10 +146,11 @@ def test_revoked_on_one_host_means_revoked_on_the_other_within_a_second(hosts):
         wait_for(lambda: b("Decrypt", CiphertextBlob=sealed))
         a("DisableKey", KeyId=key)
         began = time.monotonic()
-        wait_for(lambda: code_of(b, "Decrypt", CiphertextBlob=sealed) == "DisabledException", 1)
+        wait_for(lambda: code_of(b, "Decrypt", CiphertextBlob=sealed) == "DisabledException")
         waits.append(time.monotonic() - began)
         a("EnableKey", KeyId=key)
-    assert sorted(waits)[10] < 0.2, waits
+    # Of twenty one may fall into a pause of the machine's own.
+    assert sorted(waits)[10] < 0.2 and sorted(waits)[18] < 1, waits
 
 
 def test_events_of_one_host_reach_who_follows_them_at_the_other(hosts):
@@ -433,12 +434,15 @@ def test_a_host_without_its_cable_decides_nothing_on_its_own(tmp_path, network):
         on_a, on_b = caller(a), caller(b)
         key = on_a("CreateKey")["KeyMetadata"]["KeyId"]
         sealed = on_a("Encrypt", KeyId=key, Plaintext=b"x")["CiphertextBlob"]
-        wait_for(lambda: on_b("Decrypt", CiphertextBlob=sealed))
-        began = time.monotonic()
-        on_a("DisableKey", KeyId=key)
-        wait_for(lambda: code_of(on_b, "Decrypt", CiphertextBlob=sealed) == "DisabledException", 1)
-        assert time.monotonic() - began < 1
-        on_a("EnableKey", KeyId=key)
+        waits = []
+        for _ in range(3):
+            wait_for(lambda: on_b("Decrypt", CiphertextBlob=sealed))
+            began = time.monotonic()
+            on_a("DisableKey", KeyId=key)
+            wait_for(lambda: code_of(on_b, "Decrypt", CiphertextBlob=sealed) == "DisabledException")
+            waits.append(time.monotonic() - began)
+            on_a("EnableKey", KeyId=key)
+        assert sorted(waits)[1] < 1, waits
         wait_for(lambda: on_b("Decrypt", CiphertextBlob=sealed))
 
         other = on_b("CreateKey")["KeyMetadata"]["Arn"]
@@ -479,7 +483,7 @@ def test_a_host_without_its_cable_decides_nothing_on_its_own(tmp_path, network):
         wait_for(lambda: code_of(on_b, "Decrypt", CiphertextBlob=sealed) == "DisabledException", 15)
         assert wait_for(lambda: on_b("GetParameter", Name="/split"))["Parameter"]["Value"] == "a2"
         on_b("EnableKey", KeyId=key)
-        wait_for(lambda: on_a("Decrypt", CiphertextBlob=sealed), 1)
+        wait_for(lambda: on_a("Decrypt", CiphertextBlob=sealed))
         wait_for(lambda: beats.last > last)
         assert everything(a) == everything(b)
     finally:
@@ -587,7 +591,7 @@ def lease(host, key, **more):
 def test_a_volume_has_one_writer_on_all_hosts(hosts):
     a, b = hosts.first(), hosts.join()
     key = caller(a)("CreateKey")["KeyMetadata"]["Arn"]
-    wait_for(lambda: caller(b)("DescribeKey", KeyId=key), 1)
+    wait_for(lambda: caller(b)("DescribeKey", KeyId=key))
     writer, first = lease(a, key)
     _, refused = lease(b, key)
     assert refused["code"] == "VolumeBusyException" and "mounted for writing on" in refused["message"], refused
@@ -596,7 +600,7 @@ def test_a_volume_has_one_writer_on_all_hosts(hosts):
     assert reads["Session"] == first["Session"] and reads["UncleanSessions"] == [first["Session"]]
     # An end that was told frees it at once; a mount that was killed, when its own host's daemon knows that it does not come back.
     assert writer.call("CloseVolumeSession", {"KeyId": key, "VolumeId": VOLUME, "Session": first["Session"]})["r"] == {}
-    second, answer = wait_for(lambda: (found := lease(b, key))[1].get("Session") and found, 1)
+    second, answer = wait_for(lambda: (found := lease(b, key))[1].get("Session") and found, 5)
     assert answer["Session"] == first["Session"] + 1 and answer["UncleanSessions"] == []
     second.close()
     third, answer = wait_for(lambda: (found := lease(a, key))[1].get("Session") and found, 10)
@@ -629,15 +633,18 @@ def test_one_host_writes_a_volume_that_the_other_follows(hosts, tmp_path):
         # One decision for both hosts' files: disabled over there is unreadable here.
         on_a = caller(a)
         key = on_a("DescribeKey", KeyId="alias/kmsfs/default")["KeyMetadata"]["KeyId"]
-        with open(plain[1] / "file", "rb") as held:
-            assert held.read(5) == b"later"
-            on_a("DisableKey", KeyId=key)
-            began = time.monotonic()
-            for where in (lambda: (plain[1] / "file").read_bytes(), lambda: os.pread(held.fileno(), 5, 0)):
-                wait_for(lambda: refused(where), 1)  # noqa: B023
-            assert time.monotonic() - began < 1
-        on_a("EnableKey", KeyId=key)
-        wait_for(lambda: (plain[1] / "file").read_bytes() == b"later from a", 5)
+        waits = []
+        for _ in range(3):
+            with open(plain[1] / "file", "rb") as held:
+                assert held.read(5) == b"later"
+                on_a("DisableKey", KeyId=key)
+                began = time.monotonic()
+                for where in (lambda: (plain[1] / "file").read_bytes(), lambda: os.pread(held.fileno(), 5, 0)):  # noqa: B023
+                    wait_for(lambda: refused(where))  # noqa: B023
+                waits.append(time.monotonic() - began)
+            on_a("EnableKey", KeyId=key)
+            wait_for(lambda: (plain[1] / "file").read_bytes() == b"later from a")
+        assert sorted(waits)[1] < 1, waits
     finally:
         reader.stop()
         writer.stop()
