@@ -395,3 +395,50 @@ def test_what_tools_ask_before_they_remove_somebody(world):
     device = iam.create_virtual_mfa_device(VirtualMFADeviceName=f"d-{name}")["VirtualMFADevice"]["SerialNumber"]
     assert iam.get_mfa_device(SerialNumber=device)["SerialNumber"] == device
     assert refused(iam.get_mfa_device, SerialNumber=device, UserName=name) == "NoSuchEntity" == refused(iam.get_mfa_device, SerialNumber=device + "x")
+
+
+# --- as AWS's clients see it ------------------------------------------------------------------------------------------------
+
+
+def test_lists_have_less_of_each_than_the_operation_that_gets_one(world):
+    iam = world.client("iam")
+    tags = [{"Key": "team", "Value": "a"}]
+    boundary = iam.create_policy(PolicyName="b-lists", PolicyDocument=document(allow("*")), Description="all", Tags=tags)["Policy"]["Arn"]
+    trust = document({"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, "Action": "sts:AssumeRole"})
+    iam.create_user(UserName="u-lists", PermissionsBoundary=boundary, Tags=tags)
+    iam.create_role(RoleName="r-lists", AssumeRolePolicyDocument=trust, PermissionsBoundary=boundary, Tags=tags, Description="a role")
+    user, role = iam.get_user(UserName="u-lists")["User"], iam.get_role(RoleName="r-lists")["Role"]
+    policy = iam.get_policy(PolicyArn=boundary)["Policy"]
+    [listed] = [each for each in iam.list_users()["Users"] if each["UserName"] == "u-lists"]
+    assert user == {**listed, "PermissionsBoundary": user["PermissionsBoundary"], "Tags": tags}
+    [listed] = [each for each in iam.list_roles()["Roles"] if each["RoleName"] == "r-lists"]
+    assert role == {**listed, "PermissionsBoundary": role["PermissionsBoundary"], "Tags": tags} and listed["Description"] == "a role"
+    [listed] = [each for each in iam.list_policies()["Policies"] if each["Arn"] == boundary]
+    assert policy == {**listed, "Description": "all", "Tags": tags}
+    iam.untag_policy(PolicyArn=boundary, TagKeys=["team"])
+    assert iam.get_policy(PolicyArn=boundary)["Policy"]["Tags"] == []
+
+
+def test_tags_of_letters_digits_and_some_signs_alone(world):
+    iam = world.client("iam")
+    iam.create_user(UserName="u-tags", Tags=[{"Key": "Größe_1.:/=+-@ x", "Value": ""}])
+    for key, value in (("a!", "x"), ("a", "x*"), ("b;", "")):
+        assert refused(iam.tag_user, UserName="u-tags", Tags=[{"Key": key, "Value": value}]) == "ValidationError"
+    assert refused(iam.untag_user, UserName="u-tags", TagKeys=["a!"]) == "ValidationError"
+    assert iam.list_user_tags(UserName="u-tags")["Tags"] == [{"Key": "Größe_1.:/=+-@ x", "Value": ""}]
+
+
+def test_policies_as_they_stand_in_accounts_of_aws(world):
+    iam, kms = world.client("iam"), world.client("kms")
+    name, credentials = world.user()
+    key = kms.create_key()["KeyMetadata"]
+    statement = {"Effect": "Allow", "Action": ["ec2:AssignIpv6Addresses", "execute-api:Invoke", "SSM:describeparameters"], "Resource": "*"}
+    iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=document(statement))
+    assert "Parameters" in world.client("ssm", credentials).describe_parameters()
+    assert refused(world.client("kms", credentials).list_aliases) == "AccessDeniedException"
+    policy = json.loads(kms.get_key_policy(KeyId=key["KeyId"], PolicyName="default")["Policy"])
+    policy["Statement"].append({"Effect": "Allow", "Principal": {"AWS": iam.get_user(UserName=name)["User"]["Arn"]}, "Action": "KMS:Encrypt", "Resource": "*"})
+    kms.put_key_policy(KeyId=key["KeyId"], PolicyName="default", Policy=json.dumps(policy))
+    assert world.client("kms", credentials).encrypt(KeyId=key["KeyId"], Plaintext=b"x")["KeyId"] == key["Arn"]
+    for wrong in ({"Statement": [statement]}, {"Version": "2012-10-17", "Id": ["x"], "Statement": [statement]}, {"Version": "2012-10-17", "Statement": {**statement, "Action": "kms:de crypt"}}):
+        assert refused(iam.put_user_policy, UserName=name, PolicyName="q", PolicyDocument=json.dumps(wrong)) == "MalformedPolicyDocument"

@@ -15,6 +15,7 @@ from kmsfs.errors import LimitExceeded, MalformedPolicy
 
 POLICY_MAX_CHARACTERS = 10_240
 _ARN = re.compile(r"arn:([^:]*:){4}.")
+_TOO_OLD = "Policy document must be version 2012-10-17 or greater."
 ALLOW, DENY, SILENT = "allow", "deny", "silent"
 
 
@@ -101,7 +102,7 @@ def compile_identity_policy(name: str, text: str) -> IdentityPolicy:
     if not isinstance(document, dict) or not document.keys() <= {"Version", "Id", "Statement"}:
         raise MalformedPolicy("Syntax errors in policy.")
     if document.get("Version") not in ("2012-10-17", "2008-10-17"):
-        raise MalformedPolicy("The policy must contain a valid version string.")
+        raise MalformedPolicy("The policy must contain a valid version string." if "Version" in document else _TOO_OLD)
     statements = document.get("Statement")
     statements = [statements] if isinstance(statements, dict) else statements
     if not isinstance(statements, list) or not statements:
@@ -120,8 +121,11 @@ def compile_new_identity_policy(name: str, text: str) -> IdentityPolicy:
         MalformedPolicy, LimitExceeded: why it cannot be stored.
     """
     policy = compile_identity_policy(name, text)
-    if json.loads(text)["Version"] == "2008-10-17":
-        raise MalformedPolicy("Policy document must be version 2012-10-17 or greater.")
+    document = json.loads(text)
+    if document["Version"] == "2008-10-17":
+        raise MalformedPolicy(_TOO_OLD)
+    if not isinstance(document.get("Id", ""), str):
+        raise MalformedPolicy("Syntax errors in policy.")
     for statement in policy.statements:
         refuse_unreadable(statement.conditions, variables=statement.variables)
         for resource in statement.resources:

@@ -10,7 +10,7 @@ from kmsd.authz.wildcard import matches
 from kmsfs.errors import InvalidArn, MalformedPolicy
 from kmsfs.ids import check_principal, is_unique_id
 
-_ACTION = re.compile(r"[a-z0-9-]+:[A-Za-z*?]+\Z")
+_ACTION = re.compile(r"[A-Za-z0-9-]+:[A-Za-z0-9*?-]+\Z")
 IDENTITY_ELEMENTS = frozenset(
     {"Sid", "Effect", "Action", "NotAction", "Resource", "NotResource", "Condition"}
 )
@@ -146,7 +146,7 @@ def compile_statement(
         resources, not_resources = _one_of(raw, "Resource", "NotResource")
     for action in actions:
         spoken_of = SERVICES if service == ANY_SERVICE else (f"{service}:",)
-        foreign = service is not None and not action.startswith(spoken_of)
+        foreign = service is not None and not action.lower().startswith(spoken_of)
         if action != "*" and (foreign or not _ACTION.match(action)):
             raise MalformedPolicy(f"{action[:64]!r} is not an action of {service or 'a service'}.")
     if not_principals and effect == "Allow":

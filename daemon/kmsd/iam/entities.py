@@ -31,7 +31,7 @@ from kmsfs.ids import iam_arn
 PER_KIND_MAX = 5000
 _ATTACHED_MAX = 20
 _SHAPES = {USER: shapes.USERS, GROUP: shapes.GROUPS, ROLE: shapes.ROLES}
-_AS: dict[str, Callable[[Entity], Shape]] = {USER: as_user, GROUP: as_group, ROLE: as_role}
+_AS: dict[str, Callable[..., Shape]] = {USER: as_user, GROUP: as_group, ROLE: as_role}
 
 
 def new_entity_id(kind: str, rng: Rng) -> str:
@@ -153,7 +153,7 @@ class EntityService:
         ]
         entities, more = page(found, lambda entity: entity.name, call.request)
         made: Any = self._shapes.listed
-        answer: Shape = made(**{f"{self._kind}s": [self._as(entity) for entity in entities]}, **more)
+        answer: Shape = made(**{f"{self._kind}s": [self._as(entity, whole=False) for entity in entities]}, **more)
         return answer
 
     # --- policies -----------------------------------------------------------------------------------------------

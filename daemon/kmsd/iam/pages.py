@@ -88,35 +88,36 @@ def tags_of(entity: Entity) -> list[shapes.Tag] | None:
     return [shapes.Tag(key=key, value=value) for key, value in entity.tags.items()] or None
 
 
-def as_user(entity: Entity) -> shapes.User:
-    """Return a user's shape."""
+def as_user(entity: Entity, *, whole: bool = True) -> shapes.User:
+    """Return a user's shape: whole, or as lists have it (IAM API reference, ListUsers)."""
     return shapes.User(
         path=entity.path, user_name=entity.name, user_id=entity.entity_id, arn=entity.arn, create_date=entity.created,
-        permissions_boundary=boundary_of(entity), tags=tags_of(entity),
+        permissions_boundary=boundary_of(entity) if whole else None, tags=tags_of(entity) if whole else None,
     )  # fmt: skip
 
 
-def as_group(entity: Entity) -> shapes.Group:
-    """Return a group's shape."""
+def as_group(entity: Entity, *, whole: bool = True) -> shapes.Group:  # noqa: ARG001
+    """Return a group's shape: lists have all of it."""
     return shapes.Group(
         path=entity.path, group_name=entity.name, group_id=entity.entity_id, arn=entity.arn, create_date=entity.created
     )  # fmt: skip
 
 
-def as_role(entity: Entity) -> shapes.Role:
-    """Return a role's shape."""
+def as_role(entity: Entity, *, whole: bool = True) -> shapes.Role:
+    """Return a role's shape: whole, or as lists have it (IAM API reference, ListRoles)."""
     return shapes.Role(
         path=entity.path, role_name=entity.name, role_id=entity.entity_id, arn=entity.arn, create_date=entity.created,
         assume_role_policy_document=entity.trust, description=entity.description,
-        max_session_duration=entity.session_seconds, permissions_boundary=boundary_of(entity), tags=tags_of(entity),
+        max_session_duration=entity.session_seconds,
+        permissions_boundary=boundary_of(entity) if whole else None, tags=tags_of(entity) if whole else None,
     )  # fmt: skip
 
 
-def as_policy(entity: Entity, attachments: int) -> shapes.Policy:
-    """Return a managed policy's shape."""
+def as_policy(entity: Entity, attachments: int, *, whole: bool = True) -> shapes.Policy:
+    """Return a managed policy's shape: whole, or as lists have it (IAM API reference, ListPolicies and Policy)."""
     return shapes.Policy(
         policy_name=entity.name, policy_id=entity.entity_id, arn=entity.arn, path=entity.path,
         default_version_id=entity.default_version, attachment_count=attachments, is_attachable=True,
-        description=entity.description, create_date=entity.created, update_date=entity.updated,
-        tags=tags_of(entity),
+        description=entity.description if whole else None, create_date=entity.created, update_date=entity.updated,
+        tags=(tags_of(entity) or []) if whole else None,
     )  # fmt: skip

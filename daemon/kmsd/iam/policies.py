@@ -69,7 +69,7 @@ class PolicyService:
         ]
         wanted = [item for item in counted if item[1] or not request.only_attached]
         items, more = page(wanted, lambda item: item[0].name, request)
-        return shapes.ListPoliciesResponse(policies=[as_policy(*item) for item in items], **more)
+        return shapes.ListPoliciesResponse(policies=[as_policy(*item, whole=False) for item in items], **more)
 
     def delete_policy(self, call: Call) -> Empty:
         """DeletePolicy."""

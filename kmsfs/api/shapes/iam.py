@@ -20,13 +20,14 @@ ArnText = Annotated[str, Meta(min_length=20, max_length=2048)]
 AccessKeyIdText = Annotated[str, Meta(min_length=16, max_length=128, pattern=r"^[\w]+$")]
 MaxItems = Annotated[int, Meta(ge=1, le=1000)]
 IamMarker = Annotated[str, Meta(min_length=1, max_length=1024)]
+TagKey = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\w\s.:/=+@-]+$")]
 
 
 class Tag(Shape, kw_only=True):
     """A tag of an entity."""
 
-    key: Annotated[str, Meta(min_length=1, max_length=128)]
-    value: Annotated[str, Meta(max_length=256)]
+    key: TagKey
+    value: Annotated[str, Meta(max_length=256, pattern=r"^[\w\s.:/=+@-]*$")]
 
 
 Tags = Annotated[list[Tag], Meta(max_length=50)]
@@ -501,7 +502,7 @@ class SimulationResponse(Shape, kw_only=True):
     is_truncated: bool = field(name="IsTruncated")
 
 
-TagKeys = Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=50)]
+TagKeys = Annotated[list[TagKey], Meta(max_length=50)]
 
 
 class ListIamTagsResponse(Shape, kw_only=True):
