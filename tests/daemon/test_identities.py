@@ -403,7 +403,9 @@ def test_what_tools_ask_before_they_remove_somebody(world):
 def test_lists_have_less_of_each_than_the_operation_that_gets_one(world):
     iam = world.client("iam")
     tags = [{"Key": "team", "Value": "a"}]
-    boundary = iam.create_policy(PolicyName="b-lists", PolicyDocument=document(allow("*")), Description="all", Tags=tags)["Policy"]["Arn"]
+    boundary = iam.create_policy(PolicyName="b-lists", PolicyDocument=document(allow("*")), Description="all", Tags=tags)["Policy"]
+    assert boundary["Tags"] == tags and "Description" not in boundary
+    boundary = boundary["Arn"]
     trust = document({"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}, "Action": "sts:AssumeRole"})
     iam.create_user(UserName="u-lists", PermissionsBoundary=boundary, Tags=tags)
     iam.create_role(RoleName="r-lists", AssumeRolePolicyDocument=trust, PermissionsBoundary=boundary, Tags=tags, Description="a role")

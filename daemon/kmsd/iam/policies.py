@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from kmsd.dispatch.call import Call
 from kmsd.iam.entities import new_entity_id
-from kmsd.iam.pages import as_policy, as_user, as_version, check_document, page, user_meant
+from kmsd.iam.pages import as_policy, as_user, as_version, check_document, page, tags_of, user_meant
 from kmsd.iam.records import ACTIVE, POLICY, USER, AccessKey, Entity
 from kmsd.iam.store import IamStore
 from kmsd.iam.tagging import with_tags
@@ -51,7 +51,9 @@ class PolicyService:
             default_version="v1",
         )  # fmt: skip
         self._store.put(entity)
-        return shapes.PolicyResponse(policy=as_policy(entity, 0))
+        made = as_policy(entity, 0, whole=False)
+        made.tags = tags_of(entity)
+        return shapes.PolicyResponse(policy=made)
 
     def get_policy(self, call: Call) -> shapes.PolicyResponse:
         """GetPolicy."""
