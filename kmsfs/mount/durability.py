@@ -78,6 +78,8 @@ class Vfs(DirectoryOperations):
                     # Of a file that was opened since, its own commits are covered above: this one may be older.
                     if known is None or known.file is None:
                         self._covered(mark)
+                    if known is not None:
+                        self.nodes.drop_if_unused(known)
             if self.tools.freshness is not None:
                 self.tools.freshness.removed(gone)
             try:
@@ -163,10 +165,15 @@ class Vfs(DirectoryOperations):
         self._barrier(always=True)
         if self.tools.freshness is not None:
             self.tools.freshness.flush()
+        stored = stored and not any(mark.doubtful and self._closed(key) for key, mark in self.recent.items())
         if stored and self.listings is not None:
             with self.lock:
                 remember(self.listings, self._known_directories(), self.removed_directories)
         return stored
+
+    def _closed(self, key: tuple[int, int]) -> bool:
+        node = self.nodes.of_inode(key)
+        return node is None or node.file is None
 
     def unstored(self) -> bool:
         """Whether anything is in memory alone, or not known to be beyond a power cut."""

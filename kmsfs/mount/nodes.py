@@ -82,6 +82,8 @@ class NodeTable:
         self._open_dirs: OrderedDict[int, Node] = OrderedDict()
         self._many = sys.maxsize
         self._on_many: Callable[[], None] = _nobody
+        self.waits: Callable[[Node], bool] = _never
+        """Whether something is to be done yet with a node that the kernel has forgotten, by the names that it has."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -189,6 +191,7 @@ class NodeTable:
             and not node.handles
             and not node.kids
             and node.file is None
+            and not (node.names and self.waits(node))
         ):
             if self._by_id.pop(node.node_id, None) is None:
                 return
@@ -284,3 +287,8 @@ class NodeTable:
 
 def _nobody() -> None:
     """Where the table may grow, nobody is told."""
+
+
+def _never(_node: Node) -> bool:
+    """Where nothing is written, nothing waits."""
+    return False

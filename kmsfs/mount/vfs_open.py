@@ -53,6 +53,8 @@ class OpenFiles(VfsBase):
         """Files to be closed, with their names on disk: closing what was open for writing is an event."""
         self._looks_left = 0
         self._next_complaint = 0.0
+        # What a barrier that fails may have lost is written once more, by the file's name.
+        self.nodes.waits = lambda node: node.key in self.recent
 
     # --- open files -------------------------------------------------------------------------------------------
 

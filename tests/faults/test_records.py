@@ -188,6 +188,83 @@ def test_an_open_file_is_asked_by_itself_after_a_failed_barrier(volume, monkeypa
     assert volume.records.find(node.file.attributes.file_id) == known
 
 
+def test_a_file_that_was_not_stored_is_written_again_though_the_kernel_has_forgotten_it(volume, monkeypatch):
+    """Otherwise it has no record, and after a clean end it reads as one that had been removed."""
+    vfs = volume.vfs
+    node, _ = vfs.create(vfs.nodes.root, b"a", 0o644, WHO)
+    node.lookups += 1
+    vfs.write(node, b"x" * 9000, 0, cached=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(PosixFile, "sync", lambda _file: (_ for _ in ()).throw(StorageError("lost")))
+        with pytest.raises(StorageError):
+            vfs.fsync(node)
+    file_id = node.file.attributes.file_id
+    vfs.release(node)
+    vfs.forget(node, 1)
+    assert node.file is None and vfs.nodes.holds(node)
+    wrote = []
+    write = PosixFile.write
+    monkeypatch.setattr(PosixFile, "write", lambda file, data, offset: wrote.append(len(data)) or write(file, data, offset))
+    assert vfs.finish() and sum(wrote) > 9000
+    assert volume.records.find(file_id) is not None
+
+
+def test_what_a_failed_barrier_may_have_lost_is_written_again_though_the_kernel_has_forgotten_it(volume, monkeypatch):
+    vfs = volume.vfs
+    node, file_id = make(volume, b"a", b"x" * 9000)
+    vfs.forget(node, 1)
+    volume.fails = True
+    with pytest.raises(StorageError):
+        vfs.tick()
+    wrote = []
+    write = PosixFile.write
+    monkeypatch.setattr(PosixFile, "write", lambda file, data, offset: wrote.append(len(data)) or write(file, data, offset))
+    vfs.tick()
+    assert sum(wrote) > 9000 and volume.records.find(file_id) is not None
+    vfs.close_file(node)
+    vfs.tick()
+    assert not vfs.nodes.holds(node)
+
+
+def test_a_session_that_could_not_write_again_did_not_end_cleanly(volume, monkeypatch):
+    vfs = volume.vfs
+    node, file_id = make(volume, b"a", b"x" * 9000)
+    volume.fails = True
+    with pytest.raises(StorageError):
+        vfs.tick()
+    with monkeypatch.context() as patched:
+        patched.setattr(PosixFile, "rewrite", lambda _file: (_ for _ in ()).throw(StorageError("broken")))
+        assert not vfs.finish()
+        assert volume.records.find(file_id) is None and vfs.nodes.holds(node)
+    assert vfs.finish() and volume.records.find(file_id) is not None
+    # Who is removed is nobody's loss.
+    make(volume, b"b")
+    volume.fails = True
+    with pytest.raises(StorageError):
+        vfs.tick()
+    vfs.unlink(vfs.nodes.root, b"b")
+    with monkeypatch.context() as patched:
+        patched.setattr(PosixFile, "rewrite", lambda _file: (_ for _ in ()).throw(StorageError("broken")))
+        assert vfs.finish()
+
+
+def test_the_kernel_s_forgetting_drops_a_node_once_a_barrier_has_covered_its_file(volume):
+    vfs = volume.vfs
+    node, file_id = make(volume, b"a")
+    vfs.forget(node, 1)
+    assert vfs.nodes.holds(node)
+    vfs.tick()
+    assert not vfs.nodes.holds(node) and volume.records.find(file_id) is not None
+    again, _ = vfs.lookup(vfs.nodes.root, b"a")
+    assert again is not node
+    # Nor does one stay whose name goes before.
+    node, _ = make(volume, b"b")
+    vfs.forget(node, 1)
+    vfs.unlink(vfs.nodes.root, b"b")
+    assert not vfs.nodes.holds(node)
+    assert not vfs.recent
+
+
 def test_on_a_full_disk_one_file_is_tried_and_not_all(volume, monkeypatch):
     vfs = volume.vfs
     vfs.options.put_off = True
