@@ -263,6 +263,23 @@ def test_the_kernel_s_forgetting_drops_a_node_once_a_barrier_has_covered_its_fil
     vfs.unlink(vfs.nodes.root, b"b")
     assert not vfs.nodes.holds(node)
     assert not vfs.recent
+    # Nor one that never had a name: the store may give its number to another.
+    node, _ = vfs.create_nameless(vfs.nodes.root, 0o600, WHO)
+    node.lookups += 1
+    vfs.release(node)
+    vfs.forget(node, 1)
+    assert not vfs.nodes.holds(node) and vfs.nodes.of_inode(node.key) is None
+
+
+def test_an_open_file_that_was_asked_by_itself_is_no_reason_for_an_unclean_end(volume):
+    vfs = volume.vfs
+    node, file_id = make(volume, b"a")
+    vfs.open(node)
+    volume.fails = True
+    with pytest.raises(StorageError):
+        vfs.tick()
+    assert vfs.recent[node.key].doubtful and not node.file.failed and volume.records.find(file_id) is not None
+    assert vfs.finish()
 
 
 def test_on_a_full_disk_one_file_is_tried_and_not_all(volume, monkeypatch):
