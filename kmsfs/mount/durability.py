@@ -97,6 +97,9 @@ class Vfs(DirectoryOperations):
         with self.lock:
             for node, file in opened:
                 if node.file is file and file.provisional:
+                    with contextlib.suppress(KmsfsError):
+                        # What changed meanwhile, such as its place, would go with it if it is lost.
+                        file.commit()
                     with contextlib.suppress(StorageError):
                         file.make_durable()
                     if file.failed and not node.handles:
@@ -165,7 +168,8 @@ class Vfs(DirectoryOperations):
         self._barrier(always=True)
         if self.tools.freshness is not None:
             self.tools.freshness.flush()
-        stored = stored and not any(mark.doubtful and self._closed(key) for key, mark in self.recent.items())
+        doubtful = any(mark.doubtful and self._closed(key) for key, mark in self.recent.items())
+        stored = stored and not doubtful and not self.changes_lost
         if stored and self.listings is not None:
             with self.lock:
                 remember(self.listings, self._known_directories(), self.removed_directories)
@@ -176,12 +180,12 @@ class Vfs(DirectoryOperations):
         return node is None or node.file is None
 
     def unstored(self) -> bool:
-        """Whether anything is in memory alone, or not known to be beyond a power cut."""
+        """Whether anything is in memory alone, not known to be beyond a power cut, or for the next session to look at."""
         if self.options.read_only:
             return False
         files = [node.file for node in self.open_files if node.file is not None]
         return bool(
-            self.recent or self.fresh_directories or self.extras.unsynced()
+            self.recent or self.fresh_directories or self.extras.unsynced() or self.changes_lost
             or any(file.failed or file.dirty or file.provisional for file in files)
         )  # fmt: skip
 

@@ -356,6 +356,8 @@ class DirectoryOperations(FileOperations):
                 if node.is_file:
                     file = self.acquire(node)
                     held.callback(self.give_back, node)
+                    # One that the disk failed to store would lose its new place when it is closed.
+                    file.require_sound()
                     self.ready_home(node, file, old, new)
             self._before_rename(source, parent, name, replaces=target is not None)
             if flags & _EXCHANGE and target is not None:

@@ -48,6 +48,8 @@ class OpenFiles(VfsBase):
         """Files that nobody has open and that wait to be stored."""
         self.restless: dict[Node, None] = {}
         """Open small files that were written: stored when nobody has asked for anything for a while."""
+        self.changes_lost = False
+        """Whether a header may lack what was done to its file last, such as its place: the next session has to look."""
         self._warming: Node | None = None
         self._trash: list[tuple[Kf1File, list[str]]] = []
         """Files to be closed, with their names on disk: closing what was open for writing is an event."""
@@ -297,6 +299,7 @@ class OpenFiles(VfsBase):
                 self.recent.pop(node.key, None)
         elif linked and file.failed:
             # What the disk has of the last commits is unknown: the durable one stays the base, and is not written over.
+            self.changes_lost = self.changes_lost or file.dirty
             self.recent_counter += 1
             self.recent[node.key] = Recent(
                 file.durable_slot, self.recent_counter, entry_synced=node.synced_entry, doubtful=True
@@ -317,7 +320,11 @@ class OpenFiles(VfsBase):
     def file_gone(self, attributes: Attributes) -> None:
         """Forget what is kept of a file whose last name is gone and that nobody has open."""
         if attributes.extras:
-            self.extras.remove(attributes.file_id)
+            try:
+                self.extras.remove(attributes.file_id)
+            except (KmsfsError, OSError) as error:
+                # The file is gone all the same; `kmsfs check` names what is left of it.
+                self.complain("the extended attributes of a removed file could not be removed: %s", error)
         self.file_removed(attributes.file_id)
 
     def file_removed(self, file_id: bytes) -> None:

@@ -168,6 +168,8 @@ class ExtrasOperations(KeyOperations):
             return
         file = self.acquire(node)
         try:
+            # Before the record is replaced: its header could not name the new one.
+            file.require_sound()
             before = file.attributes.extras
             if not extras.empty:
                 self._replace_record(file.attributes.file_id, extras, number, had_one=before > 0)

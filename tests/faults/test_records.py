@@ -282,6 +282,77 @@ def test_an_open_file_that_was_asked_by_itself_is_no_reason_for_an_unclean_end(v
     assert vfs.finish()
 
 
+def broken(*_args):
+    raise StorageError("broken", os_errno=errno.EIO)
+
+
+def made_open(vfs, name):
+    node, _ = vfs.create(vfs.nodes.root, name, 0o644, WHO)
+    node.lookups += 1
+    vfs.write(node, b"x" * 9000, 0, cached=False)
+    return node
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_rename_during_a_barrier_that_fails_is_not_lost_with_the_file(volume, monkeypatch, full):
+    vfs = volume.vfs
+    vfs.options.put_off = True
+    node = made_open(vfs, b"a")
+    vfs.release(node)
+    with monkeypatch.context() as patched:
+
+        def barrier(_descriptor):
+            vfs.rename(vfs.nodes.root, b"a", vfs.nodes.root, b"b")
+            patched.setattr(PosixFile, "datasync", broken)
+            if full:
+                patched.setattr(PosixFile, "write", broken)
+            broken()
+
+        patched.setattr(durability, "sync_file_system", barrier)
+        with pytest.raises(StorageError):
+            vfs.tick()
+        assert node.file is None
+    if full:
+        # There was no room for its new place either: whoever mounts next looks.
+        assert not vfs.finish() and vfs.unstored()
+        return
+    vfs.open(vfs.lookup(vfs.nodes.root, b"b")[0])
+    assert vfs.finish()
+
+
+def test_what_the_disk_failed_to_store_is_neither_moved_nor_given_attributes_while_it_is_open(volume, monkeypatch):
+    vfs = volume.vfs
+    node = made_open(vfs, b"a")
+    vfs.set_xattr(node, b"user.a", b"1", 0, WHO)
+    with monkeypatch.context() as patched:
+        patched.setattr(PosixFile, "sync", broken)
+        with pytest.raises(StorageError):
+            vfs.fsync(node)
+    with pytest.raises(StorageError, match="close and open it again"):
+        vfs.rename(vfs.nodes.root, b"a", vfs.nodes.root, b"b")
+    with pytest.raises(StorageError, match="close and open it again"):
+        vfs.set_xattr(node, b"user.a", b"2", 0, WHO)
+    vfs.release(node)
+    vfs.rename(vfs.nodes.root, b"a", vfs.nodes.root, b"b")
+    vfs.set_xattr(node, b"user.b", b"2", 0, WHO)
+    assert vfs.get_xattr(node, b"user.a") == b"1" and vfs.finish()
+
+
+def test_a_record_that_cannot_be_removed_holds_no_file_up(volume, monkeypatch):
+    vfs = volume.vfs
+    node = made_open(vfs, b"a")
+    vfs.set_xattr(node, b"user.a", b"1", 0, WHO)
+    file_id = node.file.attributes.file_id
+    vfs.release(node)
+    vfs.tick()
+    vfs.unlink(vfs.nodes.root, b"a")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(vfs.extras), "remove", lambda _store, _owner: (_ for _ in ()).throw(OSError(errno.EIO, "injected")))
+        vfs.forget(node, node.lookups)
+    assert node.file is None and not vfs.nodes.holds(node)
+    assert vfs.finish() and volume.records.find(file_id) is None
+
+
 def test_on_a_full_disk_one_file_is_tried_and_not_all(volume, monkeypatch):
     vfs = volume.vfs
     vfs.options.put_off = True

@@ -1,0 +1,254 @@
+"""What a clean end promises: each file that is there opens, with a record of its last commit, whatever failed before."""
+
+import errno
+import logging
+import os
+import random
+
+import pytest
+
+from kmsfs.backing.posix import PosixFile
+from kmsfs.errors import KmsfsError, StorageError
+from kmsfs.mount import durability, vfs_dirs
+from kmsfs.mount.attributes import Requester
+from kmsfs.mount.durability import Vfs
+from kmsfs.mount.vfs import VfsOptions
+
+from support.fakes import MemoryRecords, make_tools, volume_keys
+from support.treecut import TreeProvider
+
+WHO = Requester(0, 0)
+# `KMSFS_CLEAN_ENDS=20000 pytest tests/faults/test_clean_ends.py` is the campaign.
+HISTORIES = int(os.environ.get("KMSFS_CLEAN_ENDS", "400"))
+NAMES = (b"a", b"b", b"c", b"d")
+DIR_ID = b"r" * 16
+
+
+class History:
+    """Sessions of one volume, whose calls fail at times, and whose kernel forgets what it likes."""
+
+    def __init__(self, folder, seed):
+        self.rng = random.Random(seed)
+        self.folder = folder
+        self.keys, self.provider, self.records = volume_keys(), TreeProvider(), MemoryRecords()
+        self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self.session, self.unclean = 0, set()
+        self.rate = 0.0
+        self.within = self.ending = False
+        self.known = {}
+        """Nodes that the kernel knows, by how often each is open."""
+        self.mount()
+
+    def mount(self):
+        self.session += 1
+        tools = make_tools(self.keys, self.provider, self.session, set(self.unclean), 12, self.records)
+        self.vfs = Vfs(tools, self.provider, os.dup(self.root), DIR_ID, VfsOptions(put_off=self.rng.random() < 0.5))
+        self.vfs.keep_attributes = self.rng.random() < 0.7
+        self.known = {}
+
+    def fails(self):
+        return self.rng.random() < self.rate
+
+    def patch(self, monkeypatch):
+        for owner, name, wrong in (
+            (PosixFile, "write", errno.ENOSPC), (PosixFile, "sync", errno.EIO), (PosixFile, "datasync", errno.EIO), (PosixFile, "rewrite", errno.EIO),
+            (durability, "sync_file_system", errno.EIO), (vfs_dirs, "sync_file_system", errno.EIO),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, self.failing(getattr(owner, name), StorageError("injected", os_errno=wrong)))
+        barrier = durability.sync_file_system
+        monkeypatch.setattr(durability, "sync_file_system", lambda descriptor: (self.meanwhile(), barrier(descriptor)))
+        for name in ("fsync", "rename", "unlink", "link", "open"):
+            monkeypatch.setattr(os, name, self.failing(getattr(os, name), OSError(errno.EIO, "injected")))
+
+    def failing(self, real, error):
+        def call(*args, **kwargs):
+            if self.fails():
+                raise error
+            return real(*args, **kwargs)
+
+        return call
+
+    # --- what is done ---------------------------------------------------------------------------------------
+
+    def look(self, name):
+        node, _ = self.vfs.lookup(self.vfs.nodes.root, name)
+        node.lookups += 1
+        self.known.setdefault(node, 0)
+        return node
+
+    def make(self):
+        node, _ = self.vfs.create(self.vfs.nodes.root, self.rng.choice(NAMES), 0o600, WHO)
+        node.lookups += 1
+        self.known[node] = 1
+        self.vfs.write(node, b"x" * self.rng.choice((10, 5000, 90_000)), 0, cached=False)
+
+    def open(self):
+        node = self.look(self.rng.choice(NAMES))
+        self.vfs.open(node, truncate=self.rng.random() < 0.2)
+        self.known[node] += 1
+
+    def opened(self):
+        return self.rng.choice([node for node, count in self.known.items() if count])
+
+    def write(self):
+        self.vfs.write(self.opened(), b"y" * self.rng.choice((1, 4096, 30_000)), self.rng.choice((0, 4096, 70_000)), cached=False)
+
+    def read(self):
+        self.vfs.read(self.opened(), 1 << 20, 0)
+
+    def sync(self):
+        self.vfs.fsync(self.opened())
+
+    def sync_folder(self):
+        self.vfs.fsyncdir(self.vfs.nodes.root)
+
+    def close(self):
+        node = self.opened()
+        self.known[node] -= 1
+        self.vfs.release(node)
+
+    def forget(self):
+        node = self.rng.choice([node for node, count in self.known.items() if not count])
+        del self.known[node]
+        self.vfs.forget(node, node.lookups)
+
+    def rename(self):
+        root = self.vfs.nodes.root
+        self.vfs.rename(root, self.rng.choice(NAMES), root, self.rng.choice(NAMES))
+
+    def link(self):
+        self.vfs.link(self.look(self.rng.choice(NAMES)), self.vfs.nodes.root, self.rng.choice(NAMES))
+
+    def unlink(self):
+        # The kernel has always looked a name up before it removes it.
+        name = self.rng.choice(NAMES)
+        self.look(name)
+        self.vfs.unlink(self.vfs.nodes.root, name)
+
+    def attribute(self):
+        self.vfs.set_xattr(self.look(self.rng.choice(NAMES)), b"user.a", os.urandom(self.rng.choice((3, 600))), 0, WHO)
+
+    def list(self):
+        for entry in self.vfs.list_directory(self.vfs.nodes.root):
+            self.vfs.list_entry(self.vfs.nodes.root, entry.name, entry.disk_name, entry.listed)
+
+    def idle(self):
+        for _ in range(self.rng.randrange(20)):
+            self.vfs.idle_step()
+
+    def tick(self):
+        self.vfs.tick()
+
+    def quiet(self):
+        self.vfs.quiet_step()
+
+    STEPS = (make, make, make, open, open, write, write, read, sync, sync_folder, close, close, close, forget, forget, forget, rename, link, unlink, attribute, list, idle, tick, quiet)
+
+    def meanwhile(self):
+        """The barrier runs without the lock: others go on."""
+        if self.within is False and self.ending is False:
+            self.within = True
+            for _ in range(self.rng.choice((0, 0, 1, 3))):
+                self.step()
+            self.within = False
+
+    def step(self):
+        step = self.rng.choice(self.STEPS)
+        if self.within and step is History.tick:
+            return
+        try:
+            step(self)
+        except (KmsfsError, OSError, IndexError):
+            # IndexError: nothing is open, or known.
+            return
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    def end(self):
+        """End the session as an unmount does; return whether it ended cleanly."""
+        self.ending = True
+        for node, count in list(self.known.items()):
+            for _ in range(count):
+                self.vfs.release(node)
+        for node in self.known if self.rng.random() < 0.5 else ():
+            self.vfs.forget(node, node.lookups)
+        try:
+            clean = self.vfs.finish()
+        except (KmsfsError, OSError):
+            clean = False
+        if not clean:
+            self.unclean.add(self.session)
+        self.leave()
+        self.ending = False
+        return clean
+
+    def leave(self):
+        """Close what the session has open, as its process does when it ends."""
+        self.vfs.empty_trash()
+        for node in self.vfs.open_files:
+            node.file.close()
+        for node in self.vfs.nodes.all_nodes():
+            if node.is_dir and node.descriptor >= 0:
+                os.close(node.descriptor)
+        self.vfs.extras.close()
+
+    def use(self):
+        """Open and read everything, but what somebody has open since the disk failed to store it; return what it is."""
+        there = set()
+        for entry in self.vfs.list_directory(self.vfs.nodes.root):
+            node = self.look(entry.name)
+            if node.handles and node.file.failed:
+                continue
+            self.vfs.open(node)
+            self.vfs.read(node, 1 << 20, 0)
+            for name in filter(None, self.vfs.list_xattrs(node, WHO).split(b"\0")):
+                self.vfs.get_xattr(node, name)
+            there.add(node.file.attributes.file_id)
+            self.vfs.release(node)
+        return there
+
+    def verify(self):
+        """Mount again: everything opens and reads, and only what is there has a record."""
+        there = self.use()
+        recorded = {file_id for file_id in {**self.records.stored, **self.records.changed} if self.records.find(file_id)}
+        if not self.unclean:
+            assert recorded <= there or self.records.doubtful
+            assert there <= recorded
+        self.ending = True
+        assert self.vfs.finish()
+        self.leave()
+
+
+@pytest.mark.timeout(7200)
+def test_after_a_clean_end_each_file_opens_whatever_failed(tmp_path):
+    clean, wrong = 0, []
+    logging.disable(logging.CRITICAL)
+    try:
+        for seed in range(HISTORIES):
+            folder = tmp_path / str(seed)
+            folder.mkdir()
+            history = History(folder, seed)
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                history.patch(monkeypatch)
+                try:
+                    for _ in range(history.rng.choice((1, 2, 3))):
+                        for rate in (0.0, history.rng.choice((0.02, 0.2, 0.5)), 0.0):
+                            history.rate = rate
+                            for _ in range(history.rng.randrange(40)):
+                                history.step()
+                        if history.rng.random() < 0.3:
+                            history.use()
+                        history.rate = history.rng.choice((0.0, 0.0, 0.0, 0.1))
+                        clean += history.end()
+                        history.rate = 0.0
+                        history.mount()
+                        history.verify()
+                        history.mount()
+                except Exception as error:
+                    wrong.append((seed, repr(error)))
+                else:
+                    history.leave()
+                    os.close(history.root)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert wrong == [] and clean > HISTORIES / 2
