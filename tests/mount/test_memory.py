@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kmsfs.mount.durability import TICK_SECONDS
 from kmsfs.mount.kernel.notify import KernelNotifier
 from kmsfs.mount.kernel.pruning import most_nodes
 from support import smalltable
@@ -161,7 +162,8 @@ def test_what_is_mounted_within_the_volume_stays_mounted(small):
         (inside / "kept").write_text("kept")
         for number in range(2 * MOST):
             (mount.plain / f"f{number}").touch()
-        time.sleep(1)
+        # What was written stays until a barrier has covered it.
+        time.sleep(TICK_SECONDS + 2)
         # A kernel that prunes leaves what is mounted on; names are not dropped at all then.
         assert (sizes()[0] <= MOST) == (mount.program[2] == "prune")
         assert os.path.ismount(inside)
