@@ -278,7 +278,7 @@ class DirectoryOperations(FileOperations):
     def _forget_removed(self, node: Node) -> None:
         self.fresh_directories.discard(node.key)
         self.directory_dropped(node.dir_id)
-        self.extras.remove(node.dir_id)
+        self.record_gone(node.dir_id)
         self.nodes.disown_key(node)
         self.forget_directory(node)
         self.nodes.drop_if_unused(node)
@@ -359,10 +359,9 @@ class DirectoryOperations(FileOperations):
                     # One that the disk failed to store would lose its new place when it is closed.
                     file.require_sound()
                     self.ready_home(node, file, old, new)
-            self._before_rename(source, parent, name, replaces=target is not None)
-            if flags & _EXCHANGE and target is not None:
-                self._before_rename(target, old_parent, old_name, replaces=False)
-            self._rename_on_disk(old_parent, old_disk, parent, (new_disk, new_sidecar), flags, target)
+            for node, old, new in moves:
+                self._before_rename(node, old, new, replaces=node is source and target is not None)
+            self._rename_on_disk(old_parent, old_disk, parent, name, (new_disk, new_sidecar), flags, target)
             self._after_rename(source, (old_parent, old_name), (parent, name), new_disk, target, old_disk, flags)
         if not flags & _EXCHANGE:
             self._drop_sidecar(self.nodes.descriptor(old_parent), old_disk, old_sidecar)
@@ -385,9 +384,10 @@ class DirectoryOperations(FileOperations):
             self.keep_open(target, parent, disk_name, os.stat(disk_name, dir_fd=directory, follow_symlinks=False))
         return target
 
-    def _before_rename(self, node: Node, parent: Node, name: bytes, *, replaces: bool) -> None:
+    def _before_rename(self, node: Node, old: tuple[Node, bytes], new: tuple[Node, bytes], *, replaces: bool) -> None:
         if node.is_dir:
-            self._write_dir_tags(node, [*node.dir_tags[:1], self.keys.dir_tag(self.dir_id(parent), name)])
+            # Both, and no other: its id may still name a place from which it came before a crash.
+            self._write_dir_tags(node, [self.keys.dir_tag(self.dir_id(parent), name) for parent, name in (old, new)])
         elif node.is_file and replaces:
             self._settle_before_replace(node)
 
@@ -419,23 +419,30 @@ class DirectoryOperations(FileOperations):
         old_parent: Node,
         old_disk: str,
         parent: Node,
+        name: bytes,
         new: tuple[str, str | None],
         flags: int,
         target: Node | None,
     ) -> None:
         new_disk, new_sidecar = new
         self.put_sidecar(self.nodes.descriptor(parent), new_disk, new_sidecar)
-        if target is not None and target.is_dir and not flags:
+        replaces = target is not None and target.is_dir and not flags
+        if replaces:
             moved = os.stat(old_disk, dir_fd=self.nodes.descriptor(old_parent), follow_symlinks=False)
             if not stat.S_ISDIR(moved.st_mode):
                 raise OSError(errno.EISDIR, "target is a directory")
             self._remove_empty(self.nodes.descriptor(parent), new_disk, target)
         old_descriptor = self.nodes.descriptor(old_parent)
         new_descriptor = self.nodes.descriptor(parent)
-        if flags:
-            rename_with_flags(old_descriptor, old_disk, new_descriptor, new_disk, flags)
-        else:
-            os.rename(old_disk, new_disk, src_dir_fd=old_descriptor, dst_dir_fd=new_descriptor)
+        try:
+            if flags:
+                rename_with_flags(old_descriptor, old_disk, new_descriptor, new_disk, flags)
+            else:
+                os.rename(old_disk, new_disk, src_dir_fd=old_descriptor, dst_dir_fd=new_descriptor)
+        except OSError:
+            if replaces:
+                self._directory_gone(parent, name)
+            raise
 
     def _after_rename(
         self, source: Node, old: tuple[Node, bytes], new: tuple[Node, bytes], new_disk: str,

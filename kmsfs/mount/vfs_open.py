@@ -320,12 +320,15 @@ class OpenFiles(VfsBase):
     def file_gone(self, attributes: Attributes) -> None:
         """Forget what is kept of a file whose last name is gone and that nobody has open."""
         if attributes.extras:
-            try:
-                self.extras.remove(attributes.file_id)
-            except (KmsfsError, OSError) as error:
-                # The file is gone all the same; `kmsfs check` names what is left of it.
-                self.complain("the extended attributes of a removed file could not be removed: %s", error)
+            self.record_gone(attributes.file_id)
         self.file_removed(attributes.file_id)
+
+    def record_gone(self, owner: bytes) -> None:
+        """Remove the record of a file or directory that is gone, whether that works or not; `kmsfs check` names what is left."""
+        try:
+            self.extras.remove(owner)
+        except (KmsfsError, OSError) as error:
+            self.complain("extended attributes of what was removed could not be removed: %s", error)
 
     def file_removed(self, file_id: bytes) -> None:
         """Let the next barrier take a file out of the freshness records."""

@@ -70,14 +70,51 @@ class History:
 
     # --- what is done ---------------------------------------------------------------------------------------
 
-    def look(self, name):
-        node, _ = self.vfs.lookup(self.vfs.nodes.root, name)
+    def look(self, name, parent=None):
+        node, _ = self.vfs.lookup(parent or self.folder_node(), name)
         node.lookups += 1
         self.known.setdefault(node, 0)
         return node
 
+    def folder_node(self):
+        root = self.vfs.nodes.root
+        if self.rng.random() < 0.5:
+            return root
+        folders = [n for n in self.known if n.is_dir and n.names]
+        if folders:
+            return self.rng.choice(folders)
+        node, _ = self.vfs.lookup(root, self.rng.choice((b"D", b"E")))
+        node.lookups += 1
+        self.known.setdefault(node, 0)
+        return node
+
+    def mkdir(self):
+        node, _ = self.vfs.mkdir(self.folder_node(), self.rng.choice((b"D", b"E")), 0o700, WHO)
+        node.lookups += 1
+        self.known.setdefault(node, 0)
+
+    def rmdir(self):
+        parent = self.folder_node()
+        name = self.rng.choice((b"D", b"E"))
+        self.look(name, parent)
+        self.vfs.rmdir(parent, name)
+
+    def move_folder(self):
+        a, b = self.folder_node(), self.folder_node()
+        x, y = self.rng.choice((b"D", b"E")), self.rng.choice((b"D", b"E"))
+        chain = self.vfs.with_parents(b)
+        source = self.look(x, a)
+        if source in chain:
+            return
+        self.vfs.rename(a, x, b, y, self.rng.choice((0, 0, 1)))
+
+    def symlink(self):
+        node, _ = self.vfs.symlink(self.folder_node(), self.rng.choice(NAMES), b"t", WHO)
+        node.lookups += 1
+        self.known.setdefault(node, 0)
+
     def make(self):
-        node, _ = self.vfs.create(self.vfs.nodes.root, self.rng.choice(NAMES), 0o600, WHO)
+        node, _ = self.vfs.create(self.folder_node(), self.rng.choice(NAMES), 0o600, WHO)
         node.lookups += 1
         self.known[node] = 1
         self.vfs.write(node, b"x" * self.rng.choice((10, 5000, 90_000)), 0, cached=False)
@@ -108,29 +145,30 @@ class History:
         self.vfs.release(node)
 
     def forget(self):
-        node = self.rng.choice([node for node, count in self.known.items() if not count])
+        node = self.rng.choice([node for node, count in self.known.items() if not count and not node.kids])
         del self.known[node]
         self.vfs.forget(node, node.lookups)
 
     def rename(self):
-        root = self.vfs.nodes.root
-        self.vfs.rename(root, self.rng.choice(NAMES), root, self.rng.choice(NAMES))
+        self.vfs.rename(self.folder_node(), self.rng.choice(NAMES), self.folder_node(), self.rng.choice(NAMES), self.rng.choice((0, 0, 0, 1, 2)))
 
     def link(self):
-        self.vfs.link(self.look(self.rng.choice(NAMES)), self.vfs.nodes.root, self.rng.choice(NAMES))
+        self.vfs.link(self.look(self.rng.choice(NAMES)), self.folder_node(), self.rng.choice(NAMES))
 
     def unlink(self):
         # The kernel has always looked a name up before it removes it.
         name = self.rng.choice(NAMES)
-        self.look(name)
-        self.vfs.unlink(self.vfs.nodes.root, name)
+        parent = self.folder_node()
+        self.look(name, parent)
+        self.vfs.unlink(parent, name)
 
     def attribute(self):
         self.vfs.set_xattr(self.look(self.rng.choice(NAMES)), b"user.a", os.urandom(self.rng.choice((3, 600))), 0, WHO)
 
     def list(self):
-        for entry in self.vfs.list_directory(self.vfs.nodes.root):
-            self.vfs.list_entry(self.vfs.nodes.root, entry.name, entry.disk_name, entry.listed)
+        folder = self.folder_node()
+        for entry in self.vfs.list_directory(folder):
+            self.vfs.list_entry(folder, entry.name, entry.disk_name, entry.listed)
 
     def idle(self):
         for _ in range(self.rng.randrange(20)):
@@ -142,7 +180,7 @@ class History:
     def quiet(self):
         self.vfs.quiet_step()
 
-    STEPS = (make, make, make, open, open, write, write, read, sync, sync_folder, close, close, close, forget, forget, forget, rename, link, unlink, attribute, list, idle, tick, quiet)
+    STEPS = (mkdir, mkdir, rmdir, move_folder, symlink, make, make, make, open, open, write, write, read, sync, sync_folder, close, close, close, forget, forget, forget, rename, link, unlink, attribute, list, idle, tick, quiet)
 
     def meanwhile(self):
         """The barrier runs without the lock: others go on."""
@@ -192,11 +230,18 @@ class History:
                 os.close(node.descriptor)
         self.vfs.extras.close()
 
-    def use(self):
+    def use(self, folder=None, there=None):
         """Open and read everything, but what somebody has open since the disk failed to store it; return what it is."""
-        there = set()
-        for entry in self.vfs.list_directory(self.vfs.nodes.root):
-            node = self.look(entry.name)
+        there = set() if folder is None else there
+        folder = folder or self.vfs.nodes.root
+        for entry in self.vfs.list_directory(folder):
+            node = self.look(entry.name, folder)
+            if node.is_dir:
+                self.use(node, there)
+                continue
+            if not node.is_file:
+                self.vfs.readlink(node)
+                continue
             if node.handles and node.file.failed:
                 continue
             self.vfs.open(node)

@@ -353,6 +353,52 @@ def test_a_record_that_cannot_be_removed_holds_no_file_up(volume, monkeypatch):
     assert vfs.finish() and volume.records.find(file_id) is None
 
 
+def test_a_directory_stays_where_it_is_though_it_bears_the_name_of_a_place_before(volume, monkeypatch):
+    """A rename that was cut off before its end leaves both places in the directory's id; the next one may fail too."""
+    vfs = volume.vfs
+    root = vfs.nodes.root
+    for name in (b"a", b"full"):
+        vfs.mkdir(root, name, 0o700, WHO)
+    full = vfs.lookup(root, b"full")[0]
+    vfs.create(full, b"x", 0o600, WHO)
+    with monkeypatch.context() as patched:
+        patched.setattr(Vfs, "_rehome", broken)
+        with pytest.raises(StorageError):
+            vfs.rename(root, b"a", root, b"b")
+    with pytest.raises(OSError, match="not empty"):
+        vfs.rename(root, b"b", root, b"full")
+    vfs.release(vfs.lookup(full, b"x")[0])
+    assert vfs.finish()
+    vfs = volume.mount()
+    assert vfs.list_directory(vfs.lookup(vfs.nodes.root, b"b")[0]) == []
+
+
+def test_a_directory_that_went_before_a_rename_failed_is_forgotten(volume, monkeypatch):
+    """The store may give its number to a file."""
+    vfs = volume.vfs
+    root = vfs.nodes.root
+    vfs.mkdir(root, b"a", 0o700, WHO)
+    target, _ = vfs.mkdir(root, b"b", 0o700, WHO)
+    rename = os.rename
+    with monkeypatch.context() as patched:
+
+        def only_ids(source, *args, **kwargs):
+            if not source.startswith(".kd"):
+                raise OSError(errno.EIO, "injected")
+            rename(source, *args, **kwargs)
+
+        patched.setattr(os, "rename", only_ids)
+        with pytest.raises(OSError, match="injected"):
+            vfs.rename(root, b"a", root, b"b")
+    assert vfs.nodes.of_inode(target.key) is None and target.key not in vfs.fresh_directories and b"b" not in root.kids
+    vfs.rename(root, b"a", root, b"b")
+    assert [entry.name for entry in vfs.list_directory(root)] == [b"b"]
+    monkeypatch.setattr(type(vfs.extras), "remove", lambda _store, _owner: (_ for _ in ()).throw(OSError(errno.EIO, "injected")))
+    gone = vfs.lookup(root, b"b")[0]
+    vfs.rmdir(root, b"b")
+    assert vfs.nodes.of_inode(gone.key) is None
+
+
 def test_on_a_full_disk_one_file_is_tried_and_not_all(volume, monkeypatch):
     vfs = volume.vfs
     vfs.options.put_off = True
