@@ -28,9 +28,9 @@ _LOG = logging.getLogger("kmsfs.mount")
 NAME_MAX = 255
 _NAMES_HELD = 8192
 _OWN_SECONDS = 1.5
+"""We note a change so much before it happens at most."""
 WRITTEN, MOVED_OUT, MOVED_IN, MADE, GONE = 0x08, 0x40, 0x80, 0x100, 0x200
 """What can happen to an entry, by the numbers of inotify(7): closed after writing, moved from and to, created, deleted."""
-"""We note a change so much before it happens at most."""
 
 
 @dataclass(slots=True)
